@@ -1,0 +1,9 @@
+//! MOA Mesh's agent: a local data plane between applications and services, and the operator's command line.
+//!
+//! `wire` knows nobody; `proxy` knows `wire`; `kernel` knows `proxy`'s types; `admin` and `cli` see all.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod config;
+pub mod proxy;
+pub mod wire;

@@ -1,0 +1,1 @@
+//! The data plane: workers, application connections, backends, calls in flight.
