@@ -73,6 +73,7 @@ pub struct Service {
     pub instances: Vec<SocketAddr>,
     /// What differs from `[defaults]`.
     #[serde(flatten)]
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
     pub policy: BTreeMap<String, toml::Value>,
 }
 

@@ -1,1 +1,26 @@
 //! The data plane: workers, application connections, backends, calls in flight.
+//!
+//! A call is served from first byte to last on the thread that read it. [`Proxy`] is the handle for everybody else.
+
+mod accept;
+mod app;
+mod app_conn;
+mod backend;
+mod calls;
+mod dispatch;
+mod handle;
+mod health;
+mod link;
+mod listen;
+mod out;
+mod pool;
+mod read;
+mod replies;
+mod routes;
+mod service;
+mod session;
+pub mod stats;
+mod turn;
+mod worker;
+
+pub use handle::{ApplyError, Options, Proxy, StartError};

@@ -1,0 +1,304 @@
+//! The task of one application's connection: reads commands, begins calls, writes replies.
+
+use std::{
+    ops::Range,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::{io::AsyncWrite, net::TcpStream};
+use tokio_util::io::poll_read_buf;
+
+use super::{
+    app::App,
+    dispatch::code,
+    link::Request,
+    service::Service,
+    session::{self, After},
+    stats::CloseReason,
+    worker::Worker,
+};
+use crate::wire::{
+    envelope::{JsonStr, scan_request},
+    reply::{self, error_envelope},
+    resp::{Args, Command, CommandParser, Limits, Refusal, Refused, Step},
+};
+
+/// Room that a command gets at a time while it arrives, so that a length that is only announced takes no memory.
+const GROW: usize = 16 * 1024;
+
+/// Serves an application until its connection ends.
+pub(crate) async fn run(worker: Rc<Worker>, app: Rc<App>, stream: TcpStream) {
+    let mut conn = AppConn { stream, worker, app, partial: None, last: None };
+    let reason = std::future::poll_fn(|cx| conn.poll(cx)).await;
+    conn.end(reason);
+}
+
+struct AppConn {
+    stream: TcpStream,
+    worker: Rc<Worker>,
+    app: Rc<App>,
+    partial: Option<Box<Partial>>,
+    /// No more commands are read, for this reason; what is owed is still written.
+    last: Option<CloseReason>,
+}
+
+/// A command that has not arrived whole.
+#[derive(Default)]
+struct Partial {
+    bytes: BytesMut,
+    parser: CommandParser,
+    needed: usize,
+    /// What the worker counts for it: all that was announced, so that the bound holds before the bytes are there.
+    reserved: usize,
+}
+
+impl AppConn {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        let app = self.app.clone();
+        app.task.turn(cx, |cx| self.drive(cx))
+    }
+
+    fn drive(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        self.worker.turn_begins();
+        let limits = self.worker.limits();
+        loop {
+            if let Some(reason) = self.app.closed() {
+                return Poll::Ready(reason);
+            }
+            let writable = match self.app.poll_flush(&mut self.stream, cx) {
+                Poll::Ready(Ok(())) => true,
+                Poll::Ready(Err(_)) => return Poll::Ready(CloseReason::Peer),
+                Poll::Pending => false,
+            };
+            let queued = self.app.queued_bytes();
+            if queued < limits.queued_bytes_max / 2 {
+                self.app.resume_readers();
+            }
+            if let Some(reason) = self.last {
+                return if self.app.is_idle() { self.poll_shutdown(cx, reason) } else { Poll::Pending };
+            }
+            if queued >= limits.queued_bytes_max {
+                return Poll::Pending;
+            }
+            match self.poll_read(cx) {
+                Poll::Ready(Ok(data)) if data.is_empty() => self.last = Some(CloseReason::Peer),
+                Poll::Ready(Ok(data)) => self.feed(data),
+                Poll::Ready(Err(_)) => return Poll::Ready(CloseReason::Peer),
+                Poll::Pending if writable && self.app.has_output() => {}
+                Poll::Pending if self.worker.is_draining() && self.app.is_idle() => self.last = Some(CloseReason::Drain),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Says that nothing more comes, so that the last replies are not lost to a reset.
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>, reason: CloseReason) -> Poll<CloseReason> {
+        Pin::new(&mut self.stream).poll_shutdown(cx).map(|_| reason)
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<Bytes>> {
+        let Some(partial) = &mut self.partial else {
+            return self.worker.poll_read(&mut self.stream, cx).map_ok(BytesMut::freeze);
+        };
+        loop {
+            let missing = partial.needed.saturating_sub(partial.bytes.len());
+            partial.bytes.reserve(missing.clamp(1, GROW));
+            match poll_read_buf(Pin::new(&mut self.stream), cx, &mut partial.bytes) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Bytes::new())),
+                Poll::Ready(Ok(_)) if partial.bytes.len() < partial.needed => {}
+                Poll::Ready(Ok(_)) => {
+                    self.worker.queued_sub(std::mem::take(&mut partial.reserved));
+                    return Poll::Ready(Ok(partial.bytes.split().freeze()));
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn feed(&mut self, mut data: Bytes) {
+        let limits = self.worker.command_limits();
+        let mut parser = self.partial.take().map(|partial| partial.parser).unwrap_or_default();
+        self.app.last_command.set(self.worker.now());
+        while self.last.is_none() && (!data.is_empty() || parser.is_skipping()) {
+            match parser.parse(&data, &limits) {
+                Ok(Step::Command(command)) => {
+                    let raw = data.split_to(command.len);
+                    self.command(raw, command);
+                }
+                Ok(Step::Skip { bytes }) => data.advance(bytes),
+                Ok(Step::Refused(refused)) => self.refused(&refused, &limits),
+                Ok(Step::Incomplete { need }) => {
+                    self.worker.queued_add(need);
+                    let mut bytes = BytesMut::with_capacity(need.min(data.len() + GROW));
+                    bytes.extend_from_slice(&data);
+                    self.partial = Some(Box::new(Partial { bytes, parser, needed: need, reserved: need }));
+                    return;
+                }
+                Err(error) => {
+                    self.app.push(reply::error(&format!("ERR {error}")));
+                    self.last = Some(CloseReason::Protocol);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn command(&mut self, raw: Bytes, command: Command) {
+        match &command.args {
+            Args::Owned(args) => self.inline(&args.iter().map(Vec::as_slice).collect::<Vec<_>>()),
+            Args::Ranges(args) if !command.array => self.inline(&slices(&raw, args)),
+            Args::Ranges(args) if args.len() == 2 && is(&raw[args[0].clone()], b"GET") => {
+                let argument = args[1].clone();
+                let request = Request { argument_only: false, bytes: raw.clone() };
+                self.call(&raw[argument], request, None);
+            }
+            Args::Ranges(args) if args.len() > 1 && is(&raw[args[0].clone()], b"MGET") => self.mget(&raw, args),
+            Args::Ranges(args) => self.other(&slices(&raw, args)),
+        }
+    }
+
+    /// An inline command. What names calls goes on in the array form.
+    fn inline(&mut self, args: &[&[u8]]) {
+        if is(args[0], b"GET") && args.len() == 2 || is(args[0], b"MGET") && args.len() > 1 {
+            let raw = Bytes::from(reply::array_of_bulks(args));
+            let all = Limits { argument_bytes_max: usize::MAX, command_bytes_max: usize::MAX };
+            if let Ok(Step::Command(command)) = CommandParser::default().parse(&raw, &all) {
+                return self.command(raw, command);
+            }
+        }
+        self.other(args);
+    }
+
+    /// Every key is a call of its own; each reply has its place behind the array's header.
+    fn mget(&mut self, raw: &Bytes, args: &[Range<usize>]) {
+        let keys = args.len() - 1;
+        let limits = self.worker.limits();
+        if keys > limits.mget_keys_max {
+            let text = format!("ERR MGET takes at most {} keys, not {keys} (app.mget_keys_max)", limits.mget_keys_max);
+            return self.app.push(reply::error(&text));
+        }
+        self.app.push(reply::array_header(keys));
+        let within = Duration::from_millis(limits.mget_timeout_ms);
+        for pair in args.windows(2) {
+            // From the end of the argument before it to its own: its length and the bytes, as they came.
+            let bytes = raw.slice(pair[0].end + 2..pair[1].end + 2);
+            self.call(&raw[pair[1].clone()], Request { argument_only: true, bytes }, Some(within));
+        }
+    }
+
+    fn call(&mut self, envelope: &[u8], request: Request, within: Option<Duration>) {
+        self.app.calls.set(self.app.calls.get() + 1);
+        match self.admit(envelope) {
+            Ok(service) => {
+                let timeout = Duration::from_millis(service.route.policy.timeout_ms);
+                let seq = self.app.reserve();
+                self.worker.begin(&self.app, seq, &service, request, within.map_or(timeout, |within| within.min(timeout)));
+            }
+            Err(refused) => {
+                let text = self.worker.error_text(&refused.uri, None, &refused.reason);
+                match refused.service {
+                    Some(service) => service.unsent.failed(Duration::ZERO, refused.code),
+                    None => self.worker.counters.unrouted.add(refused.code),
+                }
+                self.app.push(error_envelope(refused.code, &text));
+            }
+        }
+    }
+
+    /// Finds the service, and says no before anything is sent that a server would answer with silence or a reset.
+    fn admit(&self, envelope: &[u8]) -> Result<Rc<Service>, RefusedCall> {
+        let refuse = |code, uri: &str, reason| RefusedCall { code, uri: uri.to_owned(), reason, service: None };
+        let scanned = scan_request(envelope)
+            .map_err(|error| refuse(code::SERIALIZATION, "-", format!("the argument of GET is not a MOA call: {error}")))?;
+        let action =
+            scanned.action.ok_or_else(|| refuse(code::NO_URI, "-", "the call has no `action`, the service's URI".to_owned()))?;
+        let service = self.find(&action).ok_or_else(|| {
+            let uri = action.decode().unwrap_or_default();
+            refuse(code::SERVICE_NOT_FOUND, &uri, "no such service is configured".to_owned())
+        })?;
+        let policy = &service.route.policy;
+        let limits = self.worker.limits();
+        let (code, reason) = if envelope.len() > policy.argument_bytes_max {
+            let text =
+                format!("the call has {} bytes, more than {} (argument_bytes_max)", envelope.len(), policy.argument_bytes_max);
+            (code::SERIALIZATION, text)
+        } else if self.app.owed() >= limits.pipeline_max {
+            (code::POOL_FULL, format!("{} calls are in flight on this connection (app.pipeline_max)", limits.pipeline_max))
+        } else if self.worker.queued() + envelope.len() > limits.worker_queued_bytes_max {
+            let max = limits.worker_queued_bytes_max;
+            (code::POOL_FULL, format!("more than {max} bytes wait in this worker (agent.queued_bytes_max)"))
+        } else {
+            return Ok(service);
+        };
+        Err(RefusedCall { code, uri: service.uri().to_owned(), reason, service: Some(service) })
+    }
+
+    fn find(&self, action: &JsonStr<'_>) -> Option<Rc<Service>> {
+        let uri = action.decode().ok()?;
+        self.worker.service(&uri)
+    }
+
+    fn other(&mut self, args: &[&[u8]]) {
+        let mut out = Vec::new();
+        let after = {
+            let mut session = self.app.session.borrow_mut();
+            session::execute(&mut session, &self.worker.about(&self.app), args, &mut out)
+        };
+        self.app.push(out.into());
+        if after == After::Close {
+            self.last = Some(CloseReason::Quit);
+        }
+    }
+
+    fn refused(&self, refused: &Refused, limits: &Limits) {
+        let reason = match refused.refusal {
+            _ if *limits != self.worker.limits().command => {
+                let max = self.worker.limits().worker_queued_bytes_max;
+                format!("more than {max} bytes wait in this worker (agent.queued_bytes_max), so a command must be short")
+            }
+            Refusal::Argument { len } => {
+                format!("an argument has {len} bytes, more than {} (app.argument_bytes_max)", limits.argument_bytes_max)
+            }
+            Refusal::Command => format!("a command has more than {} bytes (app.command_bytes_max)", limits.command_bytes_max),
+        };
+        if is(&refused.name, b"GET") {
+            self.worker.counters.unrouted.add(code::SERIALIZATION);
+            self.app.push(error_envelope(code::SERIALIZATION, &self.worker.error_text("-", None, &reason)));
+        } else {
+            self.app.push(reply::error(&format!("ERR {reason}")));
+        }
+    }
+
+    fn end(self, reason: CloseReason) {
+        if let Some(partial) = &self.partial {
+            self.worker.queued_sub(partial.reserved);
+        }
+        let calls = self.app.calls_in_flight();
+        self.app.clear(reason);
+        for key in calls {
+            self.worker.cancel(key);
+        }
+        self.worker.app_ended(&self.app, reason);
+    }
+}
+
+/// Why a call is not begun.
+struct RefusedCall {
+    code: u16,
+    uri: String,
+    reason: String,
+    service: Option<Rc<Service>>,
+}
+
+fn slices<'a>(raw: &'a [u8], args: &[Range<usize>]) -> Vec<&'a [u8]> {
+    args.iter().map(|arg| &raw[arg.clone()]).collect()
+}
+
+fn is(name: &[u8], command: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(command)
+}

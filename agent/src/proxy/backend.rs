@@ -1,0 +1,205 @@
+//! The task of one connection to an instance: connects, writes calls, reads answers.
+
+use std::{
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_util::io::poll_read_buf;
+
+use super::{link::Link, pool::Pool, worker::Worker};
+use crate::wire::{
+    envelope::scan_reply_code,
+    reply::{ReplyHead, parse_head},
+};
+
+/// An answer up to this size is held until it is whole: then it can still be replaced by an error if it breaks off.
+/// A larger one is passed on as it comes.
+const WHOLE_MAX: usize = 64 * 1024;
+/// What a server of 2016 says when it has timed out. Its late result will follow, for whoever comes next.
+const SERVER_TIMEOUT: u16 = 3041;
+
+/// Opens a connection for a pool and serves it until it ends.
+pub(crate) async fn run(worker: Rc<Worker>, pool: Rc<Pool>) {
+    let within = Duration::from_millis(pool.policy().connect_timeout_ms);
+    let reason = match timeout(within, TcpStream::connect(pool.instance.address)).await {
+        Ok(Ok(stream)) => return serve(worker, pool, stream).await,
+        Ok(Err(error)) => format!("can't connect: {error}"),
+        Err(_) => format!("can't connect within {} ms", within.as_millis()),
+    };
+    pool.connect_failed(&worker, &reason);
+}
+
+async fn serve(worker: Rc<Worker>, pool: Rc<Pool>, stream: TcpStream) {
+    if let Err(error) = stream.set_nodelay(true) {
+        return pool.connect_failed(&worker, &format!("can't set TCP_NODELAY: {error}"));
+    }
+    let link = Rc::new(Link::new());
+    pool.opened(&worker, &link);
+    let mut backend = Backend { stream, worker, pool, link, partial: BytesMut::new(), needed: 0, rest: 0 };
+    let reason = std::future::poll_fn(|cx| backend.poll(cx)).await;
+    let Backend { worker, pool, link, .. } = backend;
+    let (unsent, sent) = link.take();
+    pool.closed(&worker, &link);
+    for key in sent {
+        worker.connection_lost(key, &pool, &reason);
+    }
+    for (key, request) in unsent {
+        worker.send_elsewhere(key, request, &pool, &reason);
+    }
+}
+
+struct Backend {
+    stream: TcpStream,
+    worker: Rc<Worker>,
+    pool: Rc<Pool>,
+    link: Rc<Link>,
+    /// The beginning of an answer that is not whole yet, with room for the rest.
+    partial: BytesMut,
+    /// How long `partial` must be before it is worth looking at.
+    needed: usize,
+    /// Bytes that are still to come of an answer that is passed on as it comes.
+    rest: usize,
+}
+
+impl Backend {
+    /// Ready, with the reason, when the connection has ended.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<String> {
+        let link = self.link.clone();
+        link.task.turn(cx, |cx| self.drive(cx))
+    }
+
+    fn drive(&mut self, cx: &mut Context<'_>) -> Poll<String> {
+        self.worker.turn_begins();
+        // Reading comes first: a call must not be written to a connection that the server has closed.
+        while !self.reader_is_slow() {
+            match self.poll_read(cx) {
+                Poll::Ready(Ok(data)) if data.is_empty() => return Poll::Ready("the server closed the connection".to_owned()),
+                Poll::Ready(Ok(data)) => {
+                    if let Err(reason) = self.feed(data) {
+                        return Poll::Ready(reason);
+                    }
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(format!("connection lost: {error}")),
+                Poll::Pending => break,
+            }
+        }
+        if let Poll::Ready(Err(error)) = self.link.poll_flush(&mut self.stream, cx) {
+            return Poll::Ready(format!("connection lost: {error}"));
+        }
+        self.link.stopped().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// The application that the next bytes are for takes none: leave them in the socket. It wakes this task.
+    fn reader_is_slow(&self) -> bool {
+        match (self.link.next_answer(), self.link.task.waker()) {
+            (Some(key), Some(waker)) => self.worker.must_pause(key, self.pool.policy().pipelined, waker),
+            _ => false,
+        }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        if self.partial.is_empty() {
+            return self.worker.poll_read(&mut self.stream, cx).map_ok(BytesMut::freeze);
+        }
+        loop {
+            match poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.partial) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Bytes::new())),
+                Poll::Ready(Ok(_)) if self.partial.len() < self.needed => {}
+                Poll::Ready(Ok(_)) => return Poll::Ready(Ok(std::mem::take(&mut self.partial).freeze())),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn feed(&mut self, mut data: Bytes) -> Result<(), String> {
+        while !data.is_empty() {
+            if self.rest > 0 {
+                let piece = data.split_to(self.rest.min(data.len()));
+                self.pass_on(piece)?;
+                continue;
+            }
+            if self.link.next_answer().is_none() {
+                return Err("the server sent an answer that nobody waits for".to_owned());
+            }
+            match parse_head(&data).map_err(|error| format!("the server's answer is not Redis protocol: {error}"))? {
+                None => self.keep(&data, data.len() + 1),
+                Some(head) => {
+                    let len = frame_len(&head);
+                    if len <= data.len() {
+                        self.answered(&head, data.split_to(len))?;
+                        continue;
+                    }
+                    if len <= WHOLE_MAX {
+                        self.keep(&data, len);
+                    } else {
+                        self.rest = len;
+                        continue;
+                    }
+                }
+            }
+            break;
+        }
+        Ok(())
+    }
+
+    /// Waits for the rest of an answer in a buffer of its own.
+    fn keep(&mut self, data: &Bytes, needed: usize) {
+        self.partial = BytesMut::with_capacity(needed.max(256));
+        self.partial.extend_from_slice(data);
+        self.needed = needed;
+    }
+
+    /// A whole answer.
+    fn answered(&mut self, head: &ReplyHead, whole: Bytes) -> Result<(), String> {
+        let code = code(head, &whole);
+        if let Some(key) = self.link.next_answer() {
+            self.worker.answered(key, &self.pool, whole, code);
+        }
+        self.next(code)
+    }
+
+    /// A piece of an answer that is too large to hold.
+    fn pass_on(&mut self, piece: Bytes) -> Result<(), String> {
+        self.rest -= piece.len();
+        let Some(key) = self.link.next_answer() else { return Ok(()) };
+        self.worker.append(key, &self.pool, piece, self.rest == 0);
+        if self.rest == 0 { self.next(None) } else { Ok(()) }
+    }
+
+    fn next(&mut self, code: Option<u16>) -> Result<(), String> {
+        if !self.link.answered() {
+            return Err("the server answered before it had the whole call".to_owned());
+        }
+        if code == Some(SERVER_TIMEOUT) {
+            return Err("the server timed out (3041), and its late result would be taken for the next call's".to_owned());
+        }
+        self.pool.ready(&self.worker, &self.link);
+        Ok(())
+    }
+}
+
+fn frame_len(head: &ReplyHead) -> usize {
+    match *head {
+        ReplyHead::Bulk { header, len } => header + len + 2,
+        ReplyHead::Line { len, .. } | ReplyHead::Null { len } => len,
+    }
+}
+
+/// The error code of an answer; none if it is a success.
+fn code(head: &ReplyHead, whole: &[u8]) -> Option<u16> {
+    match *head {
+        ReplyHead::Bulk { header, len } => match scan_reply_code(&whole[header..header + len]) {
+            None | Some(0 | 200) => None,
+            Some(code) => Some(u16::try_from(code).unwrap_or(0)),
+        },
+        ReplyHead::Line { kind: b'-', .. } => Some(0),
+        ReplyHead::Line { .. } | ReplyHead::Null { .. } => None,
+    }
+}

@@ -1,0 +1,355 @@
+//! The data plane's handle: starts it, changes its configuration, asks it, stops it.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use nix::sys::resource::{Resource, getrlimit};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout, timeout_at},
+};
+
+use super::{
+    health::Checks,
+    listen,
+    routes::{Routes, ServiceRoute},
+    stats::{CallSums, CloseReason, InstanceSnapshot, ServiceSnapshot, Snapshot, WorkerCounters},
+    worker::{self, Control, Start},
+};
+use crate::{api, config::Checked};
+
+/// Descriptors that are kept for everything that is not an application's connection, unless the limit is lower than four times that.
+const DESCRIPTORS_KEPT: u64 = 1024;
+/// How long a worker may take to answer a question.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// What the data plane is told at its start and that no reload changes.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What the agent is called in errors that reach applications: its name and its node.
+    pub name: String,
+}
+
+/// Why the data plane does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address of the applications can't be listened on.
+    #[error("can't listen on {address} for applications: {source}; is another agent running? Use another --name or app.listen")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A thread can't be started.
+    #[error("can't start worker {worker}: {source}")]
+    Thread {
+        /// Which.
+        worker: usize,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why a new configuration is not taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// It changes what only a restart can change.
+    #[error("{key} can't be changed while the agent runs: restart it, or keep the former value")]
+    NeedsRestart {
+        /// The key.
+        key: &'static str,
+    },
+    /// A worker has ended or hangs.
+    #[error("worker {worker} does not answer")]
+    Worker {
+        /// Which.
+        worker: usize,
+    },
+}
+
+/// The running data plane.
+pub struct Proxy {
+    listen: SocketAddr,
+    workers: Vec<WorkerHandle>,
+    routes: Mutex<Arc<Routes>>,
+    checks: Mutex<Checks>,
+    open: Arc<AtomicUsize>,
+    connections_max: usize,
+}
+
+struct WorkerHandle {
+    control: mpsc::Sender<Control>,
+    counters: Arc<WorkerCounters>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Proxy {
+    /// Binds every listener, then starts the workers. Health checks run on the runtime that this is called in.
+    pub fn start(checked: Arc<Checked>, options: &Options) -> Result<Self, StartError> {
+        let listen = checked.config.app.listen;
+        let count = worker_count(&checked);
+        let listeners = listen::bind(listen, count).map_err(|source| StartError::Listen { address: listen, source })?;
+        let connections_max = connections_max(&checked);
+        let routes = Arc::new(Routes::new(checked, None));
+        let open = Arc::new(AtomicUsize::new(0));
+        let workers = listeners
+            .into_iter()
+            .enumerate()
+            .map(|(id, listener)| {
+                let (control, receiver) = mpsc::channel(16);
+                let counters = Arc::new(WorkerCounters::default());
+                let start = Start {
+                    id,
+                    workers: count,
+                    name: options.name.as_str().into(),
+                    listener,
+                    routes: routes.clone(),
+                    counters: counters.clone(),
+                    open: open.clone(),
+                    connections_max,
+                    control: receiver,
+                };
+                let thread = spawn(start).map_err(|source| StartError::Thread { worker: id, source })?;
+                Ok(WorkerHandle { control, counters, thread: Mutex::new(Some(thread)) })
+            })
+            .collect::<Result<_, StartError>>()?;
+        let mut checks = Checks::default();
+        checks.apply(&routes);
+        Ok(Self { listen, workers, routes: Mutex::new(routes), checks: Mutex::new(checks), open, connections_max })
+    }
+
+    /// Takes over a new configuration without dropping a call, or refuses it as a whole.
+    pub async fn apply(&self, checked: Arc<Checked>) -> Result<(), ApplyError> {
+        let former = self.routes();
+        self.check_fixed(&checked)?;
+        let routes = Arc::new(Routes::new(checked, Some(&former)));
+        for (id, worker) in self.workers.iter().enumerate() {
+            let (done, applied) = oneshot::channel();
+            let answer = async {
+                worker.control.send(Control::Apply(routes.clone(), done)).await.ok()?;
+                applied.await.ok()
+            };
+            timeout(ANSWER_WITHIN, answer).await.ok().flatten().ok_or(ApplyError::Worker { worker: id })?;
+        }
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner).apply(&routes);
+        *self.routes.lock().unwrap_or_else(PoisonError::into_inner) = routes;
+        Ok(())
+    }
+
+    fn check_fixed(&self, checked: &Checked) -> Result<(), ApplyError> {
+        let fixed = [
+            ("app.listen", checked.config.app.listen == self.listen),
+            ("agent.workers", worker_count(checked) == self.workers.len()),
+            ("app.connections_max", connections_max(checked) == self.connections_max),
+        ];
+        match fixed.into_iter().find(|(_, same)| !same) {
+            Some((key, _)) => Err(ApplyError::NeedsRestart { key }),
+            None => Ok(()),
+        }
+    }
+
+    /// How many workers it has.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// The side of the applications.
+    #[must_use]
+    pub fn app_status(&self) -> api::AppStatus {
+        let sum = |of: fn(&WorkerCounters) -> u64| self.workers.iter().map(|worker| of(&worker.counters)).sum();
+        api::AppStatus {
+            listen: self.listen.to_string(),
+            connections: self.open.load(Relaxed) as u64,
+            connections_max: self.connections_max as u64,
+            accepted: sum(|counters| counters.accepted.get()),
+            refused: sum(|counters| counters.refused.get()),
+            queued_bytes: sum(|counters| counters.queued_bytes.get()),
+        }
+    }
+
+    /// Calls over all services, those without one included.
+    #[must_use]
+    pub fn call_stats(&self) -> api::CallStats {
+        let snapshot = self.snapshot();
+        let mut sums = CallSums::default();
+        for service in &snapshot.services {
+            sums.merge(&service.unsent);
+            service.instances.iter().for_each(|instance| sums.merge(&instance.sums));
+        }
+        let mut stats = call_stats(&sums);
+        let unrouted: u64 = snapshot.unrouted.iter().map(|(_, count)| count).sum();
+        stats.calls += unrouted;
+        stats.mesh_errors += unrouted;
+        stats
+    }
+
+    /// Every service with its instances.
+    #[must_use]
+    pub fn services(&self) -> Vec<api::Service> {
+        self.routes().services.iter().map(|service| describe(service)).collect()
+    }
+
+    /// Everything that is counted.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let mut unrouted = Vec::new();
+        self.workers.iter().for_each(|worker| worker.counters.unrouted.add_to(&mut unrouted));
+        let closed = |reason: CloseReason| {
+            let count = self.workers.iter().map(|worker| worker.counters.closed[reason as usize].get()).sum();
+            (reason.name(), count)
+        };
+        Snapshot {
+            services: self.routes().services.iter().map(|service| service_snapshot(service)).collect(),
+            unrouted,
+            closed: CloseReason::ALL.into_iter().map(closed).collect(),
+        }
+    }
+
+    /// Application connections, at most `max` of each worker. A worker that does not answer in time is left out.
+    pub async fn conns(&self, max: usize) -> Vec<api::Conn> {
+        let mut conns = Vec::new();
+        for worker in &self.workers {
+            let (reply, listed) = oneshot::channel();
+            let answer = async {
+                worker.control.send(Control::Conns(max, reply)).await.ok()?;
+                listed.await.ok()
+            };
+            conns.extend(timeout(ANSWER_WITHIN, answer).await.ok().flatten().unwrap_or_default());
+        }
+        conns.truncate(max);
+        conns
+    }
+
+    /// Whether every worker answers.
+    pub async fn alive(&self) -> bool {
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        for worker in &self.workers {
+            let (reply, answered) = oneshot::channel();
+            let answer = async { worker.control.send(Control::Ping(reply)).await.is_ok() && answered.await.is_ok() };
+            if !timeout_at(deadline, answer).await.unwrap_or(false) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Takes no new connections and finishes what is in flight. False if some of it was not finished in time.
+    pub async fn drain(&self, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
+        let mut pending = Vec::new();
+        for worker in &self.workers {
+            let (done, drained) = oneshot::channel();
+            if timeout_at(deadline, worker.control.send(Control::Drain(done))).await.is_ok_and(|sent| sent.is_ok()) {
+                pending.push(drained);
+            }
+        }
+        let mut finished = pending.len() == self.workers.len();
+        for drained in pending {
+            finished &= timeout_at(deadline, drained).await.is_ok_and(|done| done.is_ok());
+        }
+        finished
+    }
+
+    /// Ends the workers and waits for them.
+    pub fn stop(self) {
+        for worker in self.workers {
+            drop(worker.control);
+            let thread = worker.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // A worker that panicked has said so itself.
+            let _ = thread.map(JoinHandle::join);
+        }
+    }
+
+    fn routes(&self) -> Arc<Routes> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn spawn(start: Start) -> io::Result<JoinHandle<()>> {
+    let id = start.id;
+    thread::Builder::new().name(format!("moa-worker-{id}")).spawn(move || {
+        if let Err(error) = worker::run(start) {
+            tracing::error!(worker = id, %error, "worker ended");
+        }
+    })
+}
+
+fn worker_count(checked: &Checked) -> usize {
+    match checked.config.agent.workers {
+        0 => thread::available_parallelism().map_or(1, usize::from),
+        count => count,
+    }
+}
+
+/// The bound on application connections: what is configured, or what the file limit leaves.
+fn connections_max(checked: &Checked) -> usize {
+    match checked.config.app.connections_max {
+        0 => {
+            let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((DESCRIPTORS_KEPT, DESCRIPTORS_KEPT));
+            usize::try_from(soft - DESCRIPTORS_KEPT.min(soft / 4)).unwrap_or(usize::MAX)
+        }
+        max => max,
+    }
+}
+
+fn call_stats(sums: &CallSums) -> api::CallStats {
+    let total = |codes: &[(u16, u64)]| codes.iter().map(|(_, count)| count).sum();
+    let micros = |q| u64::try_from(sums.latency.quantile(q).as_micros()).unwrap_or(u64::MAX);
+    api::CallStats {
+        calls: sums.calls,
+        mesh_errors: total(&sums.mesh_errors),
+        service_errors: total(&sums.service_errors),
+        in_flight: sums.in_flight,
+        retries: sums.retries,
+        p50_us: micros(0.5),
+        p99_us: micros(0.99),
+    }
+}
+
+fn service_snapshot(service: &ServiceRoute) -> ServiceSnapshot {
+    let instances = service.instances.iter().map(|instance| InstanceSnapshot {
+        address: instance.address.to_string(),
+        healthy: instance.health.is_healthy(),
+        sums: instance.counters.sums(),
+    });
+    ServiceSnapshot { uri: service.uri.to_string(), unsent: service.unsent.sums(), instances: instances.collect() }
+}
+
+fn describe(service: &ServiceRoute) -> api::Service {
+    let mut all = service.unsent.sums();
+    let instances = service
+        .instances
+        .iter()
+        .map(|instance| {
+            let sums = instance.counters.sums();
+            all.merge(&sums);
+            api::Instance {
+                address: instance.address.to_string(),
+                healthy: instance.health.is_healthy(),
+                reason: instance.health.reason(),
+                connections: sums.connections,
+                queued: sums.queued,
+                stats: call_stats(&sums),
+            }
+        })
+        .collect();
+    api::Service {
+        uri: service.uri.to_string(),
+        timeout_ms: service.policy.timeout_ms,
+        pipelined: service.policy.pipelined,
+        stats: call_stats(&all),
+        instances,
+    }
+}

@@ -1,0 +1,173 @@
+//! Active health checks: one task an instance, on a runtime of their own, away from the workers.
+
+use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::BytesMut;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use tracing::{info, warn};
+
+use super::routes::{Instance, Routes};
+use crate::{
+    config::{Health as Policy, HealthCheck},
+    wire::{
+        envelope::scan_reply_code,
+        reply::{ReplyHead, array_of_bulks, parse_head},
+    },
+};
+
+/// An answer to a check is not read further than this.
+const ANSWER_MAX: usize = 1 << 20;
+
+/// The checks that run.
+#[derive(Debug, Default)]
+pub(crate) struct Checks {
+    running: HashMap<(Arc<str>, SocketAddr), (Policy, JoinHandle<()>)>,
+}
+
+impl Checks {
+    /// Follows a new configuration: checks of what stays as it was go on.
+    pub(crate) fn apply(&mut self, routes: &Routes) {
+        let mut former = std::mem::take(&mut self.running);
+        for service in &routes.services {
+            for instance in &service.instances {
+                let key = (service.uri.clone(), instance.address);
+                let policy = &service.policy.health;
+                let check = match former.remove(&key) {
+                    Some((same, task)) if same == *policy => task,
+                    other => {
+                        if let Some((_, task)) = other {
+                            task.abort();
+                        }
+                        tokio::spawn(check(service.uri.clone(), instance.clone(), policy.clone()))
+                    }
+                };
+                self.running.insert(key, (policy.clone(), check));
+            }
+        }
+        for (_, task) in former.into_values() {
+            task.abort();
+        }
+    }
+}
+
+async fn check(uri: Arc<str>, instance: Arc<Instance>, policy: Policy) {
+    let request = match (policy.check, &policy.call) {
+        (HealthCheck::Off, _) => return instance.health.set(true, "not checked"),
+        (HealthCheck::Call, Some(call)) => array_of_bulks(&[b"GET", call.as_bytes()]),
+        _ => array_of_bulks(&[b"PING"]),
+    };
+    let interval = Duration::from_millis(policy.interval_ms);
+    let mut probe = Probe { address: instance.address, request, stream: None };
+    let (mut good, mut bad) = (0u32, 0u32);
+    // A thousand instances are not all asked in the same millisecond.
+    sleep(interval.mul_f64(rand::random_range(0.0..0.2))).await;
+    loop {
+        let outcome = probe.ask(Duration::from_millis(policy.timeout_ms)).await;
+        let healthy = instance.health.is_healthy();
+        match outcome {
+            Ok(()) => {
+                (good, bad) = (good.saturating_add(1), 0);
+                if !healthy && good >= policy.healthy_after {
+                    info!(service = %uri, instance = %instance.address, "instance is healthy again");
+                    instance.health.set(true, "answers its health check");
+                } else if healthy {
+                    instance.health.set(true, "answers its health check");
+                }
+            }
+            Err(reason) => {
+                (good, bad) = (0, bad.saturating_add(1));
+                if healthy && bad >= policy.unhealthy_after {
+                    warn!(service = %uri, instance = %instance.address, %reason, "instance is unhealthy: it gets no calls");
+                    instance.health.set(false, format!("failed its health check {bad} times: {reason}"));
+                } else if healthy {
+                    instance
+                        .health
+                        .set(true, format!("failed its health check {bad} times of {}: {reason}", policy.unhealthy_after));
+                }
+            }
+        }
+        sleep(interval.mul_f64(rand::random_range(0.9..1.1))).await;
+    }
+}
+
+/// One instance's check, over a connection that is kept.
+struct Probe {
+    address: SocketAddr,
+    request: Vec<u8>,
+    stream: Option<TcpStream>,
+}
+
+impl Probe {
+    async fn ask(&mut self, within: Duration) -> Result<(), String> {
+        let kept = self.stream.take();
+        let was_kept = kept.is_some();
+        let first = self.try_once(kept, within).await;
+        match first {
+            // A kept connection that the server has closed says nothing of its health.
+            Err(Failed::Io(_)) if was_kept => self.try_once(None, within).await,
+            other => other,
+        }
+        .map_err(|failed| match failed {
+            Failed::Io(error) => error.to_string(),
+            Failed::Late => format!("no answer within {} ms", within.as_millis()),
+            Failed::Answer(answer) => answer,
+        })
+    }
+
+    async fn try_once(&mut self, kept: Option<TcpStream>, within: Duration) -> Result<(), Failed> {
+        let asked = timeout(within, async {
+            let mut stream = match kept {
+                Some(stream) => stream,
+                None => TcpStream::connect(self.address).await?,
+            };
+            stream.write_all(&self.request).await?;
+            answer(&mut stream).await?;
+            Ok::<_, Failed>(stream)
+        });
+        self.stream = Some(asked.await.map_err(|_| Failed::Late)??);
+        Ok(())
+    }
+}
+
+enum Failed {
+    Io(io::Error),
+    Late,
+    Answer(String),
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+async fn answer(stream: &mut TcpStream) -> Result<(), Failed> {
+    let mut buffer = BytesMut::new();
+    loop {
+        if stream.read_buf(&mut buffer).await? == 0 {
+            return Err(Failed::Io(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let head = parse_head(&buffer).map_err(|error| Failed::Answer(error.to_string()))?;
+        match head {
+            Some(ReplyHead::Line { kind: b'+', .. }) => return Ok(()),
+            Some(ReplyHead::Line { len, .. }) => {
+                return Err(Failed::Answer(String::from_utf8_lossy(&buffer[..len]).trim_end().to_owned()));
+            }
+            Some(ReplyHead::Null { .. }) => return Err(Failed::Answer("a null reply".to_owned())),
+            Some(ReplyHead::Bulk { header, len }) if buffer.len() >= header + len + 2 => {
+                return match scan_reply_code(&buffer[header..header + len]) {
+                    Some(0 | 200) => Ok(()),
+                    Some(code) => Err(Failed::Answer(format!("it answered with ec {code}"))),
+                    None => Err(Failed::Answer("its answer has no `ec`".to_owned())),
+                };
+            }
+            _ if buffer.len() > ANSWER_MAX => return Err(Failed::Answer(format!("its answer has more than {ANSWER_MAX} bytes"))),
+            _ => {}
+        }
+    }
+}

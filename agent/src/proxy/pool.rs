@@ -1,0 +1,269 @@
+//! The connections of one worker to one instance: how many, which one a call gets, and who waits.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    backend,
+    calls::CallKey,
+    link::{Link, Request},
+    routes::Instance,
+    stats::CallCounters,
+    worker::Worker,
+};
+use crate::config::ServicePolicy;
+
+/// Waits between two tries to connect to an instance that refuses: doubled each time, between these bounds, with jitter.
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
+const BACKOFF_MAX: Duration = Duration::from_millis(250);
+
+/// The connections of one worker to one instance.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    pub(crate) uri: Arc<str>,
+    pub(crate) instance: Arc<Instance>,
+    pub(crate) counters: Arc<CallCounters>,
+    policy: RefCell<Arc<ServicePolicy>>,
+    links: RefCell<Links>,
+    /// The instance was taken out of the configuration: connections end as they become free.
+    retired: Cell<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Links {
+    open: Vec<Rc<Link>>,
+    /// Open ones without a call, the most recently used last. Only if calls don't share connections.
+    free: Vec<Rc<Link>>,
+    connecting: usize,
+    waiting: VecDeque<(CallKey, Request)>,
+    failures: u32,
+    retry_at: Option<Instant>,
+    last_failure: String,
+}
+
+/// Why a pool does not take a call.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// All its connections are busy and its queue is full.
+    Full(Request),
+    /// It could not connect a moment ago, and does not try again yet.
+    BackingOff(Request),
+}
+
+impl Pool {
+    pub(crate) fn new(uri: Arc<str>, instance: Arc<Instance>, policy: Arc<ServicePolicy>) -> Self {
+        let counters = instance.counters.writer();
+        Self { uri, instance, counters, policy: RefCell::new(policy), links: RefCell::default(), retired: Cell::new(false) }
+    }
+
+    pub(crate) fn policy(&self) -> Arc<ServicePolicy> {
+        self.policy.borrow().clone()
+    }
+
+    /// Takes over a new configuration's policy; connections that it does not fit end as they become free.
+    pub(crate) fn set_policy(&self, policy: Arc<ServicePolicy>) {
+        let former = self.policy.replace(policy.clone());
+        if former.pipelined != policy.pipelined {
+            self.retire_links();
+        }
+    }
+
+    /// The instance is no longer configured.
+    pub(crate) fn retire(&self) {
+        self.retired.set(true);
+        if self.links.borrow().waiting.is_empty() {
+            self.retire_links();
+        }
+    }
+
+    fn retire_links(&self) {
+        let mut links = self.links.borrow_mut();
+        links.free.clear();
+        for link in &links.open {
+            link.retire();
+        }
+    }
+
+    /// Nothing is left to do for it.
+    pub(crate) fn is_over(&self) -> bool {
+        let links = self.links.borrow();
+        self.retired.get() && links.open.is_empty() && links.connecting == 0 && links.waiting.is_empty()
+    }
+
+    pub(crate) fn is_backing_off(&self, now: Instant) -> bool {
+        let links = self.links.borrow();
+        links.open.is_empty() && links.connecting == 0 && links.retry_at.is_some_and(|at| now < at)
+    }
+
+    pub(crate) fn last_failure(&self) -> String {
+        self.links.borrow().last_failure.clone()
+    }
+
+    /// Gives a call to a connection, or lets it wait for one. Returns the connection if it has one now.
+    pub(crate) fn submit(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        key: CallKey,
+        request: Request,
+    ) -> Result<Option<Rc<Link>>, Refused> {
+        let policy = self.policy();
+        let link = if policy.pipelined { self.least_loaded(policy.pipeline_max) } else { self.links.borrow_mut().free.pop() };
+        if let Some(link) = link {
+            link.send(key, request);
+            return Ok(Some(link));
+        }
+        if self.is_backing_off(worker.now()) {
+            return Err(Refused::BackingOff(request));
+        }
+        if self.links.borrow().waiting.len() >= policy.queue_max {
+            return Err(Refused::Full(request));
+        }
+        self.links.borrow_mut().waiting.push_back((key, request.owned()));
+        self.count_queued();
+        self.connect_for_waiting(worker);
+        Ok(None)
+    }
+
+    /// Opens what `connections_min` asks for.
+    pub(crate) fn warm_up(self: &Rc<Self>, worker: &Rc<Worker>) {
+        let missing = {
+            let links = self.links.borrow();
+            self.policy.borrow().connections_min.saturating_sub(links.open.len() + links.connecting)
+        };
+        if !self.retired.get() && !self.is_backing_off(worker.now()) {
+            (0..missing).for_each(|_| self.connect(worker));
+        }
+    }
+
+    /// Closes connections above `connections_min` that nobody has used for long.
+    pub(crate) fn close_idle(&self, now: Instant) {
+        let policy = self.policy();
+        let mut links = self.links.borrow_mut();
+        let mut surplus = links.open.len().saturating_sub(policy.connections_min);
+        let idle = Duration::from_millis(policy.idle_timeout_ms);
+        let old = |link: &Rc<Link>| link.load() == 0 && now.duration_since(link.idle_since()) >= idle;
+        let candidates = if policy.pipelined { links.open.clone() } else { links.free.clone() };
+        for link in candidates.into_iter().filter(old) {
+            if surplus == 0 {
+                break;
+            }
+            surplus -= 1;
+            links.free.retain(|free| !Rc::ptr_eq(free, &link));
+            link.retire();
+        }
+    }
+
+    /// A waiting call has ended otherwise.
+    pub(crate) fn forget(&self, key: CallKey) {
+        self.links.borrow_mut().waiting.retain(|(waiting, _)| *waiting != key);
+        self.count_queued();
+    }
+
+    /// A connection is there.
+    pub(crate) fn opened(self: &Rc<Self>, worker: &Rc<Worker>, link: &Rc<Link>) {
+        {
+            let mut links = self.links.borrow_mut();
+            links.connecting -= 1;
+            links.failures = 0;
+            links.retry_at = None;
+            links.open.push(link.clone());
+        }
+        self.count_open();
+        self.ready(worker, link);
+    }
+
+    /// A connection can take a call, or one more.
+    pub(crate) fn ready(self: &Rc<Self>, worker: &Rc<Worker>, link: &Rc<Link>) {
+        let policy = self.policy.borrow();
+        let room = if policy.pipelined { policy.pipeline_max } else { 1 };
+        while link.is_usable() && link.load() < room {
+            let Some((key, request)) = self.links.borrow_mut().waiting.pop_front() else { break };
+            self.count_queued();
+            if worker.on_link(key, link) {
+                link.send(key, request);
+            }
+        }
+        if link.load() == 0 {
+            link.set_idle_since(worker.now());
+            if self.retired.get() {
+                link.retire();
+            } else if !policy.pipelined && link.is_usable() {
+                self.links.borrow_mut().free.push(link.clone());
+            }
+        }
+    }
+
+    /// A connection has ended; its calls are the caller's business.
+    pub(crate) fn closed(self: &Rc<Self>, worker: &Rc<Worker>, link: &Rc<Link>) {
+        {
+            let mut links = self.links.borrow_mut();
+            links.open.retain(|open| !Rc::ptr_eq(open, link));
+            links.free.retain(|free| !Rc::ptr_eq(free, link));
+        }
+        self.count_open();
+        self.connect_for_waiting(worker);
+    }
+
+    /// No connection could be opened. Calls that waited for one go elsewhere, unless others are open.
+    pub(crate) fn connect_failed(self: &Rc<Self>, worker: &Rc<Worker>, reason: &str) {
+        let stranded = {
+            let mut links = self.links.borrow_mut();
+            links.connecting -= 1;
+            links.failures = links.failures.saturating_add(1);
+            links.retry_at = Some(worker.now() + backoff(links.failures));
+            reason.clone_into(&mut links.last_failure);
+            if links.open.is_empty() && links.connecting == 0 { std::mem::take(&mut links.waiting) } else { VecDeque::new() }
+        };
+        self.count_queued();
+        for (key, request) in stranded {
+            worker.send_elsewhere(key, request, self, reason);
+        }
+    }
+
+    fn least_loaded(&self, pipeline_max: usize) -> Option<Rc<Link>> {
+        let links = self.links.borrow();
+        let usable = links.open.iter().filter(|link| link.is_usable() && link.load() < pipeline_max);
+        usable.min_by_key(|link| link.load()).cloned()
+    }
+
+    /// One connection for each call that waits, within the bound; if calls share connections, one at a time.
+    fn connect_for_waiting(self: &Rc<Self>, worker: &Rc<Worker>) {
+        loop {
+            let wanted = {
+                let policy = self.policy.borrow();
+                let links = self.links.borrow();
+                let enough = if policy.pipelined { links.waiting.len().min(1) } else { links.waiting.len() };
+                links.connecting < enough && links.open.len() + links.connecting < policy.connections_max
+            };
+            if !wanted {
+                return;
+            }
+            self.connect(worker);
+        }
+    }
+
+    fn connect(self: &Rc<Self>, worker: &Rc<Worker>) {
+        self.links.borrow_mut().connecting += 1;
+        tokio::task::spawn_local(backend::run(worker.clone(), self.clone()));
+    }
+
+    fn count_open(&self) {
+        self.counters.connections.set(self.links.borrow().open.len() as u64);
+    }
+
+    fn count_queued(&self) {
+        self.counters.queued.set(self.links.borrow().waiting.len() as u64);
+    }
+}
+
+fn backoff(failures: u32) -> Duration {
+    let full = BACKOFF_MIN.saturating_mul(1 << failures.min(8)).min(BACKOFF_MAX);
+    full.mul_f64(rand::random_range(0.5..1.0))
+}

@@ -1,0 +1,340 @@
+//! Counters of calls. Each worker writes its own, so that no two CPUs share a cache line; whoever reads adds them up.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+/// Codes that are counted by themselves: MOA's, with the client's (30x0) and the server's own (30x1) variants. Others are counted as 0.
+pub const CODES: [u16; 32] = [
+    0, 300, 301, 302, 303, 304, 305, 306, 401, 402, 501, 502, 503, 504, 505, 506, 3000, 3001, 3010, 3011, 3020, 3021, 3030, 3031,
+    3040, 3041, 3050, 3051, 3060, 3061, 5030, 5031,
+];
+
+/// Octaves of the latency histogram, from 2^10 ns (about 1 µs) to 2^36 ns (about 69 s), four buckets each.
+const FIRST_OCTAVE: u32 = 10;
+const OCTAVES: usize = 26;
+/// Buckets of a [`Histogram`].
+pub const BUCKETS: usize = OCTAVES * 4;
+
+/// A counter with one writer, which needs no locked instruction.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    pub(crate) fn sub(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_sub(n), Relaxed);
+    }
+
+    pub(crate) fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// What one worker counts for one instance, or for the calls of a service that reached none.
+#[derive(Debug)]
+pub(crate) struct CallCounters {
+    pub(crate) calls: Counter,
+    pub(crate) in_flight: Counter,
+    pub(crate) retries: Counter,
+    pub(crate) connections: Counter,
+    pub(crate) queued: Counter,
+    mesh: [Counter; CODES.len()],
+    service: [Counter; CODES.len()],
+    latency_ns: Counter,
+    latency: Box<[Counter]>,
+}
+
+impl Default for CallCounters {
+    fn default() -> Self {
+        Self {
+            calls: Counter::default(),
+            in_flight: Counter::default(),
+            retries: Counter::default(),
+            connections: Counter::default(),
+            queued: Counter::default(),
+            mesh: Default::default(),
+            service: Default::default(),
+            latency_ns: Counter::default(),
+            latency: (0..BUCKETS).map(|_| Counter::default()).collect(),
+        }
+    }
+}
+
+impl CallCounters {
+    /// A call was answered by the service, with an error code or without.
+    pub(crate) fn answered(&self, took: Duration, error: Option<u16>) {
+        self.took(took);
+        if let Some(code) = error {
+            self.service[index(code)].add(1);
+        }
+    }
+
+    /// A call was answered by the mesh.
+    pub(crate) fn failed(&self, took: Duration, code: u16) {
+        self.took(took);
+        self.mesh[index(code)].add(1);
+    }
+
+    fn took(&self, took: Duration) {
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.calls.add(1);
+        self.latency_ns.add(ns);
+        self.latency[bucket(ns)].add(1);
+    }
+}
+
+fn index(code: u16) -> usize {
+    CODES.binary_search(&code).unwrap_or(0)
+}
+
+fn bucket(ns: u64) -> usize {
+    let ns = ns.max(1 << FIRST_OCTAVE);
+    let octave = ns.ilog2();
+    let quarter = (ns >> (octave - 2)) & 3;
+    let bucket = (octave - FIRST_OCTAVE) as usize * 4 + usize::try_from(quarter).unwrap_or(0);
+    bucket.min(BUCKETS - 1)
+}
+
+/// Times to the answer, in logarithmic buckets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Histogram {
+    /// Calls in each bucket, not cumulative.
+    pub counts: Vec<u64>,
+    /// The sum of all times.
+    pub sum: Duration,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { counts: vec![0; BUCKETS], sum: Duration::ZERO }
+    }
+}
+
+impl Histogram {
+    /// The upper bound of a bucket; the last one has none and takes everything above.
+    #[must_use]
+    pub fn upper_bound(bucket: usize) -> Duration {
+        let octave = bucket / 4;
+        let quarter = bucket as u64 % 4 + 1;
+        Duration::from_nanos((4 + quarter) << (octave + FIRST_OCTAVE as usize - 2))
+    }
+
+    /// How many calls it holds.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// The time that a share `q` of the calls did not exceed, within a bucket's width (19 %); zero without calls.
+    #[must_use]
+    pub fn quantile(&self, q: f64) -> Duration {
+        let total = self.count();
+        let mut seen = 0;
+        for (bucket, count) in self.counts.iter().enumerate() {
+            seen += count;
+            #[expect(clippy::cast_precision_loss, reason = "a quantile is an estimate")]
+            if *count > 0 && seen as f64 >= q * total as f64 {
+                return Self::upper_bound(bucket);
+            }
+        }
+        Duration::ZERO
+    }
+}
+
+/// Sums over all workers, for one instance or one service.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CallSums {
+    /// Calls that were answered, by whomever.
+    pub calls: u64,
+    /// Calls that are being served.
+    pub in_flight: u64,
+    /// Calls that were sent again elsewhere.
+    pub retries: u64,
+    /// Open connections.
+    pub connections: u64,
+    /// Calls that wait for a connection.
+    pub queued: u64,
+    /// Errors that the mesh answered, by code; only those that happened.
+    pub mesh_errors: Vec<(u16, u64)>,
+    /// Errors that the service answered, by code; only those that happened; 0 stands for codes that are none of MOA's.
+    pub service_errors: Vec<(u16, u64)>,
+    /// Times to the answer.
+    pub latency: Histogram,
+}
+
+impl CallSums {
+    pub(crate) fn add(&mut self, counters: &CallCounters) {
+        self.calls += counters.calls.get();
+        self.in_flight += counters.in_flight.get();
+        self.retries += counters.retries.get();
+        self.connections += counters.connections.get();
+        self.queued += counters.queued.get();
+        add_codes(&mut self.mesh_errors, CODES.iter().copied().zip(counters.mesh.iter().map(Counter::get)));
+        add_codes(&mut self.service_errors, CODES.iter().copied().zip(counters.service.iter().map(Counter::get)));
+        self.latency.sum += Duration::from_nanos(counters.latency_ns.get());
+        for (sum, counter) in self.latency.counts.iter_mut().zip(&counters.latency) {
+            *sum += counter.get();
+        }
+    }
+
+    /// Adds another sum to this one.
+    pub fn merge(&mut self, other: &Self) {
+        self.calls += other.calls;
+        self.in_flight += other.in_flight;
+        self.retries += other.retries;
+        self.connections += other.connections;
+        self.queued += other.queued;
+        add_codes(&mut self.mesh_errors, other.mesh_errors.iter().copied());
+        add_codes(&mut self.service_errors, other.service_errors.iter().copied());
+        self.latency.sum += other.latency.sum;
+        for (sum, count) in self.latency.counts.iter_mut().zip(&other.latency.counts) {
+            *sum += count;
+        }
+    }
+}
+
+fn add_codes(sums: &mut Vec<(u16, u64)>, more: impl Iterator<Item = (u16, u64)>) {
+    for (code, count) in more.filter(|(_, count)| *count > 0) {
+        match sums.binary_search_by_key(&code, |(code, _)| *code) {
+            Ok(at) => sums[at].1 += count,
+            Err(at) => sums.insert(at, (code, count)),
+        }
+    }
+}
+
+/// Everything that is counted, at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// Every service, sorted by URI.
+    pub services: Vec<ServiceSnapshot>,
+    /// Calls that named no known service, by the code that they were answered with.
+    pub unrouted: Vec<(u16, u64)>,
+    /// Application connections that the agent closed, by reason.
+    pub closed: Vec<(&'static str, u64)>,
+}
+
+/// One service.
+#[derive(Debug, Clone)]
+pub struct ServiceSnapshot {
+    /// Its URI.
+    pub uri: String,
+    /// Calls that reached no instance.
+    pub unsent: CallSums,
+    /// Its instances.
+    pub instances: Vec<InstanceSnapshot>,
+}
+
+/// One instance.
+#[derive(Debug, Clone)]
+pub struct InstanceSnapshot {
+    /// `host:port`.
+    pub address: String,
+    /// Whether it gets calls.
+    pub healthy: bool,
+    /// Its calls.
+    pub sums: CallSums,
+}
+
+/// What one worker counts for itself.
+#[derive(Debug, Default)]
+pub(crate) struct WorkerCounters {
+    pub(crate) connections: Counter,
+    pub(crate) accepted: Counter,
+    pub(crate) refused: Counter,
+    pub(crate) queued_bytes: Counter,
+    /// Calls without a service, which no other counter has.
+    pub(crate) unrouted: UnroutedCounters,
+    pub(crate) closed: [Counter; CloseReason::ALL.len()],
+}
+
+/// Calls that named no known service.
+#[derive(Debug, Default)]
+pub(crate) struct UnroutedCounters([Counter; CODES.len()]);
+
+impl UnroutedCounters {
+    pub(crate) fn add(&self, code: u16) {
+        self.0[index(code)].add(1);
+    }
+
+    pub(crate) fn add_to(&self, sums: &mut Vec<(u16, u64)>) {
+        add_codes(sums, CODES.iter().copied().zip(self.0.iter().map(Counter::get)));
+    }
+}
+
+/// Why the agent closed an application's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CloseReason {
+    /// The application closed or reset it.
+    Peer,
+    /// It said QUIT.
+    Quit,
+    /// It broke the protocol.
+    Protocol,
+    /// An answer broke off after its beginning had been passed on.
+    CutAnswer,
+    /// It took none of its answers for too long.
+    Stalled,
+    /// The agent drains.
+    Drain,
+}
+
+impl CloseReason {
+    pub(crate) const ALL: [Self; 6] = [Self::Peer, Self::Quit, Self::Protocol, Self::CutAnswer, Self::Stalled, Self::Drain];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Peer => "peer",
+            Self::Quit => "quit",
+            Self::Protocol => "protocol",
+            Self::CutAnswer => "cut_answer",
+            Self::Stalled => "stalled",
+            Self::Drain => "drain",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_sorted_for_the_search() {
+        assert!(CODES.is_sorted());
+    }
+
+    #[test]
+    fn a_time_lies_within_its_bucket() {
+        for ns in [1u64, 1024, 1279, 1280, 1_000_000, 123_456_789, 60_000_000_000] {
+            let bucket = bucket(ns);
+            assert!(Duration::from_nanos(ns) < Histogram::upper_bound(bucket), "{ns}");
+            if bucket > 0 {
+                assert!(Duration::from_nanos(ns) >= Histogram::upper_bound(bucket - 1), "{ns}");
+            }
+        }
+        assert_eq!(bucket(u64::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn quantiles_are_those_of_the_times() {
+        let counters = CallCounters::default();
+        for ms in 1..=100 {
+            counters.answered(Duration::from_millis(ms), None);
+        }
+        counters.failed(Duration::from_millis(1), 504);
+        counters.answered(Duration::from_millis(1), Some(777));
+        let mut sums = CallSums::default();
+        sums.add(&counters);
+        let p50 = sums.latency.quantile(0.5).as_millis();
+        assert!((45..=60).contains(&p50), "{p50}");
+        assert_eq!((sums.calls, &sums.mesh_errors[..], &sums.service_errors[..]), (102, &[(504, 1)][..], &[(0, 1)][..]));
+    }
+}

@@ -1,0 +1,409 @@
+//! A worker: one thread with its own runtime, listener, connections and calls. Nothing of it is shared on the way of a call.
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    net::{SocketAddr, TcpListener},
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use slab::Slab;
+use tokio::{
+    net::TcpStream,
+    runtime,
+    sync::{Notify, mpsc, oneshot},
+    time::{Instant, interval, sleep},
+};
+
+use super::{
+    accept,
+    app::{App, Queued},
+    app_conn,
+    calls::CallTable,
+    dispatch::Call,
+    pool::Pool,
+    read::ReadBuffers,
+    routes::Routes,
+    service::{self, Service, Services},
+    session::About,
+    stats::{CloseReason, WorkerCounters},
+};
+use crate::{api, wire::resp};
+
+/// Deadlines are kept to this.
+const TICK: Duration = Duration::from_millis(8);
+/// How often a worker looks after idle connections.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// What the connections that are open may still send after the listener was closed.
+const LAST_CALLS: Duration = Duration::from_millis(20);
+/// A command that is taken even when the worker holds as many bytes as it may.
+const SHORT_COMMAND: usize = 8 * 1024;
+
+/// What a worker is told by the rest of the process.
+pub(crate) enum Control {
+    /// Take over new routes and bounds.
+    Apply(Arc<Routes>, oneshot::Sender<()>),
+    /// List connections, at most this many.
+    Conns(usize, oneshot::Sender<Vec<api::Conn>>),
+    /// Answer, to show that the worker is alive.
+    Ping(oneshot::Sender<()>),
+    /// Take no new connections, finish what is in flight, say when it is done.
+    Drain(oneshot::Sender<()>),
+}
+
+/// What a worker begins with.
+pub(crate) struct Start {
+    pub(crate) id: usize,
+    pub(crate) workers: usize,
+    pub(crate) name: Arc<str>,
+    pub(crate) listener: TcpListener,
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) counters: Arc<WorkerCounters>,
+    /// Application connections of all workers.
+    pub(crate) open: Arc<AtomicUsize>,
+    pub(crate) connections_max: usize,
+    pub(crate) control: mpsc::Receiver<Control>,
+}
+
+/// The bounds of one worker: its share of those of the agent, and those of each connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WorkerLimits {
+    pub(crate) calls_in_flight_max: usize,
+    pub(crate) worker_queued_bytes_max: usize,
+    pub(crate) queued_bytes_max: usize,
+    pub(crate) pipeline_max: usize,
+    pub(crate) mget_keys_max: usize,
+    pub(crate) mget_timeout_ms: u64,
+    /// What a command may have while there is room in the worker.
+    pub(crate) command: resp::Limits,
+}
+
+/// The state of one worker.
+pub(crate) struct Worker {
+    id: usize,
+    workers: usize,
+    name: Arc<str>,
+    pub(crate) calls: RefCell<CallTable<Call>>,
+    pub(crate) counters: Arc<WorkerCounters>,
+    services: RefCell<Rc<Services>>,
+    /// Pools of instances that were taken out, until their last call has ended.
+    retired: RefCell<Vec<Rc<Pool>>>,
+    limits: Cell<WorkerLimits>,
+    buffers: RefCell<ReadBuffers>,
+    apps: RefCell<Slab<Rc<App>>>,
+    open: Arc<AtomicUsize>,
+    connections_max: usize,
+    queued: Queued,
+    started: Instant,
+    now: Cell<Instant>,
+    timer: Notify,
+    timing: Cell<bool>,
+    draining: Cell<bool>,
+    app_gone: Notify,
+    stopping: Cell<bool>,
+    stop: Notify,
+}
+
+/// Runs a worker until it has drained or its control channel is closed.
+pub(crate) fn run(start: Start) -> io::Result<()> {
+    let runtime =
+        runtime::Builder::new_current_thread().enable_io().enable_time().build_local(runtime::LocalOptions::default())?;
+    runtime.block_on(async move {
+        let Start { listener, control, .. } = &start;
+        let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
+        let _ = control;
+        let worker = Rc::new(Worker::new(&start));
+        worker.apply(&start.routes);
+        tokio::task::spawn_local(timer(worker.clone()));
+        tokio::task::spawn_local(housekeeping(worker.clone()));
+        tokio::task::spawn_local(accept::run(worker.clone(), listener));
+        obey(&worker, start.control).await;
+        Ok(())
+    })
+}
+
+/// Does what the rest of the process asks for.
+async fn obey(worker: &Rc<Worker>, mut control: mpsc::Receiver<Control>) {
+    // A send that fails means that nobody waits for the answer any more, which is none of the worker's business.
+    while let Some(control) = control.recv().await {
+        match control {
+            Control::Apply(routes, done) => {
+                worker.apply(&routes);
+                let _ = done.send(());
+            }
+            Control::Conns(max, reply) => {
+                let _ = reply.send(worker.conns(max));
+            }
+            Control::Ping(reply) => {
+                let _ = reply.send(());
+            }
+            Control::Drain(done) => {
+                let worker = worker.clone();
+                tokio::task::spawn_local(async move {
+                    worker.drain().await;
+                    let _ = done.send(());
+                });
+            }
+        }
+    }
+}
+
+/// Ends calls whose time is over. Sleeps without a clock while there are no calls.
+async fn timer(worker: Rc<Worker>) {
+    loop {
+        worker.timer.notified().await;
+        while !worker.calls.borrow().is_empty() {
+            sleep(TICK).await;
+            worker.expire();
+        }
+        worker.timing.set(false);
+    }
+}
+
+async fn housekeeping(worker: Rc<Worker>) {
+    let mut every = interval(HOUSEKEEPING);
+    loop {
+        every.tick().await;
+        worker.turn_begins();
+        worker.look_after_pools();
+    }
+}
+
+impl Worker {
+    fn new(start: &Start) -> Self {
+        let now = Instant::now();
+        Self {
+            id: start.id,
+            workers: start.workers,
+            name: start.name.clone(),
+            calls: RefCell::new(CallTable::new(0)),
+            counters: start.counters.clone(),
+            services: RefCell::default(),
+            retired: RefCell::default(),
+            limits: Cell::new(WorkerLimits::of(&start.routes, start.workers)),
+            buffers: RefCell::default(),
+            apps: RefCell::default(),
+            open: start.open.clone(),
+            connections_max: start.connections_max,
+            queued: Rc::default(),
+            started: now,
+            now: Cell::new(now),
+            timer: Notify::new(),
+            timing: Cell::new(false),
+            draining: Cell::new(false),
+            app_gone: Notify::new(),
+            stopping: Cell::new(false),
+            stop: Notify::new(),
+        }
+    }
+
+    fn apply(self: &Rc<Self>, routes: &Routes) {
+        self.turn_begins();
+        let limits = WorkerLimits::of(routes, self.workers);
+        self.limits.set(limits);
+        self.calls.borrow_mut().set_max(limits.calls_in_flight_max);
+        let (services, gone) = service::build(routes, &self.services.borrow());
+        *self.services.borrow_mut() = Rc::new(services);
+        for pool in &gone {
+            pool.retire();
+        }
+        self.retired.borrow_mut().extend(gone);
+        self.look_after_pools();
+    }
+
+    fn look_after_pools(self: &Rc<Self>) {
+        let services = self.services.borrow().clone();
+        for service in services.values() {
+            service.warm_pools().for_each(|pool| pool.warm_up(self));
+            service.pools().for_each(|pool| pool.close_idle(self.now()));
+        }
+        self.retired.borrow_mut().retain(|pool| {
+            pool.retire();
+            !pool.is_over()
+        });
+        self.counters.queued_bytes.set(self.queued.get() as u64);
+    }
+
+    /// The time at the beginning of a task's turn is the time for all of it.
+    pub(crate) fn turn_begins(&self) {
+        self.now.set(Instant::now());
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.now.get()
+    }
+
+    /// The first tick at which a deadline is over.
+    pub(crate) fn tick_of(&self, deadline: Instant) -> u64 {
+        let since = deadline.duration_since(self.started).as_millis() / TICK.as_millis();
+        u64::try_from(since).unwrap_or(u64::MAX - 1) + 1
+    }
+
+    /// Makes sure that deadlines are looked at.
+    pub(crate) fn ensure_timer(&self) {
+        if !self.timing.replace(true) {
+            self.timer.notify_one();
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn limits(&self) -> WorkerLimits {
+        self.limits.get()
+    }
+
+    /// The bounds on a command: without room left in the worker, only short ones.
+    pub(crate) fn command_limits(&self) -> resp::Limits {
+        let limits = self.limits.get();
+        if self.queued.get() < limits.worker_queued_bytes_max {
+            return limits.command;
+        }
+        let short = |max: usize| max.min(SHORT_COMMAND);
+        resp::Limits {
+            argument_bytes_max: short(limits.command.argument_bytes_max),
+            command_bytes_max: short(limits.command.command_bytes_max),
+        }
+    }
+
+    pub(crate) fn service(&self, uri: &str) -> Option<Rc<Service>> {
+        self.services.borrow().get(uri).cloned()
+    }
+
+    pub(crate) fn queued(&self) -> usize {
+        self.queued.get()
+    }
+
+    pub(crate) fn queued_add(&self, bytes: usize) {
+        self.queued.set(self.queued.get() + bytes);
+    }
+
+    pub(crate) fn queued_sub(&self, bytes: usize) {
+        self.queued.set(self.queued.get() - bytes);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    pub(crate) fn poll_read(&self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<BytesMut>> {
+        self.buffers.borrow_mut().poll_read(stream, cx)
+    }
+
+    /// Takes an application's connection, or says no if there are too many.
+    pub(crate) fn accepted(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr) {
+        if self.open.fetch_add(1, Relaxed) >= self.connections_max {
+            self.open.fetch_sub(1, Relaxed);
+            self.counters.refused.add(1);
+            accept::refuse(&stream);
+            return;
+        }
+        self.counters.accepted.add(1);
+        self.counters.connections.add(1);
+        let app = {
+            let mut apps = self.apps.borrow_mut();
+            let entry = apps.vacant_entry();
+            let app = Rc::new(App::new(entry.key(), self.counters.accepted.get(), peer, self.now(), self.queued.clone()));
+            entry.insert(app.clone());
+            app
+        };
+        tokio::task::spawn_local(app_conn::run(self.clone(), app, stream));
+    }
+
+    pub(crate) fn app_ended(&self, app: &App, reason: CloseReason) {
+        self.apps.borrow_mut().remove(app.key);
+        self.open.fetch_sub(1, Relaxed);
+        self.counters.connections.sub(1);
+        self.counters.closed[reason as usize].add(1);
+        self.app_gone.notify_waiters();
+    }
+
+    /// What commands like INFO and CLIENT LIST tell of a connection.
+    pub(crate) fn about<'a>(&'a self, app: &'a App) -> About<'a> {
+        About {
+            id: self.conn_id(app),
+            peer: app.peer,
+            agent: &self.name,
+            connections: self.open.load(Relaxed),
+            uptime: self.started.elapsed(),
+        }
+    }
+
+    /// Resolves when no more connections are to be taken.
+    pub(crate) async fn stopping(&self) {
+        let notified = self.stop.notified();
+        if !self.stopping.get() {
+            notified.await;
+        }
+    }
+
+    async fn drain(&self) {
+        self.stopping.set(true);
+        self.stop.notify_waiters();
+        sleep(LAST_CALLS).await;
+        self.draining.set(true);
+        let apps: Vec<_> = self.apps.borrow().iter().map(|(_, app)| app.clone()).collect();
+        for app in apps {
+            app.task.wake();
+        }
+        loop {
+            let gone = self.app_gone.notified();
+            if self.apps.borrow().is_empty() {
+                return;
+            }
+            gone.await;
+        }
+    }
+
+    fn conn_id(&self, app: &App) -> u64 {
+        app.id * self.workers as u64 + self.id as u64
+    }
+
+    fn conns(&self, max: usize) -> Vec<api::Conn> {
+        let now = Instant::now();
+        let ms = |since: Instant| u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX);
+        let describe = |app: &Rc<App>| {
+            let session = app.session.borrow();
+            api::Conn {
+                id: self.conn_id(app),
+                worker: self.id,
+                peer: app.peer.to_string(),
+                name: session.as_ref().and_then(|session| session.name()),
+                protocol: if session.as_ref().is_some_and(|session| session.is_resp3()) { "resp3" } else { "resp2" }.to_owned(),
+                age_ms: ms(app.since),
+                idle_ms: ms(app.last_command.get()),
+                calls: app.calls.get(),
+                in_flight: app.owed() as u64,
+                queued_bytes: app.queued_bytes() as u64,
+            }
+        };
+        self.apps.borrow().iter().take(max).map(|(_, app)| describe(app)).collect()
+    }
+}
+
+impl WorkerLimits {
+    fn of(routes: &Routes, workers: usize) -> Self {
+        let config = &routes.checked.config;
+        Self {
+            calls_in_flight_max: (config.agent.calls_in_flight_max / workers).max(1),
+            worker_queued_bytes_max: config.agent.queued_bytes_max / workers,
+            queued_bytes_max: config.app.queued_bytes_max,
+            pipeline_max: config.app.pipeline_max,
+            mget_keys_max: config.app.mget_keys_max,
+            mget_timeout_ms: config.app.mget_timeout_ms,
+            command: resp::Limits {
+                argument_bytes_max: config.app.argument_bytes_max,
+                command_bytes_max: config.app.command_bytes_max,
+            },
+        }
+    }
+}
