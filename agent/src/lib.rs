@@ -5,5 +5,6 @@
 
 pub mod api;
 pub mod config;
+pub mod kernel;
 pub mod proxy;
 pub mod wire;

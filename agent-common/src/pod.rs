@@ -1,0 +1,10 @@
+//! Leave for the loader to copy these types to and from maps.
+#![expect(unsafe_code, reason = "aya's marker for types that are plain bytes is an unsafe trait")]
+
+use crate::{Counts, Listener};
+
+// SAFETY: `repr(C)`, integers and arrays of integers only, no padding (asserted beside the type).
+unsafe impl aya::Pod for Counts {}
+
+// SAFETY: as above.
+unsafe impl aya::Pod for Listener {}

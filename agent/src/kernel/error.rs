@@ -1,0 +1,145 @@
+//! Why the kernel programs are not there, in words that say how to mend it.
+
+use std::{
+    error::Error,
+    io,
+    path::{Path, PathBuf},
+};
+
+use aya::{EbpfError, maps::MapError, programs::ProgramError};
+
+/// Why the kernel programs could not be attached. The agent serves in userspace all the same.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// The object was not there when the binary was built.
+    #[error("this binary was built without the kernel programs: run cargo xtask build")]
+    NotBuilt,
+    /// The object that was embedded is of another version than the code that loads it.
+    #[error("the kernel programs in this binary have schema {}, this agent needs {}: run cargo xtask build", show(*found), agent_common::SCHEMA)]
+    Schema {
+        /// What the object says.
+        found: Option<u32>,
+    },
+    /// There is no cgroup2 to attach to.
+    #[error(
+        "cgroup2 is not mounted: run mount -t cgroup2 none /sys/fs/cgroup/unified (or at /sys/fs/cgroup), or name a mounted one"
+    )]
+    NoCgroup2,
+    /// The mounts could not be read, so cgroup2 was not found.
+    #[error("{path} cannot be read, so cgroup2 was not found ({source}): mount /proc, or name the cgroup")]
+    Mounts {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The cgroup that was named or found cannot be opened.
+    #[error("the cgroup {path} cannot be opened ({source}): name a folder of cgroup2 that this process may read")]
+    Cgroup {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What was named is no folder of cgroup2.
+    #[error("{path} is not a folder of cgroup2: name one (mount | grep cgroup2 shows where it is)")]
+    NotCgroup2 {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The kernel refused for lack of rights.
+    #[error("not permitted to {what}: run as root, or with CAP_BPF and CAP_NET_ADMIN (moa doctor shows which is missing)")]
+    NotPermitted {
+        /// What was tried.
+        what: String,
+        /// What the kernel said.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The kernel has no type information, and did not take the programs.
+    #[error(
+        "the kernel has no BTF (/sys/kernel/btf/vmlinux) and refuses the programs: use one with CONFIG_DEBUG_INFO_BTF=y: {source}"
+    )]
+    NoBtf {
+        /// What the kernel said.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The network namespace of this process could not be told from others.
+    #[error("the cookie of the network namespace cannot be read ({source}): use kernel 5.15 or later")]
+    Namespace {
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The object lacks something that this agent knows of.
+    #[error("the kernel programs in this binary lack {what}: run cargo xtask build")]
+    Incomplete {
+        /// What is missing.
+        what: &'static str,
+    },
+    /// The kernel refused the object, a map or a program.
+    #[error("the kernel refuses {what} (moa doctor checks the machine): {source}")]
+    Refused {
+        /// What it refused.
+        what: String,
+        /// What it said.
+        source: Box<dyn Error + Send + Sync>,
+    },
+}
+
+impl AttachError {
+    pub(super) fn load(error: EbpfError) -> Self {
+        Self::refused("to load the kernel programs", "the kernel programs", error)
+    }
+
+    pub(super) fn map(name: &str, error: MapError) -> Self {
+        Self::refused(&format!("to use the map {name}"), &format!("the map {name}"), error)
+    }
+
+    pub(super) fn program(name: &str, error: ProgramError) -> Self {
+        Self::refused(&format!("to load the program {name}"), &format!("the program {name}"), error)
+    }
+
+    pub(super) fn attach(cgroup: &Path, error: ProgramError) -> Self {
+        let cgroup = cgroup.display();
+        Self::refused(&format!("to attach to the cgroup {cgroup}"), &format!("to attach to the cgroup {cgroup}"), error)
+    }
+
+    fn refused(tried: &str, what: &str, error: impl Error + Send + Sync + 'static) -> Self {
+        if denied(&error) {
+            return Self::NotPermitted { what: tried.trim_start_matches("to ").to_owned(), source: Box::new(error) };
+        }
+        if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+            return Self::NoBtf { source: Box::new(error) };
+        }
+        Self::Refused { what: what.to_owned(), source: Box::new(error) }
+    }
+}
+
+/// Why the counts could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("the counters of the kernel programs cannot be read: {source}")]
+pub struct ReadError {
+    source: MapError,
+}
+
+impl ReadError {
+    pub(super) const fn new(source: MapError) -> Self {
+        Self { source }
+    }
+}
+
+/// Whether the cause of all is a lack of rights.
+fn denied(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::PermissionDenied) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+fn show(schema: Option<u32>) -> String {
+    schema.map_or_else(|| "none".to_owned(), |schema| schema.to_string())
+}

@@ -1,0 +1,117 @@
+//! What the machine is: its kernel, its limits, our rights.
+
+use std::{fs, io, path::Path};
+
+use super::{Check, Roots};
+
+/// The cookie of a network namespace can be read in a program since then.
+const KERNEL_LEAST: (u32, u32) = (5, 15);
+/// Files that a node with many applications needs.
+const FILES_GOOD: u64 = 65_536;
+/// Files below which the agent cannot serve.
+const FILES_LEAST: u64 = 256;
+/// The kernel's own default since 5.4.
+const SOMAXCONN_GOOD: u64 = 4096;
+/// What loading, attaching and reading the programs takes, with the bit of each; the last one stands for all others.
+const CAPABILITIES: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+const CAP_SYS_ADMIN: u32 = 21;
+
+pub(super) fn kernel_version(roots: &Roots) -> Check {
+    const NAME: &str = "kernel version";
+    let found = match read(&roots.proc.join("sys/kernel/osrelease")) {
+        Ok(found) => found,
+        Err(error) => return Check::fail(NAME, error, "mount /proc"),
+    };
+    let (major, minor) = KERNEL_LEAST;
+    match version(&found) {
+        Some(version) if version >= KERNEL_LEAST => Check::ok(NAME, found),
+        Some(_) => Check::fail(NAME, found, format!("use a kernel of {major}.{minor} or later")),
+        None => Check::warn(NAME, found, format!("the version is not readable: make sure that it is {major}.{minor} or later")),
+    }
+}
+
+pub(super) fn capabilities(roots: &Roots) -> Check {
+    const NAME: &str = "capabilities";
+    let status = match read(&roots.proc.join("self/status")) {
+        Ok(status) => status,
+        Err(error) => return Check::warn(NAME, error, "mount /proc"),
+    };
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let Some(effective) = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()) else {
+        return Check::warn(NAME, "no CapEff in /proc/self/status", "mount the kernel's own /proc");
+    };
+    let has = |bit: u32| effective >> bit & 1 == 1;
+    if has(CAP_SYS_ADMIN) {
+        return Check::ok(NAME, "CAP_SYS_ADMIN, which includes what the kernel programs need");
+    }
+    let missing: Vec<&str> = CAPABILITIES.iter().filter(|(_, bit)| !has(*bit)).map(|(name, _)| *name).collect();
+    if missing.is_empty() {
+        return Check::ok(NAME, "CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF");
+    }
+    let found = format!("without {}: calls go through userspace only", missing.join(", "));
+    Check::warn(NAME, found, format!("run as root, or grant {} (AmbientCapabilities= in a unit)", missing.join(", ")))
+}
+
+pub(super) fn jit(roots: &Roots) -> Check {
+    const NAME: &str = "BPF JIT";
+    match read(&roots.proc.join("sys/net/core/bpf_jit_enable")).as_deref() {
+        Ok("0") => Check::warn(NAME, "off: the kernel programs are interpreted", "sysctl net.core.bpf_jit_enable=1"),
+        Ok("2") => Check::warn(NAME, "on, and writes every program to the log", "sysctl net.core.bpf_jit_enable=1"),
+        Ok(found) => Check::ok(NAME, format!("on ({found})")),
+        Err(error) => Check::warn(NAME, error.as_str(), "use a kernel with CONFIG_BPF_JIT=y"),
+    }
+}
+
+pub(super) fn file_limit(roots: &Roots) -> Check {
+    const NAME: &str = "open files";
+    let limits = match read(&roots.proc.join("self/limits")) {
+        Ok(limits) => limits,
+        Err(error) => return Check::warn(NAME, error, "mount /proc"),
+    };
+    let Some((soft, hard)) = open_files(&limits) else {
+        return Check::warn(NAME, "no limit in /proc/self/limits", "mount the kernel's own /proc");
+    };
+    let found = format!("soft {}, hard {}: each connection takes one", show(soft), show(hard));
+    let mend = "raise it: LimitNOFILE=1048576 in a unit, nofile in /etc/security/limits.conf, --ulimit for a container";
+    match hard {
+        _ if hard < FILES_LEAST => Check::fail(NAME, found, mend),
+        _ if hard < FILES_GOOD => Check::warn(NAME, found, mend),
+        _ => Check::ok(NAME, found),
+    }
+}
+
+pub(super) fn somaxconn(roots: &Roots) -> Check {
+    const NAME: &str = "listen backlog";
+    let found = match read(&roots.proc.join("sys/net/core/somaxconn")) {
+        Ok(found) => found,
+        Err(error) => return Check::warn(NAME, error, "mount /proc"),
+    };
+    if found.parse::<u64>().is_ok_and(|backlog| backlog >= SOMAXCONN_GOOD) {
+        return Check::ok(NAME, found);
+    }
+    let mend = format!("sysctl net.core.somaxconn={SOMAXCONN_GOOD}, or many applications that connect at once wait a second");
+    Check::warn(NAME, found, mend)
+}
+
+/// Major and minor of a release like `5.15.0-91-generic`.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// The soft and the hard limit from the table of `/proc/self/limits`; `u64::MAX` is none.
+fn open_files(limits: &str) -> Option<(u64, u64)> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    let mut columns = line.split_whitespace().map(|limit| if limit == "unlimited" { Some(u64::MAX) } else { limit.parse().ok() });
+    Some((columns.next()??, columns.next()??))
+}
+
+fn show(limit: u64) -> String {
+    if limit == u64::MAX { "unlimited".to_owned() } else { limit.to_string() }
+}
+
+/// A small file without its last newline, or why it cannot be read.
+fn read(path: &Path) -> Result<String, String> {
+    let read: io::Result<String> = fs::read_to_string(path);
+    read.map(|text| text.trim_end().to_owned()).map_err(|error| format!("{} cannot be read: {error}", path.display()))
+}
