@@ -110,6 +110,7 @@ fn other_end(ctx: &SockOpsContext) -> Option<Listener> {
 /// Reads the word at an offset of the context. Written out, as the verifier takes only whole words at fixed offsets, and
 /// the compiler merges reads into wider ones, or into one at an offset that it computes.
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "a word was loaded, with zeros above it")]
 fn word<const OFFSET: usize>(ctx: &SockOpsContext) -> u32 {
     let value: u64;
     // SAFETY: the offset is that of a word in the context that the kernel passed.
