@@ -1,1 +1,3 @@
+//! `moa`: the agent and the operator's command line.
+
 fn main() {}

@@ -1,0 +1,92 @@
+//! The shape of the file as a JSON schema, made from the types of its sections.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::LazyLock};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
+use serde_json::Value;
+
+use super::{Agent, App, Metrics, ServicePolicy};
+
+/// The format of an address in the schema.
+pub(super) const ADDRESS: &str = "ip:port";
+/// The longest time that a key takes.
+pub(super) const DAY_MS: u64 = 86_400_000;
+/// The most of anything that is counted.
+pub(super) const COUNT_MAX: u64 = 10_000_000;
+/// The most bytes of anything.
+pub(super) const BYTES_MAX: u64 = 1 << 40;
+/// Redis's own bound on one argument.
+pub(super) const REDIS_BULK_MAX: u64 = 512 << 20;
+
+/// The JSON schema of the file (draft 2020-12).
+#[must_use]
+pub fn schema() -> &'static Value {
+    static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
+        let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+        settings.into_generator().into_root_schema_for::<File>().to_value()
+    });
+    &SCHEMA
+}
+
+/// The schema below `schema` that a key of a table has; none if there is no such key.
+pub(super) fn of_key<'a>(schema: &'a Value, key: &str) -> Option<&'a Value> {
+    schema["properties"].get(key).or_else(|| schema.get("additionalProperties").filter(|any| any.is_object()))
+}
+
+/// The least and the greatest number that a schema allows.
+pub(super) fn bounds(schema: &Value) -> (i64, i64) {
+    (schema["minimum"].as_i64().unwrap_or(i64::MIN), schema["maximum"].as_i64().unwrap_or(i64::MAX))
+}
+
+/// The texts that a schema allows, if it allows only certain ones.
+pub(super) fn choices(schema: &Value) -> Option<Vec<&str>> {
+    Some(schema["oneOf"].as_array()?.iter().filter_map(|choice| choice["const"].as_str()).collect())
+}
+
+/// Whether a schema allows values of a JSON type.
+pub(super) fn is(schema: &Value, kind: &str) -> bool {
+    match &schema["type"] {
+        Value::Array(kinds) => kinds.iter().any(|one| one == kind),
+        one => one == kind,
+    }
+}
+
+/// An address that can be listened on or called: an IP address with a port other than 0.
+pub(super) fn address(text: &str) -> Option<SocketAddr> {
+    text.parse().ok().filter(|address: &SocketAddr| address.port() != 0)
+}
+
+/// Configuration of the MOA agent.
+#[derive(Default, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "moa.toml")]
+struct File {
+    agent: Agent,
+    app: App,
+    metrics: Metrics,
+    /// What every service has unless its own section says otherwise.
+    defaults: ServicePolicy,
+    /// The services that can be called, by URI.
+    services: BTreeMap<String, Service>,
+}
+
+/// One service: its instances, and whatever differs from `[defaults]`.
+#[derive(JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Service {
+    /// Where the service is served.
+    #[schemars(schema_with = "addresses")]
+    instances: Vec<SocketAddr>,
+    #[serde(flatten)]
+    policy: ServicePolicy,
+}
+
+/// The schema of an address.
+pub(super) fn address_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": ADDRESS })
+}
+
+fn addresses(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "items": address_schema(generator), "minItems": 1, "uniqueItems": true })
+}

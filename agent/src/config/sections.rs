@@ -1,0 +1,113 @@
+//! The sections that describe the agent itself: `[agent]`, `[app]`, `[metrics]`.
+
+use std::net::SocketAddr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    check::Conflict,
+    schema::{BYTES_MAX, COUNT_MAX, DAY_MS, REDIS_BULK_MAX, address_schema},
+};
+
+/// The agent's process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Agent {
+    /// Worker threads; 0 is one for each CPU that the process may use.
+    #[schemars(range(max = 1024))]
+    pub workers: usize,
+    /// Calls in flight in the whole agent; one more is answered with 504.
+    #[schemars(range(min = 1, max = COUNT_MAX))]
+    pub calls_in_flight_max: usize,
+    /// Bytes of requests and answers that may wait in the whole agent; at the bound a call is answered with 504.
+    #[schemars(range(min = 65_536, max = BYTES_MAX))]
+    pub queued_bytes_max: usize,
+    /// How long a graceful stop waits for calls in flight.
+    #[schemars(range(max = DAY_MS))]
+    pub drain_timeout_ms: u64,
+}
+
+/// The side of the applications: a Redis server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct App {
+    /// The address that applications call. Without it, the port belongs to the instance's name.
+    #[schemars(schema_with = "address_schema")]
+    pub listen: SocketAddr,
+    /// Open connections; one more gets `-ERR max number of clients reached`. 0 is what the file limit allows, less a reserve for backends.
+    #[schemars(range(max = COUNT_MAX))]
+    pub connections_max: usize,
+    /// Calls in flight on one connection; one more is answered with 504 in its place.
+    #[schemars(range(min = 1, max = COUNT_MAX))]
+    pub pipeline_max: usize,
+    /// Size of one argument; a longer one is answered with 302 in its place.
+    #[schemars(range(min = 64, max = REDIS_BULK_MAX))]
+    pub argument_bytes_max: usize,
+    /// Size of one command with all its arguments; a longer one is answered with 302 in its place.
+    #[schemars(range(min = 64, max = BYTES_MAX))]
+    pub command_bytes_max: usize,
+    /// Bytes of answers that may wait for one application to read them; at the bound the agent stops reading its calls.
+    #[schemars(range(min = 4096, max = BYTES_MAX))]
+    pub queued_bytes_max: usize,
+    /// Keys of one MGET; one more is a protocol error.
+    #[schemars(range(min = 1, max = COUNT_MAX))]
+    pub mget_keys_max: usize,
+    /// How long a whole MGET may take; calls that are late are answered with 304 in their place.
+    #[schemars(range(min = 1, max = DAY_MS))]
+    pub mget_timeout_ms: u64,
+}
+
+/// Metrics and health for machines, by HTTP.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// The address of `/metrics`, `/live` and `/ready`. Without it, the port belongs to the instance's name.
+    #[schemars(schema_with = "address_schema")]
+    pub listen: SocketAddr,
+}
+
+impl App {
+    pub(super) fn conflicts(&self) -> Vec<Conflict> {
+        let mut conflicts = Vec::new();
+        if self.argument_bytes_max > self.command_bytes_max {
+            conflicts.push(Conflict {
+                keys: &["argument_bytes_max", "command_bytes_max"],
+                found: format!(
+                    "an argument of {} bytes in a command of at most {} bytes",
+                    self.argument_bytes_max, self.command_bytes_max
+                ),
+                expected: "argument_bytes_max to be at most command_bytes_max".into(),
+                advice: "raise command_bytes_max, or lower argument_bytes_max".into(),
+            });
+        }
+        conflicts
+    }
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Self { workers: 0, calls_in_flight_max: 100_000, queued_bytes_max: 512 << 20, drain_timeout_ms: 10_000 }
+    }
+}
+
+impl Default for App {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 13000)),
+            connections_max: 0,
+            pipeline_max: 4096,
+            argument_bytes_max: 1 << 20,
+            command_bytes_max: 4 << 20,
+            queued_bytes_max: 4 << 20,
+            mget_keys_max: 512,
+            mget_timeout_ms: 4_500,
+        }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 13900)) }
+    }
+}

@@ -1,0 +1,92 @@
+//! Checks a file's keys and the types and bounds of their values against the schema.
+//!
+//! What is wrong is taken out of the table, so that the rest can be read and checked further.
+
+use serde_json::Value;
+use toml::{
+    Spanned,
+    de::{DeInteger, DeTable, DeValue},
+};
+
+use super::{
+    key::KeyPath,
+    problem::{Finding, Problems},
+    schema::{ADDRESS, address, bounds, choices, is, of_key},
+    words,
+};
+
+/// Keys further apart than this are no suggestion for each other.
+const SIMILARITY_MIN: f64 = 0.7;
+
+/// Takes out of a table what its schema does not allow.
+pub(super) fn clean(table: &mut DeTable<'_>, schema: &Value, at: &KeyPath, problems: &mut Problems<'_>) {
+    let mut wrong = Vec::new();
+    for (key, value) in table.iter_mut() {
+        let path = at.key(key.get_ref());
+        let kept = match of_key(schema, key.get_ref()) {
+            Some(schema) => clean_value(value, schema, &path, problems),
+            None => {
+                problems.push(key.span(), &path, unknown_key(key.get_ref(), schema));
+                false
+            }
+        };
+        if !kept {
+            wrong.push(key.clone());
+        }
+    }
+    for key in wrong {
+        table.remove(&key);
+    }
+}
+
+/// Whether a value may stay.
+fn clean_value(value: &mut Spanned<DeValue<'_>>, schema: &Value, at: &KeyPath, problems: &mut Problems<'_>) -> bool {
+    let span = value.span();
+    match value.get_mut() {
+        DeValue::Table(table) if is(schema, "object") => {
+            clean(table, schema, at, problems);
+            true
+        }
+        DeValue::Array(array) if is(schema, "array") && !array.is_empty() => {
+            let mut good = true;
+            for (n, element) in array.iter_mut().enumerate() {
+                good &= clean_value(element, &schema["items"], &at.index(n), problems);
+            }
+            good
+        }
+        leaf if is_good(leaf, schema) => true,
+        wrong => {
+            let (expected, advice) = (words::expected(schema, &at.to_string()), words::advice(wrong, schema));
+            problems.push(span, at, Finding { found: words::describe(wrong), expected, advice });
+            false
+        }
+    }
+}
+
+fn is_good(value: &DeValue<'_>, schema: &Value) -> bool {
+    match value {
+        DeValue::Boolean(_) => is(schema, "boolean"),
+        DeValue::Integer(number) => is(schema, "integer") && in_bounds(number, schema),
+        DeValue::String(text) => match &schema["format"] {
+            Value::String(format) if format == ADDRESS => address(text).is_some(),
+            _ => choices(schema).map_or(is(schema, "string"), |choices| choices.contains(&text.as_ref())),
+        },
+        // An empty list: every list of the schema has a least length.
+        _ => false,
+    }
+}
+
+fn in_bounds(number: &DeInteger<'_>, schema: &Value) -> bool {
+    let (min, max) = bounds(schema);
+    i64::from_str_radix(number.as_str(), number.radix()).is_ok_and(|number| (min..=max).contains(&number))
+}
+
+fn unknown_key(key: &str, schema: &Value) -> Finding {
+    let known: Vec<&str> = schema["properties"].as_object().into_iter().flatten().map(|(key, _)| key.as_str()).collect();
+    let similar = known.iter().copied().map(|known| (strsim::jaro_winkler(key, known), known));
+    let advice = match similar.max_by(|a, b| a.0.total_cmp(&b.0)) {
+        Some((similarity, known)) if similarity >= SIMILARITY_MIN => format!("did you mean `{known}`?"),
+        _ => "remove it".into(),
+    };
+    Finding { found: format!("the unknown key `{key}`"), expected: format!("one of {}", known.join(", ")), advice }
+}
