@@ -18,8 +18,17 @@ use super::{
     turn::Task,
 };
 
-/// Bytes that wait in a worker, for whomever.
-pub(crate) type Queued = Rc<Cell<usize>>;
+/// Replies that no application is owed any more, kept for the next one that is.
+const SPARE_MAX: usize = 256;
+
+/// What the applications of one worker share.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    /// Bytes that wait in the worker, for whomever.
+    pub(crate) queued: Cell<usize>,
+    #[expect(clippy::vec_box, reason = "boxes go from here to connections and back")]
+    spare: RefCell<Vec<Box<Replies>>>,
+}
 
 /// One application's connection.
 #[derive(Debug)]
@@ -33,8 +42,11 @@ pub(crate) struct App {
     pub(crate) calls: Cell<u64>,
     /// What it said of itself; most say nothing.
     pub(crate) session: RefCell<Option<Box<Session>>>,
-    replies: RefCell<Replies>,
-    queued: Queued,
+    /// Only while it is owed something: an idle connection holds no queues.
+    replies: RefCell<Option<Box<Replies>>>,
+    /// Where the order of its replies goes on.
+    next_seq: Cell<Seq>,
+    shared: Rc<Shared>,
     pub(crate) task: Task,
     close: Cell<Option<CloseReason>>,
     /// Backends that hold back answers until this application has taken some.
@@ -42,7 +54,7 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(key: usize, id: u64, peer: SocketAddr, now: Instant, queued: Queued) -> Self {
+    pub(crate) fn new(key: usize, id: u64, peer: SocketAddr, now: Instant, shared: Rc<Shared>) -> Self {
         Self {
             key,
             id,
@@ -52,7 +64,8 @@ impl App {
             calls: Cell::new(0),
             session: RefCell::default(),
             replies: RefCell::default(),
-            queued,
+            next_seq: Cell::new(0),
+            shared,
             task: Task::default(),
             close: Cell::new(None),
             paused: RefCell::default(),
@@ -61,20 +74,20 @@ impl App {
 
     /// Replies that it is owed.
     pub(crate) fn owed(&self) -> usize {
-        self.replies.borrow().owed()
+        self.replies.borrow().as_ref().map_or(0, |replies| replies.owed())
     }
 
     /// Bytes of replies that it has not taken.
     pub(crate) fn queued_bytes(&self) -> usize {
-        self.replies.borrow().bytes()
+        self.replies.borrow().as_ref().map_or(0, |replies| replies.bytes())
     }
 
     pub(crate) fn is_idle(&self) -> bool {
-        self.replies.borrow().is_idle()
+        self.replies.borrow().is_none()
     }
 
     pub(crate) fn has_output(&self) -> bool {
-        !self.replies.borrow().out.is_empty()
+        self.replies.borrow().as_ref().is_some_and(|replies| !replies.out.is_empty())
     }
 
     /// A reply that is known at once.
@@ -84,11 +97,11 @@ impl App {
 
     /// A place for a reply that comes later.
     pub(crate) fn reserve(&self) -> Seq {
-        self.replies.borrow_mut().reserve()
+        self.change(Replies::reserve)
     }
 
     pub(crate) fn set_call(&self, seq: Seq, key: CallKey) {
-        self.replies.borrow_mut().set_call(seq, key);
+        self.change(|replies| replies.set_call(seq, key));
     }
 
     pub(crate) fn answer(&self, seq: Seq, bytes: Bytes) {
@@ -119,7 +132,7 @@ impl App {
 
     /// The calls that it waits for.
     pub(crate) fn calls_in_flight(&self) -> Vec<CallKey> {
-        self.replies.borrow().calls()
+        self.replies.borrow().as_ref().map_or_else(Vec::new, |replies| replies.calls())
     }
 
     /// Whether it has taken too little to be sent more; it wakes `waker` when it has.
@@ -156,28 +169,44 @@ impl App {
     /// Forgets what it is owed, as nobody will take it.
     pub(crate) fn clear(&self, reason: CloseReason) {
         self.close.set(Some(reason));
-        self.change(|replies| *replies = Replies::default());
+        self.change(Replies::clear);
         self.resume_readers();
     }
 
+    /// Writes until nothing is left (`Ready(Ok)`) or the socket takes no more.
     pub(crate) fn poll_flush(&self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        self.change(|replies| {
-            let flushed = replies.out.poll_flush(stream, cx);
-            replies.shrink();
-            flushed
-        })
+        if self.is_idle() { Poll::Ready(Ok(())) } else { self.change(|replies| replies.out.poll_flush(stream, cx)) }
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Replies) -> T) -> T {
-        let mut replies = self.replies.borrow_mut();
+        let mut place = self.replies.borrow_mut();
+        let replies = place.get_or_insert_with(|| {
+            let mut spare = self.shared.spare.borrow_mut().pop().unwrap_or_default();
+            spare.begin(self.next_seq.get());
+            spare
+        });
         let before = replies.bytes();
-        let result = change(&mut replies);
-        self.queued.set(self.queued.get() + replies.bytes() - before);
+        let result = change(replies);
+        self.shared.queued.set(self.shared.queued.get() + replies.bytes() - before);
         let ready = !replies.out.is_empty();
-        drop(replies);
+        if replies.is_idle() {
+            self.next_seq.set(replies.next_seq());
+            self.give_back(place.take());
+        }
+        drop(place);
         if ready {
             self.task.wake();
         }
         result
+    }
+
+    fn give_back(&self, replies: Option<Box<Replies>>) {
+        let mut spare = self.shared.spare.borrow_mut();
+        if let Some(mut replies) = replies
+            && spare.len() < SPARE_MAX
+        {
+            replies.shrink();
+            spare.push(replies);
+        }
     }
 }

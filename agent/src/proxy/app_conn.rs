@@ -30,14 +30,9 @@ use crate::wire::{
 /// Room that a command gets at a time while it arrives, so that a length that is only announced takes no memory.
 const GROW: usize = 16 * 1024;
 
-/// Serves an application until its connection ends.
-pub(crate) async fn run(worker: Rc<Worker>, app: Rc<App>, stream: TcpStream) {
-    let mut conn = AppConn { stream, worker, app, partial: None, last: None };
-    let reason = std::future::poll_fn(|cx| conn.poll(cx)).await;
-    conn.end(reason);
-}
-
-struct AppConn {
+/// Serves an application until its connection ends. A future by hand, as one that the compiler makes is twice as large,
+/// and there is one for each idle connection.
+pub(crate) struct AppConn {
     stream: TcpStream,
     worker: Rc<Worker>,
     app: Rc<App>,
@@ -56,10 +51,18 @@ struct Partial {
     reserved: usize,
 }
 
-impl AppConn {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+impl Future for AppConn {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let app = self.app.clone();
-        app.task.turn(cx, |cx| self.drive(cx))
+        app.task.turn(cx, |cx| self.drive(cx)).map(|reason| self.end(reason))
+    }
+}
+
+impl AppConn {
+    pub(crate) fn new(worker: Rc<Worker>, app: Rc<App>, stream: TcpStream) -> Self {
+        Self { stream, worker, app, partial: None, last: None }
     }
 
     fn drive(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
@@ -274,8 +277,8 @@ impl AppConn {
         }
     }
 
-    fn end(self, reason: CloseReason) {
-        if let Some(partial) = &self.partial {
+    fn end(&mut self, reason: CloseReason) {
+        if let Some(partial) = self.partial.take() {
             self.worker.queued_sub(partial.reserved);
         }
         let calls = self.app.calls_in_flight();

@@ -104,7 +104,6 @@ impl OutQueue {
                 }
             }
         }
-        self.shrink();
         Poll::Ready(Ok(()))
     }
 }

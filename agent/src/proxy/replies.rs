@@ -38,6 +38,21 @@ pub(crate) struct Replies {
 }
 
 impl Replies {
+    /// Begins where another connection's replies ended, with nothing owed.
+    pub(crate) fn begin(&mut self, seq: Seq) {
+        self.first = seq;
+    }
+
+    /// The place that comes next.
+    pub(crate) fn next_seq(&self) -> Seq {
+        self.first + self.slots.len() as u64
+    }
+
+    /// Forgets everything that is owed.
+    pub(crate) fn clear(&mut self) {
+        *self = Self { first: self.next_seq(), ..Self::default() };
+    }
+
     /// Replies that are owed.
     pub(crate) fn owed(&self) -> usize {
         self.slots.len()
@@ -65,8 +80,9 @@ impl Replies {
 
     /// A place for a reply that comes later.
     pub(crate) fn reserve(&mut self) -> Seq {
+        let seq = self.next_seq();
         self.slots.push_back(Slot::Waiting(None));
-        self.first + self.slots.len() as u64 - 1
+        seq
     }
 
     /// Says which call a place is for.
@@ -153,11 +169,12 @@ impl Replies {
             .collect()
     }
 
-    /// Gives back memory that a burst left behind.
+    /// Gives back memory that a burst left behind; nothing is owed.
     pub(crate) fn shrink(&mut self) {
-        if self.slots.is_empty() && self.slots.capacity() > 8 {
+        if self.slots.capacity() > 8 {
             self.slots = VecDeque::new();
         }
+        self.out.shrink();
     }
 
     fn slot(&mut self, seq: Seq) -> Option<&mut Slot> {

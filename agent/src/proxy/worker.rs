@@ -24,8 +24,8 @@ use tokio::{
 
 use super::{
     accept,
-    app::{App, Queued},
-    app_conn,
+    app::{App, Shared},
+    app_conn::AppConn,
     calls::CallTable,
     dispatch::Call,
     pool::Pool,
@@ -101,7 +101,7 @@ pub(crate) struct Worker {
     apps: RefCell<Slab<Rc<App>>>,
     open: Arc<AtomicUsize>,
     connections_max: usize,
-    queued: Queued,
+    shared: Rc<Shared>,
     started: Instant,
     now: Cell<Instant>,
     timer: Notify,
@@ -193,7 +193,7 @@ impl Worker {
             apps: RefCell::default(),
             open: start.open.clone(),
             connections_max: start.connections_max,
-            queued: Rc::default(),
+            shared: Rc::default(),
             started: now,
             now: Cell::new(now),
             timer: Notify::new(),
@@ -229,7 +229,7 @@ impl Worker {
             pool.retire();
             !pool.is_over()
         });
-        self.counters.queued_bytes.set(self.queued.get() as u64);
+        self.counters.queued_bytes.set(self.shared.queued.get() as u64);
     }
 
     /// The time at the beginning of a task's turn is the time for all of it.
@@ -265,7 +265,7 @@ impl Worker {
     /// The bounds on a command: without room left in the worker, only short ones.
     pub(crate) fn command_limits(&self) -> resp::Limits {
         let limits = self.limits.get();
-        if self.queued.get() < limits.worker_queued_bytes_max {
+        if self.shared.queued.get() < limits.worker_queued_bytes_max {
             return limits.command;
         }
         let short = |max: usize| max.min(SHORT_COMMAND);
@@ -280,15 +280,15 @@ impl Worker {
     }
 
     pub(crate) fn queued(&self) -> usize {
-        self.queued.get()
+        self.shared.queued.get()
     }
 
     pub(crate) fn queued_add(&self, bytes: usize) {
-        self.queued.set(self.queued.get() + bytes);
+        self.shared.queued.set(self.shared.queued.get() + bytes);
     }
 
     pub(crate) fn queued_sub(&self, bytes: usize) {
-        self.queued.set(self.queued.get() - bytes);
+        self.shared.queued.set(self.shared.queued.get() - bytes);
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -312,11 +312,11 @@ impl Worker {
         let app = {
             let mut apps = self.apps.borrow_mut();
             let entry = apps.vacant_entry();
-            let app = Rc::new(App::new(entry.key(), self.counters.accepted.get(), peer, self.now(), self.queued.clone()));
+            let app = Rc::new(App::new(entry.key(), self.counters.accepted.get(), peer, self.now(), self.shared.clone()));
             entry.insert(app.clone());
             app
         };
-        tokio::task::spawn_local(app_conn::run(self.clone(), app, stream));
+        tokio::task::spawn_local(AppConn::new(self.clone(), app, stream));
     }
 
     pub(crate) fn app_ended(&self, app: &App, reason: CloseReason) {
