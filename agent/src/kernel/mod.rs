@@ -102,8 +102,5 @@ fn attach_established(programs: &mut Ebpf, cgroup: &cgroup::Cgroup) -> Result<()
     let program: &mut SockOps = program.try_into().map_err(|error| AttachError::program(NAME, error))?;
     program.load().map_err(|error| AttachError::program(NAME, error))?;
     // Links always leave room for other programs on the same cgroup, and take no flag that says so.
-    program
-        .attach(&cgroup.folder, CgroupAttachMode::Single)
-        .map(drop)
-        .map_err(|error| AttachError::attach(&cgroup.path, error))
+    program.attach(&cgroup.folder, CgroupAttachMode::Single).map(drop).map_err(|error| AttachError::attach(&cgroup.path, error))
 }

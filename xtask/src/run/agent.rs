@@ -1,0 +1,110 @@
+//! The example's agent.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::{children::Process, port};
+use crate::{command, place::Place};
+
+/// How long it may take to serve.
+const START_WITHIN: Duration = Duration::from_secs(15);
+/// Time between two looks.
+const LOOK: Duration = Duration::from_millis(20);
+/// Where metrics usually are, beside the usual port of applications.
+const USUAL_PORTS: (u16, u16) = (13000, 13900);
+
+/// A running agent.
+pub(super) struct Agent {
+    process: Process,
+    moa: PathBuf,
+    /// Its instance name.
+    pub(super) name: String,
+    /// Where applications call it.
+    pub(super) listen: SocketAddr,
+}
+
+impl Agent {
+    /// Starts it with a configuration that has one service.
+    pub(super) fn start(place: &Place, folder: &Path, port: u16, backend: SocketAddr, kernel: bool) -> Result<Self> {
+        let name = format!("demo-{}", std::process::id());
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let metrics = port::free_or_any((port == USUAL_PORTS.0).then_some(USUAL_PORTS.1))?;
+        let config = folder.join("moa.toml");
+        fs::write(&config, configuration(listen, metrics, backend)).context("no configuration for the example")?;
+        let moa = place.moa(false);
+        let kernel = if kernel { "auto" } else { "off" };
+        let args = ["agent", "--name", &name, "--config", &config.to_string_lossy(), "--kernel", kernel];
+        let process = Process::start(&moa, &args, &folder.join("agent.log"), Stdio::null())?;
+        Ok(Self { process, moa, name, listen })
+    }
+
+    /// Returns when it answers a call of the service.
+    pub(super) fn wait_until_it_serves(&mut self) -> Result<()> {
+        let deadline = Instant::now() + START_WITHIN;
+        while !answers(self.listen) {
+            self.check()?;
+            if Instant::now() > deadline {
+                bail!("the agent does not serve after {START_WITHIN:?}; its log ends:\n{}", self.process.tail());
+            }
+            thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    /// Fails if it has ended.
+    pub(super) fn check(&mut self) -> Result<()> {
+        match self.process.ended()? {
+            Some(status) => bail!("the agent ended with {status}; its log ends:\n{}", self.process.tail()),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the kernel programs are there, and if not why not.
+    pub(super) fn kernel_line(&self) -> String {
+        let status = command::printed(Command::new(&self.moa).args(["--name", &self.name, "status", "--json"]));
+        let status: Value = status.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default();
+        match (&status["kernel"]["attached"], &status["kernel"]["reason"]) {
+            (Value::Bool(true), _) => "The kernel programs are attached, and count its connections.".to_owned(),
+            (_, Value::String(reason)) => format!("Userspace only: {reason}."),
+            _ => "It does not say whether the kernel programs are attached.".to_owned(),
+        }
+    }
+
+    /// Tells it to finish and end.
+    pub(super) fn stop(&mut self) -> Result<()> {
+        if !self.process.stop()? {
+            bail!("the agent did not end by itself and was killed; its log ends:\n{}", self.process.tail());
+        }
+        Ok(())
+    }
+}
+
+fn configuration(listen: SocketAddr, metrics: u16, backend: SocketAddr) -> String {
+    format!(
+        "[app]\nlisten = \"{listen}\"\n\n[metrics]\nlisten = \"127.0.0.1:{metrics}\"\n\n\
+         [services.\"/service/demo\"]\ninstances = [\"{backend}\"]\n"
+    )
+}
+
+/// Whether somebody at the address answers a PING.
+fn answers(address: SocketAddr) -> bool {
+    let ask = || -> std::io::Result<bool> {
+        let mut socket = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        socket.write_all(b"*1\r\n$4\r\nPING\r\n")?;
+        let mut answer = [0; 7];
+        socket.read_exact(&mut answer)?;
+        Ok(&answer == b"+PONG\r\n")
+    };
+    ask().unwrap_or(false)
+}
