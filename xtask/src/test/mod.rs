@@ -49,7 +49,7 @@ fn tests(place: &Place, args: &Args, tally: &mut Tally) -> Result<()> {
         test.args(["--color", "always"]);
     }
     let failed_before = tally.failed;
-    let good = count(&mut test, tally)?;
+    let good = count(&mut test, tally, &mut stdout())?;
     if !good && tally.failed == failed_before {
         println!("a test program was not built, or ended without a result: see above");
         tally.failed += 1;
@@ -58,14 +58,12 @@ fn tests(place: &Place, args: &Args, tally: &mut Tally) -> Result<()> {
 }
 
 /// Runs a program, shows what it prints as it prints it, and counts; whether it ended well.
-fn count(command: &mut Command, tally: &mut Tally) -> Result<bool> {
+fn count(command: &mut Command, tally: &mut Tally, out: &mut impl Write) -> Result<bool> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cargo cannot be started")?;
     let output = child.stdout.take().context("no output of cargo")?;
     for line in BufReader::new(output).split(b'\n') {
         let line = line?;
-        let mut out = stdout().lock();
-        out.write_all(&line)?;
-        out.write_all(b"\n")?;
+        out.write_all(&[&line[..], b"\n"].concat())?;
         tally.line(&String::from_utf8_lossy(&line));
     }
     Ok(child.wait()?.success())
@@ -78,9 +76,11 @@ mod tests {
     #[test]
     fn counts_what_a_program_prints() {
         let mut tally = Tally::default();
+        let mut shown = Vec::new();
         let line = "test result: ok. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out";
-        assert!(count(Command::new("echo").arg(line), &mut tally).unwrap());
-        assert!(!count(&mut Command::new("false"), &mut tally).unwrap());
+        assert!(count(Command::new("echo").arg(line), &mut tally, &mut shown).unwrap());
+        assert!(!count(&mut Command::new("false"), &mut tally, &mut shown).unwrap());
         assert_eq!((tally.passed, tally.failed), (3, 1));
+        assert_eq!(shown, [line.as_bytes(), b"\n"].concat());
     }
 }
