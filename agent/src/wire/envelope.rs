@@ -5,8 +5,7 @@
 //! keys compare unescaped. It does not check that strings are UTF-8 or that the halves of a surrogate pair go together:
 //! for the strings that it gives out, [`JsonStr::decode`] does.
 
-use std::fmt;
-
+mod error;
 mod json;
 mod props;
 mod reply_code;
@@ -14,6 +13,7 @@ mod reply_code;
 mod tests;
 mod text;
 
+pub use error::{EnvelopeError, Field, Kind, Syntax};
 use json::Cursor;
 pub use props::{Props, PropsIter};
 pub use reply_code::scan_reply_code;
@@ -33,58 +33,15 @@ pub struct Envelope<'a> {
     pub props: Option<Props<'a>>,
 }
 
-/// Why a body is not a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum EnvelopeError {
-    /// It is not JSON.
-    #[error("the body is not JSON: {what} at byte {at}")]
-    Syntax {
-        /// What is wrong there.
-        what: &'static str,
-        /// Where, from 0.
-        at: usize,
-    },
-    /// A part of it has the wrong type.
-    #[error("{part} must be {expected}, but is {found}, at byte {at}")]
-    Type {
-        /// Which part.
-        part: &'static str,
-        /// What it must be.
-        expected: &'static str,
-        /// What it is.
-        found: Kind,
-        /// Where it begins, from 0.
-        at: usize,
-    },
-}
-
-/// The types of JSON values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are JSON's own")]
-pub enum Kind {
-    Null,
-    Bool,
-    Number,
-    String,
-    Array,
-    Object,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Null => "null",
-            Self::Bool => "a boolean",
-            Self::Number => "a number",
-            Self::String => "a string",
-            Self::Array => "an array",
-            Self::Object => "an object",
-        })
-    }
-}
-
 /// A part that may have the wrong type: a fault that counts only if no later duplicate mends it.
 type Part<T> = Result<Option<T>, EnvelopeError>;
+
+/// The parts of a call, each as its last duplicate has it.
+struct Parts<'a> {
+    action: Part<JsonStr<'a>>,
+    method: Part<JsonStr<'a>>,
+    props: Part<Props<'a>>,
+}
 
 /// Reads what the mesh needs of a call.
 ///
@@ -92,38 +49,49 @@ type Part<T> = Result<Option<T>, EnvelopeError>;
 /// When the body is not JSON, or a part that the mesh reads has the wrong type.
 pub fn scan_request(body: &[u8]) -> Result<Envelope<'_>, EnvelopeError> {
     let mut cursor = Cursor::new(body);
-    let (mut action, mut method, mut props) = (Ok(None), Ok(None), Ok(None));
-    if cursor.kind()? != Kind::Object {
-        return Err(cursor.wrong_type("a call", "an object")?);
+    match scan(&mut cursor) {
+        Ok(Parts { action, method, props }) => Ok(Envelope { action: action?, method: method?, props: props? }),
+        Err(what) => Err(EnvelopeError::Syntax { what, at: cursor.at() }),
+    }
+}
+
+fn scan<'a>(cursor: &mut Cursor<'a>) -> Result<Parts<'a>, Syntax> {
+    let mut parts = Parts { action: Ok(None), method: Ok(None), props: Ok(None) };
+    let kind = cursor.kind()?;
+    if kind != Kind::Object {
+        parts.action = Err(EnvelopeError::Type { field: Field::Call, found: kind, at: cursor.at() });
+        cursor.skip_value(0)?;
+        cursor.end()?;
+        return Ok(parts);
     }
     let mut more = cursor.enter_object()?;
     while more {
         let key = cursor.key()?;
-        if key.is("action") {
-            action = string(&mut cursor, 1, "`action`")?;
-        } else if key.is("params") {
-            method = params(&mut cursor)?;
-        } else if key.is("props") {
-            props = props::scan(&mut cursor)?;
+        if key.is_name("action") {
+            parts.action = string(cursor, 1, Field::Action)?;
+        } else if key.is_name("params") {
+            parts.method = params(cursor)?;
+        } else if key.is_name("props") {
+            parts.props = props::scan(cursor)?;
         } else {
             cursor.skip_value(1)?;
         }
         more = cursor.next_member()?;
     }
     cursor.end()?;
-    Ok(Envelope { action: action?, method: method?, props: props? })
+    Ok(parts)
 }
 
 /// Reads `params`, of which only `m` matters.
-fn params<'a>(cursor: &mut Cursor<'a>) -> Result<Part<JsonStr<'a>>, EnvelopeError> {
+fn params<'a>(cursor: &mut Cursor<'a>) -> Result<Part<JsonStr<'a>>, Syntax> {
     if cursor.kind()? != Kind::Object {
-        return absent_or_wrong(cursor, 1, "`params`", "an object");
+        return absent_or_wrong(cursor, 1, Field::Params);
     }
     let mut method = Ok(None);
     let mut more = cursor.enter_object()?;
     while more {
-        if cursor.key()?.is("m") {
-            method = string(cursor, 2, "`m` of `params`")?;
+        if cursor.key()?.is_name("m") {
+            method = string(cursor, 2, Field::Method)?;
         } else {
             cursor.skip_value(2)?;
         }
@@ -133,22 +101,18 @@ fn params<'a>(cursor: &mut Cursor<'a>) -> Result<Part<JsonStr<'a>>, EnvelopeErro
 }
 
 /// Reads a string within `depth` objects.
-fn string<'a>(cursor: &mut Cursor<'a>, depth: usize, part: &'static str) -> Result<Part<JsonStr<'a>>, EnvelopeError> {
+fn string<'a>(cursor: &mut Cursor<'a>, depth: usize, field: Field) -> Result<Part<JsonStr<'a>>, Syntax> {
     if cursor.kind()? == Kind::String {
         return Ok(Ok(Some(cursor.string()?)));
     }
-    absent_or_wrong(cursor, depth, part, "a string")
+    absent_or_wrong(cursor, depth, field)
 }
 
 /// Passes a value within `depth` objects that is not what was expected: null counts as absent.
-fn absent_or_wrong<T>(
-    cursor: &mut Cursor<'_>,
-    depth: usize,
-    part: &'static str,
-    expected: &'static str,
-) -> Result<Part<T>, EnvelopeError> {
-    let fault = cursor.wrong_type(part, expected)?;
-    let kind = cursor.kind()?;
+#[cold]
+fn absent_or_wrong<T>(cursor: &mut Cursor<'_>, depth: usize, field: Field) -> Result<Part<T>, Syntax> {
+    let found = cursor.kind()?;
+    let at = cursor.at();
     cursor.skip_value(depth)?;
-    Ok(if kind == Kind::Null { Ok(None) } else { Err(fault) })
+    Ok(if found == Kind::Null { Ok(None) } else { Err(EnvelopeError::Type { field, found, at }) })
 }

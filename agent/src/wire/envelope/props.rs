@@ -1,7 +1,7 @@
 //! `props`: what a caller says about the routing of its call.
 
 use super::json::Cursor;
-use super::{EnvelopeError, JsonStr, Kind, Part, absent_or_wrong};
+use super::{EnvelopeError, Field, JsonStr, Kind, Part, Syntax, absent_or_wrong};
 
 /// An object of strings within a call. Read from the text each time, so it costs nothing to keep.
 #[derive(Debug, Clone, Copy)]
@@ -62,10 +62,10 @@ impl<'a> Iterator for PropsIter<'a> {
 ///
 /// An empty array passes for an empty object: it is what PHP writes for an empty map. A value that is not a string is an
 /// error even if a later duplicate replaces it: to find that out would take memory.
-pub(super) fn scan<'a>(cursor: &mut Cursor<'a>) -> Result<Part<Props<'a>>, EnvelopeError> {
+pub(super) fn scan<'a>(cursor: &mut Cursor<'a>) -> Result<Part<Props<'a>>, Syntax> {
     if cursor.kind()? != Kind::Object {
         let before = *cursor;
-        let part = absent_or_wrong(cursor, 1, "`props`", "an object of strings")?;
+        let part = absent_or_wrong(cursor, 1, Field::Props)?;
         return Ok(if is_empty_array(before.until(cursor)) { Ok(None) } else { part });
     }
     let props = Props { cursor: *cursor };
@@ -73,11 +73,11 @@ pub(super) fn scan<'a>(cursor: &mut Cursor<'a>) -> Result<Part<Props<'a>>, Envel
     let mut more = cursor.enter_object()?;
     while more {
         cursor.key()?;
-        if cursor.kind()? == Kind::String {
+        let found = cursor.kind()?;
+        if found == Kind::String {
             cursor.string()?;
         } else {
-            let found = cursor.wrong_type("a value of `props`", "a string")?;
-            fault = fault.or(Some(found));
+            fault = fault.or(Some(EnvelopeError::Type { field: Field::Prop, found, at: cursor.at() }));
             cursor.skip_value(2)?;
         }
         more = cursor.next_member()?;

@@ -23,7 +23,7 @@ fn search(body: &[u8]) -> Option<i64> {
     }
     let mut more = cursor.enter_object().ok()?;
     while more {
-        let is_code = cursor.key().ok()?.is("ec");
+        let is_code = cursor.key().ok()?.is_name("ec");
         let kind = cursor.kind().ok()?;
         let from = cursor;
         cursor.skip_value(1).ok()?;

@@ -8,8 +8,6 @@ use std::str;
 pub struct JsonStr<'a> {
     /// What stands between its quotes.
     pub raw: &'a [u8],
-    /// Whether there is a backslash in it; if not, `raw` is the string itself.
-    pub escaped: bool,
 }
 
 /// Why a string means nothing.
@@ -33,8 +31,14 @@ enum Piece<'a> {
 }
 
 impl<'a> JsonStr<'a> {
-    pub(super) fn new(raw: &'a [u8], escaped: bool) -> Self {
-        Self { raw, escaped }
+    pub(super) fn new(raw: &'a [u8]) -> Self {
+        Self { raw }
+    }
+
+    /// Whether there is a backslash in it; if not, `raw` is the string itself.
+    #[must_use]
+    pub fn is_escaped(&self) -> bool {
+        memchr::memchr(b'\\', self.raw).is_some()
     }
 
     /// What the string means. Allocates only if it has escapes.
@@ -42,7 +46,7 @@ impl<'a> JsonStr<'a> {
     /// # Errors
     /// When it means nothing: it is not UTF-8, or has half a surrogate pair.
     pub fn decode(&self) -> Result<Cow<'a, str>, DecodeError> {
-        if !self.escaped {
+        if !self.is_escaped() {
             return str::from_utf8(self.raw).map(Cow::Borrowed).map_err(|_| DecodeError::Utf8);
         }
         let mut text = Vec::with_capacity(self.raw.len());
@@ -55,7 +59,7 @@ impl<'a> JsonStr<'a> {
     /// # Errors
     /// As [`Self::decode`].
     pub fn decode_with<'b>(&'b self, scratch: &'b mut Vec<u8>) -> Result<&'b str, DecodeError> {
-        let text = if self.escaped {
+        let text = if self.is_escaped() {
             scratch.clear();
             self.unescape(scratch)?;
             scratch
@@ -66,10 +70,16 @@ impl<'a> JsonStr<'a> {
     }
 
     /// Whether it means `text`. Never allocates.
-    #[inline]
     #[must_use]
     pub fn is(&self, text: &str) -> bool {
-        if self.escaped { self.is_unescaped(text) } else { self.raw == text.as_bytes() }
+        if self.is_escaped() { self.is_unescaped(text) } else { self.raw == text.as_bytes() }
+    }
+
+    /// [`Self::is`] for a name that has no backslash in it.
+    #[inline]
+    pub(super) fn is_name(&self, name: &'static str) -> bool {
+        // An escape is longer than what it stands for.
+        self.raw == name.as_bytes() || self.raw.len() > name.len() && self.is_escaped() && self.is_unescaped(name)
     }
 
     #[cold]

@@ -1,0 +1,10 @@
+//! `agent::wire` against references, with random texts, with the bytes of real peers, and with the seeds of the fuzz
+//! targets.
+//!
+//! `MOA_SEED` repeats a run; `MOA_CASES` says how many random cases each property gets.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod check;
+mod properties;
+mod replay;
