@@ -3,7 +3,7 @@
 //!
 //! `MOA_SEED` repeats a run; `MOA_CASES` says how many random cases each property gets.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test may panic; its numbers are small")]
 
 mod check;
 mod properties;

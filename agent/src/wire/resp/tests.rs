@@ -82,7 +82,6 @@ fn arrays_of_nothing_and_empty_lines_are_passed_over() {
 
 #[test]
 fn lengths_are_read_strictly() {
-    let multibulk = Seen::Error(ProtocolError::MultibulkLength);
     for bad in [
         "*\r\n",
         "*x\r\n",
@@ -96,11 +95,10 @@ fn lengths_are_read_strictly() {
         "*1048577\r\n",
         "*9999999999\r\n",
     ] {
-        assert_eq!(see(bad.as_bytes()), [multibulk.clone()], "{bad:?}");
+        assert_eq!(see(bad.as_bytes()), [Seen::Error(ProtocolError::MultibulkLength)], "{bad:?}");
     }
-    let bulk = Seen::Error(ProtocolError::BulkLength);
     for bad in ["$\r\n", "$x", "$-1\r\n", "$00\r\n", "$+1\r\n", "$1\n", "$536870913\r\n", "$18446744073709551617\r\n"] {
-        assert_eq!(see(format!("*1\r\n{bad}").as_bytes()), [bulk.clone()], "{bad:?}");
+        assert_eq!(see(format!("*1\r\n{bad}").as_bytes()), [Seen::Error(ProtocolError::BulkLength)], "{bad:?}");
     }
     assert!(see(b"*1048576\r\n$536870912\r\n").is_empty());
 }
