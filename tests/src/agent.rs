@@ -1,0 +1,306 @@
+//! A real agent: the `moa` binary in a process of its own.
+
+use std::{
+    env, fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{
+    client::Client,
+    machine::{free_address, release_address},
+    process::Process,
+    resp::Reply,
+    wait::{PATIENCE, until, until_true},
+};
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// What an agent is started with; [`Agent::prepare`] makes one.
+pub struct Prepared {
+    dir: TempDir,
+    name: String,
+    config: String,
+    app: SocketAddr,
+    metrics: SocketAddr,
+    run_dir: PathBuf,
+}
+
+/// A running agent.
+pub struct Agent {
+    prepared: Prepared,
+    process: Process,
+    /// Whether its log may hold a panic: never, unless the test killed it.
+    killed: bool,
+}
+
+/// What a verb printed, and how it ended.
+pub struct Outcome {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it printed.
+    pub stdout: String,
+    /// What it complained about.
+    pub stderr: String,
+}
+
+impl Agent {
+    /// Starts an agent with this configuration, and waits until it serves.
+    pub fn start(config: &str) -> Self {
+        Self::prepare(config).start()
+    }
+
+    /// Prepares an agent: a directory, a name and ports of its own.
+    pub fn prepare(config: &str) -> Prepared {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let dir = tempfile::Builder::new().prefix("moa-test-").tempdir().expect("a temporary directory");
+        Prepared {
+            run_dir: dir.path().join("run"),
+            dir,
+            name: format!("t{}-{number}", std::process::id()),
+            config: config.to_owned(),
+            app: free_address(),
+            metrics: free_address(),
+        }
+    }
+
+    /// Where applications call it.
+    pub fn address(&self) -> SocketAddr {
+        self.prepared.app
+    }
+
+    /// Where machines ask for its metrics.
+    pub fn metrics_address(&self) -> SocketAddr {
+        self.prepared.metrics
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.prepared.name
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Its run directory.
+    pub fn run_dir(&self) -> &Path {
+        &self.prepared.run_dir
+    }
+
+    /// The file it is configured by.
+    pub fn config_path(&self) -> PathBuf {
+        self.prepared.config_path()
+    }
+
+    /// A new connection to it.
+    pub fn connect(&self) -> Client {
+        Client::connect(self.address())
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Replaces its configuration file; it takes effect with a reload.
+    pub fn write_config(&self, config: &str) {
+        fs::write(self.config_path(), config).expect("writing the agent's configuration");
+    }
+
+    /// Replaces its configuration and has it reloaded by the verb.
+    pub fn reload(&self, config: &str) {
+        self.write_config(config);
+        let outcome = self.verb(&["config", "reload"]);
+        assert!(outcome.status.success(), "moa config reload: {}{}", outcome.stdout, outcome.stderr);
+    }
+
+    /// Runs a verb of the CLI against it.
+    pub fn verb(&self, words: &[&str]) -> Outcome {
+        self.prepared.verb(words)
+    }
+
+    /// Runs a verb with `--json`, and parses what it prints.
+    pub fn json(&self, words: &[&str]) -> Value {
+        let words: Vec<_> = words.iter().copied().chain(["--json"]).collect();
+        let outcome = self.verb(&words);
+        assert!(outcome.status.success(), "moa {words:?}: {}{}", outcome.stdout, outcome.stderr);
+        serde_json::from_str(&outcome.stdout)
+            .unwrap_or_else(|error| panic!("moa {words:?} printed no JSON ({error}): {}", outcome.stdout))
+    }
+
+    /// One instance of a service, as `moa services --json` shows it.
+    pub fn instance(&self, service: &str, address: SocketAddr) -> Option<Value> {
+        let services = self.json(&["services"]);
+        let service = services.as_array()?.iter().find(|entry| entry["uri"] == service)?;
+        service["instances"].as_array()?.iter().find(|entry| entry["address"] == address.to_string()).cloned()
+    }
+
+    /// Waits until its health check finds an instance healthy, or not.
+    pub fn await_health(&self, service: &str, address: SocketAddr, healthy: bool) {
+        until_true(&format!("{address} to be found {}", if healthy { "healthy" } else { "unhealthy" }), || {
+            self.instance(service, address).is_some_and(|instance| instance["healthy"] == healthy)
+        });
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// How it ended, if it did.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.ended()
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        self.process.wait_within(limit)
+    }
+
+    /// Stops it gracefully; it must end with 0.
+    pub fn stop(&mut self) {
+        self.signal(Signal::SIGTERM);
+        let status = self.wait(PATIENCE);
+        assert!(status.success(), "the agent ended with {status} after SIGTERM");
+    }
+
+    /// Kills it without notice.
+    pub fn kill(&mut self) {
+        self.process.kill();
+        self.killed = true;
+    }
+
+    /// Starts it once more after its end: the same name, directories and ports.
+    pub fn start_again(&mut self) {
+        assert!(self.ended().is_some(), "the agent still runs");
+        self.process = self.prepared.serve();
+        self.killed = false;
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        release_address(self.prepared.app);
+        release_address(self.prepared.metrics);
+        if std::thread::panicking() || self.killed {
+            return;
+        }
+        let log = self.log();
+        assert!(!log.contains("panicked at"), "the agent panicked:\n{log}");
+    }
+}
+
+impl Prepared {
+    /// Gives the agent another name.
+    #[must_use]
+    pub fn name(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
+    /// Lets it use another's run directory.
+    #[must_use]
+    pub fn beside(mut self, other: &Agent) -> Self {
+        self.run_dir.clone_from(&other.prepared.run_dir);
+        self
+    }
+
+    /// Lets applications call it here.
+    #[must_use]
+    pub fn listen_at(mut self, address: SocketAddr) -> Self {
+        self.app = address;
+        self
+    }
+
+    /// Its name.
+    pub fn agent_name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it is configured from.
+    pub fn config_path(&self) -> PathBuf {
+        self.dir.path().join("moa.toml")
+    }
+
+    /// Starts it, and waits until it serves.
+    pub fn start(self) -> Agent {
+        let process = self.serve();
+        Agent { prepared: self, process, killed: false }
+    }
+
+    /// Starts it and expects it to give up at once; returns how it ended and what it said.
+    pub fn start_in_vain(self) -> (ExitStatus, String) {
+        let mut process = self.spawn();
+        let status = process.wait();
+        (status, process.log())
+    }
+
+    /// Runs a verb of the CLI with its name and run directory.
+    pub fn verb(&self, words: &[&str]) -> Outcome {
+        let run_dir = self.run_dir.display().to_string();
+        let words: Vec<&str> = words.iter().copied().chain(["--name", &self.name, "--run-dir", &run_dir]).collect();
+        run_verb(&words)
+    }
+
+    fn serve(&self) -> Process {
+        let mut process = self.spawn();
+        until("the agent to answer PING", || {
+            if let Some(status) = process.ended() {
+                panic!("the agent ended with {status} at its start");
+            }
+            let mut client = Client::try_connect(self.app).ok()?;
+            client.try_send("*1\r\n$4\r\nPING\r\n").ok()?;
+            client.try_read().ok().filter(|reply| *reply == Reply::Simple("PONG".to_owned()))
+        });
+        process
+    }
+
+    fn spawn(&self) -> Process {
+        fs::write(self.config_path(), &self.config).expect("writing the agent's configuration");
+        let mut command = Command::new(binary());
+        command.args(["agent", "--name", &self.name, "--kernel", "off"]);
+        command.arg("--config").arg(self.config_path());
+        command.args(["--app-listen", &self.app.to_string(), "--metrics-listen", &self.metrics.to_string()]);
+        command.arg("--run-dir").arg(&self.run_dir);
+        Process::start(&self.name, &mut command, &self.dir.path().join("log"))
+    }
+}
+
+/// Runs the binary with these words, and nothing else.
+pub fn run_verb(words: &[&str]) -> Outcome {
+    let output = Command::new(binary()).args(words).output();
+    let output = output.unwrap_or_else(|error| panic!("moa {words:?}: {error}"));
+    Outcome {
+        status: output.status,
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// The `moa` binary: `MOA_BIN`, or the one built beside this test.
+///
+/// # Panics
+/// If there is none, with what to do.
+pub fn binary() -> PathBuf {
+    if let Some(path) = env::var_os("MOA_BIN") {
+        let path = PathBuf::from(path);
+        assert!(path.is_file(), "MOA_BIN is {}, which is no file", path.display());
+        return path;
+    }
+    let mut dir = env::current_exe().expect("the path of this test");
+    // target/release/deps/TEST: the binary is one folder up.
+    dir.pop();
+    dir.pop();
+    let path = dir.join("moa");
+    assert!(path.is_file(), "{} is missing: run `cargo xtask build` first, or name the binary in MOA_BIN", path.display());
+    path
+}
