@@ -51,6 +51,7 @@ pub(crate) struct App {
     close: Cell<Option<CloseReason>>,
     /// Backends that hold back answers until this application has taken some.
     paused: RefCell<Vec<Waker>>,
+    stalled: Cell<bool>,
 }
 
 impl App {
@@ -69,12 +70,18 @@ impl App {
             task: Task::default(),
             close: Cell::new(None),
             paused: RefCell::default(),
+            stalled: Cell::new(false),
         }
     }
 
     /// Replies that it is owed.
     pub(crate) fn owed(&self) -> usize {
         self.replies.borrow().as_ref().map_or(0, |replies| replies.owed())
+    }
+
+    /// Bytes of replies that are on their way to it.
+    pub(crate) fn output_bytes(&self) -> usize {
+        self.replies.borrow().as_ref().map_or(0, |replies| replies.out.bytes())
     }
 
     /// Bytes of replies that it has not taken.
@@ -84,10 +91,6 @@ impl App {
 
     pub(crate) fn is_idle(&self) -> bool {
         self.replies.borrow().is_none()
-    }
-
-    pub(crate) fn has_output(&self) -> bool {
-        self.replies.borrow().as_ref().is_some_and(|replies| !replies.out.is_empty())
     }
 
     /// A reply that is known at once.
@@ -135,9 +138,10 @@ impl App {
         self.replies.borrow().as_ref().map_or_else(Vec::new, |replies| replies.calls())
     }
 
-    /// Whether it has taken too little to be sent more; it wakes `waker` when it has.
-    pub(crate) fn pause_reader(&self, queued_bytes_max: usize, waker: Waker) -> bool {
-        if self.close.get().is_some() || self.queued_bytes() < queued_bytes_max {
+    /// Whether it has taken too little to be sent the answer of this place; it wakes `waker` when it has.
+    pub(crate) fn pause_reader(&self, seq: Seq, queued_bytes_max: usize, waker: Waker) -> bool {
+        let waits = self.replies.borrow().as_ref().map_or(0, |replies| replies.before(seq));
+        if self.close.get().is_some() || waits < queued_bytes_max {
             return false;
         }
         let mut paused = self.paused.borrow_mut();
@@ -147,8 +151,19 @@ impl App {
         true
     }
 
+    /// Remembers that it held up others for as long as it may.
+    pub(crate) fn set_stalled(&self) {
+        self.stalled.set(true);
+    }
+
+    /// Whether it has taken nothing since then.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled.get()
+    }
+
     /// It can be sent more again.
     pub(crate) fn resume_readers(&self) {
+        self.stalled.set(false);
         for waker in std::mem::take(&mut *self.paused.borrow_mut()) {
             waker.wake();
         }
@@ -185,8 +200,9 @@ impl App {
             spare.begin(self.next_seq.get());
             spare
         });
-        let before = replies.bytes();
+        let (before, first) = (replies.bytes(), replies.first());
         let result = change(replies);
+        let moved = replies.first() != first;
         self.shared.queued.set(self.shared.queued.get() + replies.bytes() - before);
         let ready = !replies.out.is_empty();
         if replies.is_idle() {
@@ -194,6 +210,10 @@ impl App {
             self.give_back(place.take());
         }
         drop(place);
+        if moved {
+            // What is first now may leave, whatever waits behind it.
+            self.resume_readers();
+        }
         if ready {
             self.task.wake();
         }

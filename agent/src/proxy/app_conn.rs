@@ -78,7 +78,7 @@ impl AppConn {
                 Poll::Pending => false,
             };
             let queued = self.app.queued_bytes();
-            if queued < limits.queued_bytes_max / 2 {
+            if self.app.output_bytes() < limits.queued_bytes_max / 2 {
                 self.app.resume_readers();
             }
             if let Some(reason) = self.last {
@@ -91,7 +91,7 @@ impl AppConn {
                 Poll::Ready(Ok(data)) if data.is_empty() => self.last = Some(CloseReason::Peer),
                 Poll::Ready(Ok(data)) => self.feed(data),
                 Poll::Ready(Err(_)) => return Poll::Ready(CloseReason::Peer),
-                Poll::Pending if writable && self.app.has_output() => {}
+                Poll::Pending if writable && self.app.output_bytes() > 0 => {}
                 Poll::Pending if self.worker.is_draining() && self.app.is_idle() => self.last = Some(CloseReason::Drain),
                 Poll::Pending => return Poll::Pending,
             }

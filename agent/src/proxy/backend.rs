@@ -24,6 +24,12 @@ const WHOLE_MAX: usize = 64 * 1024;
 /// What a server of 2016 says when it has timed out. Its late result will follow, for whoever comes next.
 const SERVER_TIMEOUT: u16 = 3041;
 
+/// What a bulk ends with.
+const END: &[u8] = b"\r\n";
+const NO_END: &str = "the server's answer does not end where it says";
+/// How much of an answer that is none is shown.
+const EXCERPT: usize = 200;
+
 /// Opens a connection for a pool and serves it until it ends.
 pub(crate) async fn run(worker: Rc<Worker>, pool: Rc<Pool>) {
     let within = Duration::from_millis(pool.policy().connect_timeout_ms);
@@ -98,7 +104,7 @@ impl Backend {
     /// The application that the next bytes are for takes none: leave them in the socket. It wakes this task.
     fn reader_is_slow(&self) -> bool {
         match (self.link.next_answer(), self.link.task.waker()) {
-            (Some(key), Some(waker)) => self.worker.must_pause(key, self.pool.policy().pipelined, waker),
+            (Some(key), Some(waker)) => self.worker.must_pause(key, &self.pool, waker),
             _ => false,
         }
     }
@@ -158,16 +164,29 @@ impl Backend {
 
     /// A whole answer.
     fn answered(&mut self, head: &ReplyHead, whole: Bytes) -> Result<(), String> {
-        let code = code(head, &whole);
-        if let Some(key) = self.link.next_answer() {
-            self.worker.answered(key, &self.pool, whole, code);
-        }
+        let Some(key) = self.link.next_answer() else { return Ok(()) };
+        let code = match *head {
+            ReplyHead::Bulk { header, len } if whole.ends_with(END) => code(&whole[header..header + len]),
+            ReplyHead::Bulk { .. } => return Err(NO_END.to_owned()),
+            ReplyHead::Line { .. } | ReplyHead::Null { .. } => {
+                let text = String::from_utf8_lossy(&whole[..whole.len().min(EXCERPT)]);
+                let reason = format!("the server sent no answer of a MOA service but {:?}", text.trim_end());
+                self.worker.not_an_answer(key, &self.pool, &reason);
+                return self.next(None);
+            }
+        };
+        self.worker.answered(key, &self.pool, whole, code);
         self.next(code)
     }
 
     /// A piece of an answer that is too large to hold.
     fn pass_on(&mut self, piece: Bytes) -> Result<(), String> {
         self.rest -= piece.len();
+        // The last two bytes, as far as they are here: each with how many come after it.
+        let ends = piece.iter().rev().zip(self.rest..END.len()).all(|(byte, after)| *byte == END[END.len() - 1 - after]);
+        if !ends {
+            return Err(NO_END.to_owned());
+        }
         let Some(key) = self.link.next_answer() else { return Ok(()) };
         self.worker.append(key, &self.pool, piece, self.rest == 0);
         if self.rest == 0 { self.next(None) } else { Ok(()) }
@@ -193,13 +212,9 @@ fn frame_len(head: &ReplyHead) -> usize {
 }
 
 /// The error code of an answer; none if it is a success.
-fn code(head: &ReplyHead, whole: &[u8]) -> Option<u16> {
-    match *head {
-        ReplyHead::Bulk { header, len } => match scan_reply_code(&whole[header..header + len]) {
-            None | Some(0 | 200) => None,
-            Some(code) => Some(u16::try_from(code).unwrap_or(0)),
-        },
-        ReplyHead::Line { kind: b'-', .. } => Some(0),
-        ReplyHead::Line { .. } | ReplyHead::Null { .. } => None,
+fn code(body: &[u8]) -> Option<u16> {
+    match scan_reply_code(body) {
+        None | Some(0 | 200) => None,
+        Some(code) => Some(u16::try_from(code).unwrap_or(0)),
     }
 }

@@ -13,7 +13,6 @@ use super::{
     pool::{Pool, Refused},
     replies::Seq,
     service::Service,
-    stats::CloseReason,
     worker::Worker,
 };
 use crate::wire::reply::error_envelope;
@@ -184,6 +183,11 @@ impl Worker {
         }
     }
 
+    /// The service's answer is none that a caller could read.
+    pub(crate) fn not_an_answer(&self, key: CallKey, pool: &Pool, reason: &str) {
+        self.fail(key, code::REMOTING, Some(pool.instance.address), reason);
+    }
+
     /// A piece of the service's answer.
     pub(crate) fn append(&self, key: CallKey, pool: &Pool, piece: Bytes, last: bool) {
         let Some((app, seq)) = self.calls.borrow_mut().get_mut(key).map(|call| (call.app.clone(), call.seq)) else { return };
@@ -213,25 +217,35 @@ impl Worker {
     }
 
     /// Whether the answer of a call must be left in the socket, because the application has taken too little of what it
-    /// was sent before. It wakes `waker` when it has.
-    pub(crate) fn must_pause(&self, key: CallKey, shared: bool, waker: Waker) -> bool {
-        let mut calls = self.calls.borrow_mut();
-        let Some(call) = calls.get_mut(key) else { return false };
-        if call.app.pause_reader(self.limits().queued_bytes_max, waker) {
-            if !call.paused {
-                call.paused = true;
-                let within = if shared { STALL_MAX.min(call.timeout) } else { call.timeout };
+    /// was sent before. It wakes `waker` when it has. An application that has held up others long enough does so no more:
+    /// its calls on shared connections fail, and their answers are read and dropped.
+    pub(crate) fn must_pause(&self, key: CallKey, pool: &Pool, waker: Waker) -> bool {
+        let shared = pool.policy().pipelined;
+        let stalled = {
+            let mut calls = self.calls.borrow_mut();
+            let Some(call) = calls.get_mut(key) else { return false };
+            let pause = call.app.pause_reader(call.seq, self.limits().queued_bytes_max, waker);
+            let stalled = pause && shared && call.app.is_stalled();
+            if pause != call.paused && !stalled {
+                call.paused = pause;
+                let within = if pause && shared { STALL_MAX.min(call.timeout) } else { call.timeout };
                 let deadline = self.tick_of(self.now() + within);
                 calls.rearm(key, deadline);
             }
-            return true;
-        }
-        if call.paused {
-            call.paused = false;
-            let deadline = self.tick_of(self.now() + call.timeout);
-            calls.rearm(key, deadline);
+            if pause && !stalled {
+                return true;
+            }
+            stalled
+        };
+        if stalled {
+            self.fail(key, code::POOL_FULL, Some(pool.instance.address), &self.why_stalled());
         }
         false
+    }
+
+    fn why_stalled(&self) -> String {
+        let max = self.limits().queued_bytes_max;
+        format!("the application does not read its answers, and {max} bytes of them wait already (app.queued_bytes_max)")
     }
 
     /// Ends the calls whose time is over.
@@ -250,17 +264,19 @@ impl Worker {
         else {
             return;
         };
-        let reason = format!("no answer within {} ms", timeout.as_millis());
+        let (code, reason) = if paused {
+            app.set_stalled();
+            (code::POOL_FULL, self.why_stalled())
+        } else {
+            (code::TIMEOUT, format!("no answer within {} ms", timeout.as_millis()))
+        };
         if self.withdraw(key, &place) == Forgotten::Sent
             && let Place::Sent(pool, link) = &place
         {
             // The late answer must not be taken for another call's. Where answers come in order it can be waited for.
             if pool.policy().pipelined { link.retire() } else { link.stop(reason.clone()) }
         }
-        if paused {
-            app.close(CloseReason::Stalled);
-        }
-        self.fail(key, code::TIMEOUT, place.pool().map(|pool| pool.instance.address), &reason);
+        self.fail(key, code, place.pool().map(|pool| pool.instance.address), &reason);
     }
 
     /// The application has gone: what was not sent need not be.

@@ -43,6 +43,11 @@ impl Replies {
         self.first = seq;
     }
 
+    /// The place whose turn it is.
+    pub(crate) fn first(&self) -> Seq {
+        self.first
+    }
+
     /// The place that comes next.
     pub(crate) fn next_seq(&self) -> Seq {
         self.first + self.slots.len() as u64
@@ -61,6 +66,12 @@ impl Replies {
     /// Bytes that wait for the application, or for their turn.
     pub(crate) fn bytes(&self) -> usize {
         self.out.bytes() + self.waiting_bytes
+    }
+
+    /// Bytes that must leave before those of a place can: for the first one only what is on its way to the socket, as
+    /// what waits behind it goes only when it has gone.
+    pub(crate) fn before(&self, seq: Seq) -> usize {
+        if seq == self.first { self.out.bytes() } else { self.bytes() }
     }
 
     /// Everything that was owed is in the socket.

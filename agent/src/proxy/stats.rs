@@ -281,14 +281,12 @@ pub(crate) enum CloseReason {
     Protocol,
     /// An answer broke off after its beginning had been passed on.
     CutAnswer,
-    /// It took none of its answers for too long.
-    Stalled,
     /// The agent drains.
     Drain,
 }
 
 impl CloseReason {
-    pub(crate) const ALL: [Self; 6] = [Self::Peer, Self::Quit, Self::Protocol, Self::CutAnswer, Self::Stalled, Self::Drain];
+    pub(crate) const ALL: [Self; 5] = [Self::Peer, Self::Quit, Self::Protocol, Self::CutAnswer, Self::Drain];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -296,7 +294,6 @@ impl CloseReason {
             Self::Quit => "quit",
             Self::Protocol => "protocol",
             Self::CutAnswer => "cut_answer",
-            Self::Stalled => "stalled",
             Self::Drain => "drain",
         }
     }
