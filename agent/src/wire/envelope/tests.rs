@@ -171,9 +171,17 @@ fn the_code_of_a_reply_is_found_wherever_it_is() {
     assert_eq!(scan_reply_code(br#"{"em":"","result":{"ec":1},"ec":3041}"#), Some(3041));
     assert_eq!(scan_reply_code(br#" { "em" : "x" , "e\u0063" : -7 } "#), Some(-7));
     assert_eq!(scan_reply_code(br#"{"ec":504,"em":"","result":"cut of"#), Some(504), "the beginning will do");
-    for none in
-        ["", "{}", "[0]", r#"{"em":""}"#, r#"{"ec":"0"}"#, r#"{"ec":1.5}"#, r#"{"ec":1e3}"#, r#"{"ec":99999999999999999999}"#]
-    {
+    for none in [
+        "",
+        "{}",
+        "[0]",
+        r#"{"em":""}"#,
+        r#"{"ec":"0"}"#,
+        r#"{"ec":1.5}"#,
+        r#"{"ec":1e3}"#,
+        r#"{"ec":1E3}"#,
+        r#"{"ec":99999999999999999999}"#,
+    ] {
         assert_eq!(scan_reply_code(none.as_bytes()), None, "{none}");
     }
     assert_eq!(scan_reply_code(br#"{"ec":30"#), None, "it may be 3041");
