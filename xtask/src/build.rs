@@ -21,7 +21,7 @@ pub(crate) struct Args {
 pub(crate) fn run(place: &Place, args: &Args) -> Result<()> {
     kernel_object(place);
     let mut build = cargo();
-    build.args(["build", "--package", "agent", "--bin", "moa"]).current_dir(&place.root);
+    build.args(["build", "--bin", "moa"]).current_dir(&place.root);
     if !args.debug {
         build.arg("--release");
     }
