@@ -3,6 +3,8 @@
 use std::{
     env,
     ffi::OsStr,
+    fs,
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -26,6 +28,14 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 pub(crate) fn printed(command: &mut Command) -> Option<String> {
     let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The end of a log, for what went wrong is mostly there.
+pub(crate) fn tail(log: &Path) -> String {
+    const LINES: usize = 25;
+    let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LINES)..].join("\n")
 }
 
 /// The command as one would type it.

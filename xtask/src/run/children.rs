@@ -17,14 +17,12 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::command::show;
+use crate::command::{self, show};
 
 /// How long a process may take to end when it is told to.
 const STOP_WITHIN: Duration = Duration::from_secs(12);
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(10);
-/// Lines of a log that are shown when something failed.
-const TAIL: usize = 20;
 
 /// A process with its log. Dropping it ends it.
 pub(super) struct Process {
@@ -61,9 +59,7 @@ impl Process {
 
     /// The end of its log.
     pub(super) fn tail(&self) -> String {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(TAIL)..].join("\n")
+        command::tail(&self.log)
     }
 
     /// Tells it to end, waits, and at last kills it; whether it ended by itself.

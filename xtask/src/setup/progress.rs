@@ -11,10 +11,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::{command::show, place::Place};
-
-/// Lines of the log that are shown when something failed.
-const TAIL: usize = 25;
+use crate::{
+    command::{show, tail},
+    place::Place,
+};
 
 /// Where progress is shown, and the log.
 pub(super) struct Progress {
@@ -42,7 +42,7 @@ impl Progress {
             spinner.finish_and_clear();
         }
         if !status.success() {
-            bail!("{} ended with {status}:\n{}\n(all of it: {})", show(command), self.tail(), self.log.display());
+            bail!("{} ended with {status}:\n{}\n(all of it: {})", show(command), tail(&self.log), self.log.display());
         }
         println!("setup: {what}: done in {:.0} s", started.elapsed().as_secs_f64());
         Ok(())
@@ -51,12 +51,6 @@ impl Progress {
     fn open(&self) -> Result<File> {
         let open = OpenOptions::new().create(true).append(true).open(&self.log);
         open.with_context(|| format!("{} cannot be written", self.log.display()))
-    }
-
-    fn tail(&self) -> String {
-        let text = fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(TAIL)..].join("\n")
     }
 }
 

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every test there is, and one line at the end that says how they went.
 
+mod fuzz;
 mod tally;
 
 use std::{
@@ -33,6 +34,9 @@ pub(crate) fn run(place: &Place, args: &Args) -> Result<ExitCode> {
     build::run(place, &build::Args::default())?;
     let mut tally = Tally::default();
     tests(place, args, &mut tally)?;
+    if args.filter.is_empty() {
+        fuzz::run(place, args.long, &mut tally)?;
+    }
     println!("\n{tally}");
     Ok(if tally.failed == 0 && tally.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
