@@ -100,7 +100,7 @@ fn replies_of_real_peers_are_framed_however_they_are_cut() {
 fn codes_of_real_replies_are_found() {
     let codes = |case: &str| -> Vec<i64> {
         let (_, text) = files("vectors/moa", &format!("{case}.resp.bin")).remove(0);
-        frames(&[&text])
+        frames(&text, [text.len()])
             .iter()
             .filter_map(|frame| scan_reply_code(&frame[frame.iter().position(|byte| *byte == b'{')?..]))
             .collect()
