@@ -4,7 +4,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -15,15 +14,17 @@ use crate::{
     place::Place,
 };
 
-/// How long each target runs in CI; long enough to meet every seed and what is near to it.
-const BRIEFLY: Duration = Duration::from_secs(20);
-const LONG: Duration = Duration::from_secs(600);
+/// How long a target runs in CI: so many inputs, and not longer than this however slow the machine is.
+const BRIEFLY: [&str; 2] = ["-runs=200000", "-max_total_time=60"];
+/// How long it runs with `--long`.
+const LONG: [&str; 1] = ["-max_total_time=600"];
 
 /// Builds all targets and runs one after the other.
 pub(super) fn run(place: &Place, long: bool, tally: &mut Tally) -> Result<()> {
     let folder = place.root.join("tests/fuzz");
     let targets = targets(&folder)?;
-    println!("\nfuzzing {}, each for {} s", targets.join(", "), time(long).as_secs());
+    let how_long: &[&str] = if long { &LONG } else { &BRIEFLY };
+    println!("\nfuzzing {}, each with {}", targets.join(", "), how_long.join(" "));
     if let Err(error) = command::run(in_folder(&folder).args(["build", "--release", "--quiet"])) {
         println!("the fuzz targets cannot be built: {error:#}");
         tally.failed += 1;
@@ -31,7 +32,7 @@ pub(super) fn run(place: &Place, long: bool, tally: &mut Tally) -> Result<()> {
     }
     for target in targets {
         let log = place.target.join(format!("fuzz-{target}.log"));
-        if fuzz(&folder, &target, time(long), &log)? {
+        if fuzz(&folder, &target, how_long, &log)? {
             println!("fuzz {target} ... ok");
             tally.passed += 1;
         } else {
@@ -40,10 +41,6 @@ pub(super) fn run(place: &Place, long: bool, tally: &mut Tally) -> Result<()> {
         }
     }
     Ok(())
-}
-
-const fn time(long: bool) -> Duration {
-    if long { LONG } else { BRIEFLY }
 }
 
 /// A target is a file of `targets/`.
@@ -57,19 +54,16 @@ fn targets(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Runs a target on its seeds and what earlier runs have found; whether it found no fault.
-fn fuzz(folder: &Path, target: &str, time: Duration, log: &Path) -> Result<bool> {
+/// Runs a target on its seeds, the recorded peers and what earlier runs have found, as its README says; whether it found
+/// no fault.
+fn fuzz(folder: &Path, target: &str, how_long: &[&str], log: &Path) -> Result<bool> {
     for made in ["corpus", "artifacts"] {
         fs::create_dir_all(folder.join(made).join(target))?;
     }
     let mut run = in_folder(folder);
-    run.args(["run", "--release", "--quiet", "--bin", target, "--", &format!("-max_total_time={}", time.as_secs())]);
-    run.arg(format!("-artifact_prefix=artifacts/{target}/"));
-    let dictionary = format!("{target}.dict");
-    if folder.join(&dictionary).is_file() {
-        run.arg(format!("-dict={dictionary}"));
-    }
-    run.arg(format!("corpus/{target}")).arg(format!("seeds/{target}"));
+    run.args(["run", "--release", "--quiet", "--bin", target, "--", "-max_len=4096", "-timeout=10"]).args(how_long);
+    run.arg(format!("-artifact_prefix=artifacts/{target}/")).arg(format!("-dict={target}.dict"));
+    run.arg(format!("corpus/{target}")).arg(format!("seeds/{target}")).arg("../vectors/moa");
     let output = fs::File::create(log).with_context(|| format!("{} cannot be written", log.display()))?;
     let status = run.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).status();
     Ok(status.with_context(|| format!("{} cannot be started", show(&run)))?.success())
