@@ -50,6 +50,10 @@ pub struct App {
     /// Bytes of answers that may wait for one application to read them; at the bound the agent stops reading its calls.
     #[schemars(range(min = 4096, max = BYTES_MAX))]
     pub queued_bytes_max: usize,
+    /// How long an application may take nothing of the answers that wait for it, or leave a command half sent, before its
+    /// connection is closed.
+    #[schemars(range(min = 100, max = DAY_MS))]
+    pub stall_timeout_ms: u64,
     /// Keys of one MGET; one more is a protocol error.
     #[schemars(range(min = 1, max = COUNT_MAX))]
     pub mget_keys_max: usize,
@@ -100,6 +104,7 @@ impl Default for App {
             argument_bytes_max: 1 << 20,
             command_bytes_max: 4 << 20,
             queued_bytes_max: 4 << 20,
+            stall_timeout_ms: 30_000,
             mget_keys_max: 512,
             mget_timeout_ms: 4_500,
         }

@@ -2,8 +2,10 @@
 
 use std::{future::poll_fn, io, net::SocketAddr, rc::Rc, task::Poll, time::Duration};
 
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
+    task::coop::unconstrained,
     time::sleep,
 };
 use tracing::warn;
@@ -15,6 +17,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Accepts until the worker drains; then the backlog is taken too, so that nobody who is connected is reset.
 pub(crate) async fn run(worker: Rc<Worker>, listener: TcpListener) {
+    let mut warned = false;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -22,23 +25,33 @@ pub(crate) async fn run(worker: Rc<Worker>, listener: TcpListener) {
             () = worker.stopping() => break,
         };
         match accepted {
-            Ok((stream, peer)) => take(&worker, stream, peer),
+            Ok((stream, peer)) => {
+                warned = false;
+                take(&worker, stream, peer);
+            }
             Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {
-                warn!(%error, "can't accept connections for now");
+                if !std::mem::replace(&mut warned, true) {
+                    warn!(%error, "can't accept connections for now");
+                }
                 sleep(PAUSE).await;
             }
         }
     }
-    while let Poll::Ready(Ok((stream, peer))) = poll_fn(|cx| Poll::Ready(listener.poll_accept(cx))).await {
-        take(&worker, stream, peer);
+    // Without the runtime's budget, which would end this in the middle of the backlog.
+    while let Poll::Ready(accepted) = unconstrained(poll_fn(|cx| Poll::Ready(listener.poll_accept(cx)))).await {
+        match accepted {
+            Ok((stream, peer)) => take(&worker, stream, peer),
+            Err(error) if concerns_one_connection(&error) => {}
+            Err(_) => break,
+        }
     }
 }
 
 fn take(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
     worker.turn_begins();
-    // A socket that refuses this is already reset.
-    if stream.set_nodelay(true).is_ok() {
+    // A socket that refuses this is already reset. Keepalive finds peers that vanished without a word.
+    if stream.set_nodelay(true).and_then(|()| SockRef::from(&stream).set_keepalive(true)).is_ok() {
         worker.accepted(stream, peer);
     }
 }

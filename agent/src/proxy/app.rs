@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    io,
     net::SocketAddr,
     rc::Rc,
     task::{Context, Poll, Waker},
@@ -38,7 +39,10 @@ pub(crate) struct App {
     pub(crate) id: u64,
     pub(crate) peer: SocketAddr,
     pub(crate) since: Instant,
-    pub(crate) last_command: Cell<Instant>,
+    /// When it last sent something.
+    pub(crate) last_read: Cell<Instant>,
+    /// It has begun a command that is not whole yet.
+    pub(crate) in_command: Cell<bool>,
     pub(crate) calls: Cell<u64>,
     /// What it said of itself; most say nothing.
     pub(crate) session: RefCell<Option<Box<Session>>>,
@@ -52,6 +56,8 @@ pub(crate) struct App {
     /// Backends that hold back answers until this application has taken some.
     paused: RefCell<Vec<Waker>>,
     stalled: Cell<bool>,
+    /// When it last took something, if its socket takes no more for now.
+    blocked_since: Cell<Option<Instant>>,
 }
 
 impl App {
@@ -61,7 +67,8 @@ impl App {
             id,
             peer,
             since: now,
-            last_command: Cell::new(now),
+            last_read: Cell::new(now),
+            in_command: Cell::new(false),
             calls: Cell::new(0),
             session: RefCell::default(),
             replies: RefCell::default(),
@@ -71,6 +78,7 @@ impl App {
             close: Cell::new(None),
             paused: RefCell::default(),
             stalled: Cell::new(false),
+            blocked_since: Cell::new(None),
         }
     }
 
@@ -138,14 +146,16 @@ impl App {
         self.replies.borrow().as_ref().map_or_else(Vec::new, |replies| replies.calls())
     }
 
-    /// Whether it has taken too little to be sent the answer of this place; it wakes `waker` when it has.
-    pub(crate) fn pause_reader(&self, seq: Seq, queued_bytes_max: usize, waker: Waker) -> bool {
+    /// Whether it has taken too little to be sent the answer of this place; it wakes the reader when it has.
+    pub(crate) fn pause_reader(&self, seq: Seq, queued_bytes_max: usize, reader: &Task) -> bool {
         let waits = self.replies.borrow().as_ref().map_or(0, |replies| replies.before(seq));
         if self.close.get().is_some() || waits < queued_bytes_max {
             return false;
         }
         let mut paused = self.paused.borrow_mut();
-        if !paused.iter().any(|other| other.will_wake(&waker)) {
+        if let Some(waker) = reader.waker()
+            && !paused.iter().any(|other| other.will_wake(&waker))
+        {
             paused.push(waker);
         }
         true
@@ -188,9 +198,22 @@ impl App {
         self.resume_readers();
     }
 
+    /// When it last took something of what waits for it; none if nothing waits.
+    pub(crate) fn blocked_since(&self) -> Option<Instant> {
+        self.blocked_since.get()
+    }
+
     /// Writes until nothing is left (`Ready(Ok)`) or the socket takes no more.
-    pub(crate) fn poll_flush(&self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        if self.is_idle() { Poll::Ready(Ok(())) } else { self.change(|replies| replies.out.poll_flush(stream, cx)) }
+    pub(crate) fn poll_flush(&self, stream: &mut TcpStream, cx: &mut Context<'_>, now: Instant) -> Poll<io::Result<()>> {
+        if self.is_idle() {
+            return Poll::Ready(Ok(()));
+        }
+        let before = self.output_bytes();
+        let flushed = self.change(|replies| replies.out.poll_flush(stream, cx));
+        let blocked = self.output_bytes();
+        let since = self.blocked_since.get().filter(|_| blocked >= before);
+        self.blocked_since.set((blocked > 0).then(|| since.unwrap_or(now)));
+        flushed
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Replies) -> T) -> T {
@@ -210,7 +233,7 @@ impl App {
             self.give_back(place.take());
         }
         drop(place);
-        if moved {
+        if moved && !self.paused.borrow().is_empty() {
             // What is first now may leave, whatever waits behind it.
             self.resume_readers();
         }

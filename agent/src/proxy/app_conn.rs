@@ -14,7 +14,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::{
     app::App,
-    dispatch::code,
+    dispatch::{Within, code},
     link::Request,
     service::Service,
     session::{self, After},
@@ -29,6 +29,11 @@ use crate::wire::{
 
 /// Room that a command gets at a time while it arrives, so that a length that is only announced takes no memory.
 const GROW: usize = 16 * 1024;
+/// A read is not begun into less room than this: a header that is cut, or an argument that is skipped, would come in
+/// steps of a byte.
+const ROOM_MIN: usize = 4 * 1024;
+/// How much of a URI that is not known is repeated in the error.
+const URI_EXCERPT: usize = 128;
 
 /// Serves an application until its connection ends. A future by hand, as one that the compiler makes is twice as large,
 /// and there is one for each idle connection.
@@ -42,13 +47,37 @@ pub(crate) struct AppConn {
 }
 
 /// A command that has not arrived whole.
-#[derive(Default)]
 struct Partial {
     bytes: BytesMut,
     parser: CommandParser,
     needed: usize,
-    /// What the worker counts for it: all that was announced, so that the bound holds before the bytes are there.
-    reserved: usize,
+    /// What the worker counts for it.
+    held: usize,
+}
+
+impl Partial {
+    fn new(begun: &[u8], parser: CommandParser, needed: usize, worker: &Worker) -> Self {
+        let mut bytes = BytesMut::with_capacity(begun.len() + (needed - begun.len()).clamp(ROOM_MIN, GROW));
+        bytes.extend_from_slice(begun);
+        worker.queued_add(bytes.capacity());
+        Self { held: bytes.capacity(), bytes, parser, needed }
+    }
+
+    fn room(&self) -> usize {
+        self.bytes.capacity() - self.bytes.len()
+    }
+
+    /// Makes room for more of it, unless the worker holds as much as it may.
+    fn grow(&mut self, worker: &Worker) -> bool {
+        if worker.queued() >= worker.limits().worker_queued_bytes_max {
+            return false;
+        }
+        let missing = self.needed.saturating_sub(self.bytes.len());
+        self.bytes.reserve(missing.clamp(ROOM_MIN, GROW.max(self.bytes.len())));
+        worker.queued_add(self.bytes.capacity() - self.held);
+        self.held = self.bytes.capacity();
+        true
+    }
 }
 
 impl Future for AppConn {
@@ -69,29 +98,27 @@ impl AppConn {
         self.worker.turn_begins();
         let limits = self.worker.limits();
         loop {
+            let flushed = self.app.poll_flush(&mut self.stream, cx, self.worker.now());
             if let Some(reason) = self.app.closed() {
                 return Poll::Ready(reason);
             }
-            let writable = match self.app.poll_flush(&mut self.stream, cx) {
-                Poll::Ready(Ok(())) => true,
-                Poll::Ready(Err(_)) => return Poll::Ready(CloseReason::Peer),
-                Poll::Pending => false,
-            };
-            let queued = self.app.queued_bytes();
+            if let Poll::Ready(Err(_)) = flushed {
+                return Poll::Ready(CloseReason::Peer);
+            }
             if self.app.output_bytes() < limits.queued_bytes_max / 2 {
                 self.app.resume_readers();
             }
             if let Some(reason) = self.last {
                 return if self.app.is_idle() { self.poll_shutdown(cx, reason) } else { Poll::Pending };
             }
-            if queued >= limits.queued_bytes_max {
+            if self.app.queued_bytes() >= limits.queued_bytes_max {
                 return Poll::Pending;
             }
             match self.poll_read(cx) {
                 Poll::Ready(Ok(data)) if data.is_empty() => self.last = Some(CloseReason::Peer),
                 Poll::Ready(Ok(data)) => self.feed(data),
                 Poll::Ready(Err(_)) => return Poll::Ready(CloseReason::Peer),
-                Poll::Pending if writable && self.app.output_bytes() > 0 => {}
+                Poll::Pending if self.last.is_some() => {}
                 Poll::Pending if self.worker.is_draining() && self.app.is_idle() => self.last = Some(CloseReason::Drain),
                 Poll::Pending => return Poll::Pending,
             }
@@ -108,17 +135,21 @@ impl AppConn {
             return self.worker.poll_read(&mut self.stream, cx).map_ok(BytesMut::freeze);
         };
         loop {
-            let missing = partial.needed.saturating_sub(partial.bytes.len());
-            partial.bytes.reserve(missing.clamp(1, GROW));
+            if partial.room() == 0 && !partial.grow(&self.worker) {
+                self.app
+                    .push(reply::error("ERR the agent holds as many bytes as it may (agent.queued_bytes_max): try again later"));
+                self.last = Some(CloseReason::Full);
+                return Poll::Pending;
+            }
             match poll_read_buf(Pin::new(&mut self.stream), cx, &mut partial.bytes) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Bytes::new())),
-                Poll::Ready(Ok(_)) if partial.bytes.len() < partial.needed => {}
-                Poll::Ready(Ok(_)) => {
-                    self.worker.queued_sub(std::mem::take(&mut partial.reserved));
-                    return Poll::Ready(Ok(partial.bytes.split().freeze()));
-                }
+                Poll::Ready(Ok(_)) => self.app.last_read.set(self.worker.now()),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => return Poll::Pending,
+            }
+            if partial.bytes.len() >= partial.needed {
+                self.worker.queued_sub(std::mem::take(&mut partial.held));
+                return Poll::Ready(Ok(partial.bytes.split().freeze()));
             }
         }
     }
@@ -126,20 +157,19 @@ impl AppConn {
     fn feed(&mut self, mut data: Bytes) {
         let limits = self.worker.command_limits();
         let mut parser = self.partial.take().map(|partial| partial.parser).unwrap_or_default();
-        self.app.last_command.set(self.worker.now());
+        self.app.last_read.set(self.worker.now());
+        self.app.in_command.set(false);
         while self.last.is_none() && (!data.is_empty() || parser.is_skipping()) {
             match parser.parse(&data, &limits) {
                 Ok(Step::Command(command)) => {
                     let raw = data.split_to(command.len);
-                    self.command(raw, command);
+                    self.command(&raw, &command);
                 }
                 Ok(Step::Skip { bytes }) => data.advance(bytes),
                 Ok(Step::Refused(refused)) => self.refused(&refused, &limits),
                 Ok(Step::Incomplete { need }) => {
-                    self.worker.queued_add(need);
-                    let mut bytes = BytesMut::with_capacity(need.min(data.len() + GROW));
-                    bytes.extend_from_slice(&data);
-                    self.partial = Some(Box::new(Partial { bytes, parser, needed: need, reserved: need }));
+                    self.app.in_command.set(true);
+                    self.partial = Some(Box::new(Partial::new(&data, parser, need, &self.worker)));
                     return;
                 }
                 Err(error) => {
@@ -151,30 +181,34 @@ impl AppConn {
         }
     }
 
-    fn command(&mut self, raw: Bytes, command: Command) {
+    fn command(&mut self, raw: &Bytes, command: &Command) {
         match &command.args {
-            Args::Owned(args) => self.inline(&args.iter().map(Vec::as_slice).collect::<Vec<_>>()),
-            Args::Ranges(args) if !command.array => self.inline(&slices(&raw, args)),
             Args::Ranges(args) if args.len() == 2 && is(&raw[args[0].clone()], b"GET") => {
-                let argument = args[1].clone();
                 let request = Request { argument_only: false, bytes: raw.clone() };
-                self.call(&raw[argument], request, None);
+                self.call(&raw[args[1].clone()], request, None);
             }
-            Args::Ranges(args) if args.len() > 1 && is(&raw[args[0].clone()], b"MGET") => self.mget(&raw, args),
-            Args::Ranges(args) => self.other(&slices(&raw, args)),
+            Args::Ranges(args) if args.len() > 1 && is(&raw[args[0].clone()], b"MGET") => self.mget(raw, args),
+            Args::Ranges(args) => self.other(&args.iter().map(|arg| &raw[arg.clone()]).collect::<Vec<_>>()),
+            Args::Owned(args) => self.inline(&args.iter().map(Vec::as_slice).collect::<Vec<_>>()),
         }
     }
 
-    /// An inline command. What names calls goes on in the array form.
+    /// An inline command. A call goes on in the array form.
     fn inline(&mut self, args: &[&[u8]]) {
-        if is(args[0], b"GET") && args.len() == 2 || is(args[0], b"MGET") && args.len() > 1 {
-            let raw = Bytes::from(reply::array_of_bulks(args));
-            let all = Limits { argument_bytes_max: usize::MAX, command_bytes_max: usize::MAX };
-            if let Ok(Step::Command(command)) = CommandParser::default().parse(&raw, &all) {
-                return self.command(raw, command);
+        match args {
+            [name, envelope] if is(name, b"GET") => {
+                let request = Request { argument_only: false, bytes: reply::array_of_bulks(args).into() };
+                self.call(envelope, request, None);
             }
+            [name, ..] if args.len() > 1 && is(name, b"MGET") => {
+                let limits = Limits { argument_bytes_max: usize::MAX, command_bytes_max: usize::MAX };
+                let raw = Bytes::from(reply::array_of_bulks(args));
+                if let Ok(Step::Command(command)) = CommandParser::default().parse(&raw, &limits) {
+                    self.command(&raw, &command);
+                }
+            }
+            _ => self.other(args),
         }
-        self.other(args);
     }
 
     /// Every key is a call of its own; each reply has its place behind the array's header.
@@ -199,13 +233,17 @@ impl AppConn {
         match self.admit(envelope) {
             Ok(service) => {
                 let timeout = Duration::from_millis(service.route.policy.timeout_ms);
+                let within = match within {
+                    Some(whole) => Within { timeout: timeout.min(whole), extends: false },
+                    None => Within { timeout, extends: true },
+                };
                 let seq = self.app.reserve();
-                self.worker.begin(&self.app, seq, &service, request, within.map_or(timeout, |within| within.min(timeout)));
+                self.worker.begin(&self.app, seq, &service, request, within);
             }
             Err(refused) => {
                 let text = self.worker.error_text(&refused.uri, None, &refused.reason);
                 match refused.service {
-                    Some(service) => service.unsent.failed(Duration::ZERO, refused.code),
+                    Some(service) => service.unsent.refused(refused.code),
                     None => self.worker.counters.unrouted.add(refused.code),
                 }
                 self.app.push(error_envelope(refused.code, &text));
@@ -221,7 +259,7 @@ impl AppConn {
         let action =
             scanned.action.ok_or_else(|| refuse(code::NO_URI, "-", "the call has no `action`, the service's URI".to_owned()))?;
         let service = self.find(&action).ok_or_else(|| {
-            let uri = action.decode().unwrap_or_default();
+            let uri: String = action.decode().unwrap_or_default().chars().take(URI_EXCERPT).collect();
             refuse(code::SERVICE_NOT_FOUND, &uri, "no such service is configured".to_owned())
         })?;
         let policy = &service.route.policy;
@@ -242,8 +280,7 @@ impl AppConn {
     }
 
     fn find(&self, action: &JsonStr<'_>) -> Option<Rc<Service>> {
-        let uri = action.decode().ok()?;
-        self.worker.service(&uri)
+        self.worker.scratch(|scratch| self.worker.service(action.decode_with(scratch).ok()?))
     }
 
     fn other(&mut self, args: &[&[u8]]) {
@@ -279,7 +316,7 @@ impl AppConn {
 
     fn end(&mut self, reason: CloseReason) {
         if let Some(partial) = self.partial.take() {
-            self.worker.queued_sub(partial.reserved);
+            self.worker.queued_sub(partial.held);
         }
         let calls = self.app.calls_in_flight();
         self.app.clear(reason);
@@ -296,10 +333,6 @@ struct RefusedCall {
     uri: String,
     reason: String,
     service: Option<Rc<Service>>,
-}
-
-fn slices<'a>(raw: &'a [u8], args: &[Range<usize>]) -> Vec<&'a [u8]> {
-    args.iter().map(|arg| &raw[arg.clone()]).collect()
 }
 
 fn is(name: &[u8], command: &[u8]) -> bool {

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -9,6 +10,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use socket2::SockRef;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_util::io::poll_read_buf;
 
@@ -24,6 +26,8 @@ const WHOLE_MAX: usize = 64 * 1024;
 /// What a server of 2016 says when it has timed out. Its late result will follow, for whoever comes next.
 const SERVER_TIMEOUT: u16 = 3041;
 
+/// Room to read the rest of an answer's first line, which is not read a byte at a time.
+const HEAD_ROOM: usize = 4 * 1024;
 /// What a bulk ends with.
 const END: &[u8] = b"\r\n";
 const NO_END: &str = "the server's answer does not end where it says";
@@ -32,28 +36,44 @@ const EXCERPT: usize = 200;
 
 /// Opens a connection for a pool and serves it until it ends.
 pub(crate) async fn run(worker: Rc<Worker>, pool: Rc<Pool>) {
-    let within = Duration::from_millis(pool.policy().connect_timeout_ms);
-    let reason = match timeout(within, TcpStream::connect(pool.instance.address)).await {
-        Ok(Ok(stream)) => return serve(worker, pool, stream).await,
-        Ok(Err(error)) => format!("can't connect: {error}"),
-        Err(_) => format!("can't connect within {} ms", within.as_millis()),
-    };
-    pool.connect_failed(&worker, &reason);
+    let policy = pool.policy();
+    let within = Duration::from_millis(policy.connect_timeout_ms);
+    let connected = timeout(within, connect(pool.instance.address)).await;
+    worker.turn_begins();
+    match connected {
+        Ok(Ok(stream)) => serve(worker, pool, stream, policy.pipelined).await,
+        Ok(Err(error)) => pool.connect_failed(&worker, &format!("can't connect: {error}")),
+        Err(_) => pool.connect_failed(&worker, &format!("can't connect within {} ms", within.as_millis())),
+    }
 }
 
-async fn serve(worker: Rc<Worker>, pool: Rc<Pool>, stream: TcpStream) {
-    if let Err(error) = stream.set_nodelay(true) {
-        return pool.connect_failed(&worker, &format!("can't set TCP_NODELAY: {error}"));
+/// Opens a connection to a server.
+pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    if stream.local_addr()? == stream.peer_addr()? {
+        // A port of the range that the kernel takes for outgoing connections can be connected to itself.
+        return Err(io::ErrorKind::ConnectionRefused.into());
     }
-    let link = Rc::new(Link::new());
+    stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_keepalive(true)?;
+    Ok(stream)
+}
+
+async fn serve(worker: Rc<Worker>, pool: Rc<Pool>, stream: TcpStream, shared: bool) {
+    let link = Rc::new(Link::new(shared));
     pool.opened(&worker, &link);
     let mut backend = Backend { stream, worker, pool, link, partial: BytesMut::new(), needed: 0, rest: 0 };
     let reason = std::future::poll_fn(|cx| backend.poll(cx)).await;
     let Backend { worker, pool, link, .. } = backend;
     let (unsent, sent) = link.take();
-    pool.closed(&worker, &link);
+    pool.closed(&worker, &link, &reason);
     for key in sent {
-        worker.connection_lost(key, &pool, &reason);
+        worker.not_answered(key, &pool, &reason);
+    }
+    if !unsent.is_empty() {
+        // Connections that ended together with this one have said so when it is this task's turn again.
+        tokio::task::yield_now().await;
+        worker.turn_begins();
     }
     for (key, request) in unsent {
         worker.send_elsewhere(key, request, &pool, &reason);
@@ -103,10 +123,7 @@ impl Backend {
 
     /// The application that the next bytes are for takes none: leave them in the socket. It wakes this task.
     fn reader_is_slow(&self) -> bool {
-        match (self.link.next_answer(), self.link.task.waker()) {
-            (Some(key), Some(waker)) => self.worker.must_pause(key, &self.pool, waker),
-            _ => false,
-        }
+        self.link.next_answer().is_some_and(|key| self.worker.must_pause(key, &self.pool, &self.link))
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
@@ -135,7 +152,7 @@ impl Backend {
                 return Err("the server sent an answer that nobody waits for".to_owned());
             }
             match parse_head(&data).map_err(|error| format!("the server's answer is not Redis protocol: {error}"))? {
-                None => self.keep(&data, data.len() + 1),
+                None => self.keep(&data, data.len() + 1, HEAD_ROOM),
                 Some(head) => {
                     let len = frame_len(&head);
                     if len <= data.len() {
@@ -143,7 +160,7 @@ impl Backend {
                         continue;
                     }
                     if len <= WHOLE_MAX {
-                        self.keep(&data, len);
+                        self.keep(&data, len, 0);
                     } else {
                         self.rest = len;
                         continue;
@@ -156,8 +173,8 @@ impl Backend {
     }
 
     /// Waits for the rest of an answer in a buffer of its own.
-    fn keep(&mut self, data: &Bytes, needed: usize) {
-        self.partial = BytesMut::with_capacity(needed.max(256));
+    fn keep(&mut self, data: &Bytes, needed: usize, room: usize) {
+        self.partial = BytesMut::with_capacity(needed + room);
         self.partial.extend_from_slice(data);
         self.needed = needed;
     }
@@ -171,7 +188,7 @@ impl Backend {
             ReplyHead::Line { .. } | ReplyHead::Null { .. } => {
                 let text = String::from_utf8_lossy(&whole[..whole.len().min(EXCERPT)]);
                 let reason = format!("the server sent no answer of a MOA service but {:?}", text.trim_end());
-                self.worker.not_an_answer(key, &self.pool, &reason);
+                self.worker.not_answered(key, &self.pool, &reason);
                 return self.next(None);
             }
         };

@@ -1,7 +1,7 @@
 //! The life of a call: an instance is picked, the call is sent, and it ends exactly once: with the service's answer or
-//! with the mesh's own.
+//! with the mesh's own. How long it may take is in `deadlines`.
 
-use std::{borrow::Cow, net::SocketAddr, rc::Rc, task::Waker, time::Duration};
+use std::{borrow::Cow, net::SocketAddr, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -16,9 +16,6 @@ use super::{
     worker::Worker,
 };
 use crate::wire::reply::error_envelope;
-
-/// How long one application that takes nothing may hold up others whose answers come over the same connection.
-const STALL_MAX: Duration = Duration::from_secs(1);
 
 /// MOA's error codes that the mesh itself answers with.
 pub(crate) mod code {
@@ -36,31 +33,42 @@ pub(crate) mod code {
     pub(crate) const POOL_FULL: u16 = 504;
 }
 
+/// How long a call may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Within {
+    pub(crate) timeout: Duration,
+    /// Whether a large answer that keeps coming may take longer. Not so for the calls of an MGET, which has one deadline.
+    pub(crate) extends: bool,
+}
+
 /// A call in flight.
 #[derive(Debug)]
 pub(crate) struct Call {
-    app: Rc<App>,
-    seq: Seq,
+    pub(super) app: Rc<App>,
+    pub(super) seq: Seq,
     service: Rc<Service>,
     started: Instant,
-    timeout: Duration,
+    pub(super) within: Within,
+    pub(super) deadline: Instant,
+    /// Bytes of the answer since the deadline was last moved; none before it has begun.
+    pub(super) received: Option<usize>,
+    /// Since when its answer has been left in the socket, as the application takes too little.
+    pub(super) paused: Option<Instant>,
     bytes: usize,
     attempts: usize,
-    /// Its answer is left in the socket, as the application takes none.
-    paused: bool,
-    place: Place,
+    pub(super) place: Place,
 }
 
 /// Where a call is.
 #[derive(Debug, Clone)]
-enum Place {
+pub(super) enum Place {
     Nowhere,
     Waiting(Rc<Pool>),
     Sent(Rc<Pool>, Rc<Link>),
 }
 
 impl Place {
-    fn pool(&self) -> Option<&Rc<Pool>> {
+    pub(super) fn pool(&self) -> Option<&Rc<Pool>> {
         match self {
             Self::Nowhere => None,
             Self::Waiting(pool) | Self::Sent(pool, _) => Some(pool),
@@ -70,49 +78,48 @@ impl Place {
 
 impl Worker {
     /// Begins a call whose answer goes to place `seq` of an application's replies.
-    pub(crate) fn begin(self: &Rc<Self>, app: &Rc<App>, seq: Seq, service: &Rc<Service>, request: Request, timeout: Duration) {
+    pub(crate) fn begin(self: &Rc<Self>, app: &Rc<App>, seq: Seq, service: &Rc<Service>, request: Request, within: Within) {
         let started = self.now();
         let call = Call {
             app: app.clone(),
             seq,
             service: service.clone(),
             started,
-            timeout,
+            within,
+            deadline: started + within.timeout,
+            received: None,
+            paused: None,
             bytes: request.len(),
             attempts: 0,
-            paused: false,
             place: Place::Nowhere,
         };
-        let inserted = self.calls.borrow_mut().insert(call, self.tick_of(started + timeout));
+        let inserted = self.calls.borrow_mut().insert(call, self.tick_of(started + within.timeout));
         match inserted {
             Ok(key) => {
                 app.set_call(seq, key);
                 self.queued_add(request.len());
                 self.ensure_timer();
-                self.send(key, service, request);
+                self.send(key, service, request, None);
             }
             Err(call) => {
                 let max = self.limits().calls_in_flight_max;
-                let text = self.error_text(
-                    service.uri(),
-                    None,
-                    &format!("{max} calls are in flight in this worker (agent.calls_in_flight_max)"),
-                );
-                service.unsent.failed(Duration::ZERO, code::POOL_FULL);
-                call.app.answer(call.seq, error_envelope(code::POOL_FULL, &text));
+                let reason = format!("{max} calls are in flight in this worker (agent.calls_in_flight_max)");
+                service.unsent.refused(code::POOL_FULL);
+                call.app.answer(call.seq, error_envelope(code::POOL_FULL, &self.error_text(service.uri(), None, &reason)));
             }
         }
     }
 
-    /// Gives a call to the next instance that takes it.
-    fn send(self: &Rc<Self>, key: CallKey, service: &Rc<Service>, mut request: Request) {
+    /// Gives a call to the next instance that takes it; to the one where it `failed` only if no other does.
+    fn send(self: &Rc<Self>, key: CallKey, service: &Rc<Service>, mut request: Request, failed: Option<&Rc<Pool>>) {
         let mut full = None;
-        for pool in service.candidates(self.now()) {
+        let is_failed = |pool: &Rc<Pool>| failed.is_some_and(|failed| Rc::ptr_eq(failed, pool));
+        let others = service.candidates(self.now()).filter(|pool| !is_failed(pool));
+        let again = failed.filter(|failed| failed.instance.health.is_healthy() && !failed.is_backing_off(self.now()));
+        for pool in others.chain(again.cloned()) {
             match pool.submit(self, key, request) {
-                Ok(link) => {
-                    return self
-                        .placed(key, link.map_or_else(|| Place::Waiting(pool.clone()), |link| Place::Sent(pool.clone(), link)));
-                }
+                Ok(Some(link)) => return self.placed(key, Place::Sent(pool, link)),
+                Ok(None) => return self.placed(key, Place::Waiting(pool)),
                 Err(Refused::Full(back)) => {
                     request = back;
                     full = Some(pool);
@@ -157,7 +164,7 @@ impl Worker {
 
     /// A call of which no byte was written goes to another instance, or once more to the only one.
     pub(crate) fn send_elsewhere(self: &Rc<Self>, key: CallKey, request: Request, pool: &Rc<Pool>, reason: &str) {
-        let service = {
+        let uri = {
             let mut calls = self.calls.borrow_mut();
             let Some(call) = calls.get_mut(key) else { return };
             call.attempts += 1;
@@ -167,10 +174,12 @@ impl Worker {
                 pool.counters.in_flight.sub(1);
                 pool.counters.retries.add(1);
             }
-            again.then(|| call.service.clone())
+            again.then(|| call.service.route.uri.clone())
         };
-        match service {
-            Some(service) => self.send(key, &service, request),
+        // The configuration in force decides where to, not the one under which the call began.
+        match uri.map(|uri| self.service(&uri)) {
+            Some(Some(service)) => self.send(key, &service, request, Some(pool)),
+            Some(None) => self.fail(key, code::SERVICE_NOT_FOUND, None, "the service is no longer configured"),
             None => self.fail(key, code::REMOTING, Some(pool.instance.address), reason),
         }
     }
@@ -183,111 +192,38 @@ impl Worker {
         }
     }
 
-    /// The service's answer is none that a caller could read.
-    pub(crate) fn not_an_answer(&self, key: CallKey, pool: &Pool, reason: &str) {
-        self.fail(key, code::REMOTING, Some(pool.instance.address), reason);
-    }
-
     /// A piece of the service's answer.
     pub(crate) fn append(&self, key: CallKey, pool: &Pool, piece: Bytes, last: bool) {
         let Some((app, seq)) = self.calls.borrow_mut().get_mut(key).map(|call| (call.app.clone(), call.seq)) else { return };
+        if !last {
+            self.extend(key, piece.len());
+        }
         app.append(seq, key, piece);
-        if last {
-            if let Some(call) = self.remove(key) {
-                pool.counters.answered(self.now().duration_since(call.started), None);
-                app.finish(seq);
-            }
-        } else {
-            self.rearm(key);
+        if last && let Some(call) = self.remove(key) {
+            pool.counters.answered(self.now().duration_since(call.started), None);
+            app.finish(seq);
         }
     }
 
-    /// An answer that has begun has as long again for each piece.
-    fn rearm(&self, key: CallKey) {
-        let mut calls = self.calls.borrow_mut();
-        if let Some(call) = calls.get_mut(key) {
-            let deadline = self.tick_of(self.now() + call.timeout);
-            calls.rearm(key, deadline);
-        }
-    }
-
-    /// The connection ended before the answer, or in the middle of it.
-    pub(crate) fn connection_lost(&self, key: CallKey, pool: &Pool, reason: &str) {
+    /// There will be no answer, or none that a caller could read.
+    pub(crate) fn not_answered(&self, key: CallKey, pool: &Pool, reason: &str) {
         self.fail(key, code::REMOTING, Some(pool.instance.address), reason);
     }
 
-    /// Whether the answer of a call must be left in the socket, because the application has taken too little of what it
-    /// was sent before. It wakes `waker` when it has. An application that has held up others long enough does so no more:
-    /// its calls on shared connections fail, and their answers are read and dropped.
-    pub(crate) fn must_pause(&self, key: CallKey, pool: &Pool, waker: Waker) -> bool {
-        let shared = pool.policy().pipelined;
-        let stalled = {
-            let mut calls = self.calls.borrow_mut();
-            let Some(call) = calls.get_mut(key) else { return false };
-            let pause = call.app.pause_reader(call.seq, self.limits().queued_bytes_max, waker);
-            let stalled = pause && shared && call.app.is_stalled();
-            if pause != call.paused && !stalled {
-                call.paused = pause;
-                let within = if pause && shared { STALL_MAX.min(call.timeout) } else { call.timeout };
-                let deadline = self.tick_of(self.now() + within);
-                calls.rearm(key, deadline);
-            }
-            if pause && !stalled {
-                return true;
-            }
-            stalled
-        };
-        if stalled {
-            self.fail(key, code::POOL_FULL, Some(pool.instance.address), &self.why_stalled());
-        }
-        false
-    }
-
-    fn why_stalled(&self) -> String {
-        let max = self.limits().queued_bytes_max;
-        format!("the application does not read its answers, and {max} bytes of them wait already (app.queued_bytes_max)")
-    }
-
-    /// Ends the calls whose time is over.
-    pub(crate) fn expire(self: &Rc<Self>) {
-        self.turn_begins();
-        let now = self.tick_of(self.now()) - 1;
-        let expired = self.calls.borrow_mut().expired(now);
-        for key in expired {
-            self.expire_one(key);
-        }
-    }
-
-    fn expire_one(self: &Rc<Self>, key: CallKey) {
-        let Some((place, timeout, app, paused)) =
-            self.calls.borrow_mut().get_mut(key).map(|call| (call.place.clone(), call.timeout, call.app.clone(), call.paused))
-        else {
-            return;
-        };
-        let (code, reason) = if paused {
-            app.set_stalled();
-            (code::POOL_FULL, self.why_stalled())
-        } else {
-            (code::TIMEOUT, format!("no answer within {} ms", timeout.as_millis()))
-        };
-        if self.withdraw(key, &place) == Forgotten::Sent
-            && let Place::Sent(pool, link) = &place
-        {
-            // The late answer must not be taken for another call's. Where answers come in order it can be waited for.
-            if pool.policy().pipelined { link.retire() } else { link.stop(reason.clone()) }
-        }
-        self.fail(key, code, place.pool().map(|pool| pool.instance.address), &reason);
-    }
-
-    /// The application has gone: what was not sent need not be.
+    /// The application has gone: what was not sent need not be, and what has begun to come need not go on.
     pub(crate) fn cancel(self: &Rc<Self>, key: CallKey) {
-        let Some(place) = self.calls.borrow_mut().get_mut(key).map(|call| call.place.clone()) else { return };
-        if self.withdraw(key, &place) == Forgotten::Unsent {
-            self.remove(key);
+        let found = self.calls.borrow_mut().get_mut(key).map(|call| (call.place.clone(), call.received.is_some()));
+        let Some((place, begun)) = found else { return };
+        match (self.withdraw(key, &place), &place) {
+            (Forgotten::Unsent, _) => drop(self.remove(key)),
+            (Forgotten::Sent, Place::Sent(_, link)) if begun && !link.is_shared() => {
+                link.stop("the application has gone");
+            }
+            _ => {}
         }
     }
 
-    fn withdraw(self: &Rc<Self>, key: CallKey, place: &Place) -> Forgotten {
+    pub(super) fn withdraw(self: &Rc<Self>, key: CallKey, place: &Place) -> Forgotten {
         match place {
             Place::Nowhere => Forgotten::Unsent,
             Place::Waiting(pool) => {
@@ -305,10 +241,12 @@ impl Worker {
     }
 
     /// Answers a call with the mesh's own error.
-    fn fail(&self, key: CallKey, code: u16, instance: Option<SocketAddr>, reason: &str) {
+    pub(super) fn fail(&self, key: CallKey, code: u16, instance: Option<SocketAddr>, reason: &str) {
         let Some(call) = self.remove(key) else { return };
-        let took = self.now().duration_since(call.started);
-        call.place.pool().map_or(&call.service.unsent, |pool| &pool.counters).failed(took, code);
+        match call.place.pool() {
+            Some(pool) => pool.counters.failed(self.now().duration_since(call.started), code),
+            None => call.service.unsent.refused(code),
+        }
         let text = self.error_text(call.service.uri(), instance, reason);
         call.app.fail(call.seq, error_envelope(code, &text));
     }

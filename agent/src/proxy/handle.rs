@@ -4,7 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
@@ -70,8 +70,8 @@ pub enum ApplyError {
         /// The key.
         key: &'static str,
     },
-    /// A worker has ended or hangs.
-    #[error("worker {worker} does not answer")]
+    /// A worker has ended or hangs. It takes the configuration over as soon as it can; the others have.
+    #[error("worker {worker} has not taken the configuration over within {} s; it does so as soon as it can", ANSWER_WITHIN.as_secs())]
     Worker {
         /// Which.
         worker: usize,
@@ -84,6 +84,9 @@ pub struct Proxy {
     workers: Vec<WorkerHandle>,
     routes: Mutex<Arc<Routes>>,
     checks: Mutex<Checks>,
+    applying: tokio::sync::Mutex<()>,
+    /// What was counted for services and instances that are no longer configured.
+    gone: Mutex<CallSums>,
     open: Arc<AtomicUsize>,
     connections_max: usize,
 }
@@ -126,37 +129,42 @@ impl Proxy {
             .collect::<Result<_, StartError>>()?;
         let mut checks = Checks::default();
         checks.apply(&routes);
-        Ok(Self { listen, workers, routes: Mutex::new(routes), checks: Mutex::new(checks), open, connections_max })
+        Ok(Self {
+            listen,
+            workers,
+            routes: Mutex::new(routes),
+            checks: Mutex::new(checks),
+            applying: tokio::sync::Mutex::default(),
+            gone: Mutex::default(),
+            open,
+            connections_max,
+        })
     }
 
     /// Takes over a new configuration without dropping a call, or refuses it as a whole.
+    ///
+    /// # Errors
+    /// When it changes what only a restart can change; or, with the configuration in force, when a worker is late.
     pub async fn apply(&self, checked: Arc<Checked>) -> Result<(), ApplyError> {
+        let _one_at_a_time = self.applying.lock().await;
         let former = self.routes();
-        self.check_fixed(&checked)?;
+        check_fixed(&former.checked, &checked)?;
         let routes = Arc::new(Routes::new(checked, Some(&former)));
-        for (id, worker) in self.workers.iter().enumerate() {
+        lock(&self.gone).merge(&former.sums_without(&routes).ended());
+        lock(&self.checks).apply(&routes);
+        *lock(&self.routes) = routes.clone();
+        let mut pending = Vec::new();
+        for worker in &self.workers {
             let (done, applied) = oneshot::channel();
-            let answer = async {
-                worker.control.send(Control::Apply(routes.clone(), done)).await.ok()?;
-                applied.await.ok()
-            };
-            timeout(ANSWER_WITHIN, answer).await.ok().flatten().ok_or(ApplyError::Worker { worker: id })?;
+            pending.push((worker.control.send(Control::Apply(routes.clone(), done)).await.is_ok(), applied));
         }
-        self.checks.lock().unwrap_or_else(PoisonError::into_inner).apply(&routes);
-        *self.routes.lock().unwrap_or_else(PoisonError::into_inner) = routes;
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        for (worker, (sent, applied)) in pending.into_iter().enumerate() {
+            if !sent || !timeout_at(deadline, applied).await.is_ok_and(|applied| applied.is_ok()) {
+                return Err(ApplyError::Worker { worker });
+            }
+        }
         Ok(())
-    }
-
-    fn check_fixed(&self, checked: &Checked) -> Result<(), ApplyError> {
-        let fixed = [
-            ("app.listen", checked.config.app.listen == self.listen),
-            ("agent.workers", worker_count(checked) == self.workers.len()),
-            ("app.connections_max", connections_max(checked) == self.connections_max),
-        ];
-        match fixed.into_iter().find(|(_, same)| !same) {
-            Some((key, _)) => Err(ApplyError::NeedsRestart { key }),
-            None => Ok(()),
-        }
     }
 
     /// How many workers it has.
@@ -183,7 +191,7 @@ impl Proxy {
     #[must_use]
     pub fn call_stats(&self) -> api::CallStats {
         let snapshot = self.snapshot();
-        let mut sums = CallSums::default();
+        let mut sums = lock(&self.gone).clone();
         for service in &snapshot.services {
             sums.merge(&service.unsent);
             service.instances.iter().for_each(|instance| sums.merge(&instance.sums));
@@ -266,14 +274,31 @@ impl Proxy {
     pub fn stop(self) {
         for worker in self.workers {
             drop(worker.control);
-            let thread = worker.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let thread = lock(&worker.thread).take();
             // A worker that panicked has said so itself.
             let _ = thread.map(JoinHandle::join);
         }
     }
 
     fn routes(&self) -> Arc<Routes> {
-        self.routes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.routes).clone()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn check_fixed(former: &Checked, checked: &Checked) -> Result<(), ApplyError> {
+    let (was, is) = (&former.config, &checked.config);
+    let fixed = [
+        ("app.listen", was.app.listen == is.app.listen),
+        ("agent.workers", was.agent.workers == is.agent.workers),
+        ("app.connections_max", was.app.connections_max == is.app.connections_max),
+    ];
+    match fixed.into_iter().find(|(_, same)| !same) {
+        Some((key, _)) => Err(ApplyError::NeedsRestart { key }),
+        None => Ok(()),
     }
 }
 

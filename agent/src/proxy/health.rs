@@ -11,7 +11,10 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::routes::{Instance, Routes};
+use super::{
+    backend::connect,
+    routes::{Instance, Routes},
+};
 use crate::{
     config::{Health as Policy, HealthCheck},
     wire::{
@@ -52,6 +55,12 @@ impl Checks {
         for (_, task) in former.into_values() {
             task.abort();
         }
+    }
+}
+
+impl Drop for Checks {
+    fn drop(&mut self) {
+        self.running.values().for_each(|(_, task)| task.abort());
     }
 }
 
@@ -123,7 +132,7 @@ impl Probe {
         let asked = timeout(within, async {
             let mut stream = match kept {
                 Some(stream) => stream,
-                None => TcpStream::connect(self.address).await?,
+                None => connect(self.address).await?,
             };
             stream.write_all(&self.request).await?;
             answer(&mut stream).await?;

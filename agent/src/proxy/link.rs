@@ -63,24 +63,32 @@ pub(crate) struct Link {
     /// No new calls: an answer is overdue that would otherwise be taken for the next call's.
     retiring: Cell<bool>,
     idle_since: Cell<Instant>,
+    /// Whether several calls may be in flight on it.
+    shared: bool,
+    /// Whether any call was answered on it.
+    proven: Cell<bool>,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     unsent: VecDeque<(CallKey, Request)>,
+    /// How many of them, from the front, hold no read buffer.
+    owned: usize,
     /// Bytes of the first unsent request that were written.
     written: usize,
     in_flight: VecDeque<CallKey>,
 }
 
 impl Link {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(shared: bool) -> Self {
         Self {
             queue: RefCell::default(),
             task: Task::default(),
             stop: RefCell::default(),
             retiring: Cell::new(false),
             idle_since: Cell::new(Instant::now()),
+            shared,
+            proven: Cell::new(false),
         }
     }
 
@@ -88,6 +96,22 @@ impl Link {
     pub(crate) fn load(&self) -> usize {
         let queue = self.queue.borrow();
         queue.unsent.len() + queue.in_flight.len()
+    }
+
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// Whether any call was answered on it: a server that only accepts is not there yet.
+    pub(crate) fn is_proven(&self) -> bool {
+        self.proven.get()
+    }
+
+    /// Whether any of its calls is one that somebody still waits for.
+    pub(crate) fn waits_for(&self, is_live: impl Fn(CallKey) -> bool) -> bool {
+        let queue = self.queue.borrow();
+        let unsent = queue.unsent.iter().map(|(key, _)| *key);
+        queue.in_flight.iter().copied().chain(unsent).any(is_live)
     }
 
     pub(crate) fn is_usable(&self) -> bool {
@@ -132,6 +156,7 @@ impl Link {
         match at {
             Some(at) if at > 0 || queue.written == 0 => {
                 queue.unsent.remove(at);
+                queue.owned -= usize::from(at < queue.owned);
                 Forgotten::Unsent
             }
             _ => Forgotten::Sent,
@@ -151,6 +176,7 @@ impl Link {
 
     /// Its answer has come. False if the request was not even written whole: then the connection can't go on.
     pub(crate) fn answered(&self) -> bool {
+        self.proven.set(true);
         self.queue.borrow_mut().in_flight.pop_front().is_some()
     }
 
@@ -214,14 +240,14 @@ impl Queue {
             self.written -= request.len();
             self.in_flight.push_back(*key);
             self.unsent.pop_front();
+            self.owned = self.owned.saturating_sub(1);
         }
     }
 
     fn own(&mut self) {
-        for (_, request) in &mut self.unsent {
-            if request.bytes.len() < super::out::COPY_BELOW {
-                request.bytes = Bytes::copy_from_slice(&request.bytes);
-            }
+        for (_, request) in self.unsent.iter_mut().skip(self.owned) {
+            request.bytes = owned(std::mem::take(&mut request.bytes));
         }
+        self.owned = self.unsent.len();
     }
 }

@@ -13,15 +13,19 @@ const BACKLOG: i32 = 65_535;
 /// Binds an address once for each worker; the kernel spreads connections over them.
 pub(super) fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
     // SO_REUSEPORT would let another agent of the same user share the port in silence: see first that it is free.
-    drop(listener(address, false)?);
-    (0..workers).map(|_| listener(address, true)).collect()
+    drop(socket(address, false)?);
+    let listener = || {
+        let socket = socket(address, true)?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    (0..workers).map(|_| listener()).collect()
 }
 
-fn listener(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+fn socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(socket)
 }

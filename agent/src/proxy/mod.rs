@@ -7,6 +7,7 @@ mod app;
 mod app_conn;
 mod backend;
 mod calls;
+mod deadlines;
 mod dispatch;
 mod handle;
 mod health;

@@ -171,8 +171,6 @@ impl Pool {
         {
             let mut links = self.links.borrow_mut();
             links.connecting -= 1;
-            links.failures = 0;
-            links.retry_at = None;
             links.open.push(link.clone());
         }
         self.count_open();
@@ -182,7 +180,7 @@ impl Pool {
     /// A connection can take a call, or one more.
     pub(crate) fn ready(self: &Rc<Self>, worker: &Rc<Worker>, link: &Rc<Link>) {
         let policy = self.policy.borrow();
-        let room = if policy.pipelined { policy.pipeline_max } else { 1 };
+        let room = if link.is_shared() { policy.pipeline_max } else { 1 };
         while link.is_usable() && link.load() < room {
             let Some((key, request)) = self.links.borrow_mut().waiting.pop_front() else { break };
             self.count_queued();
@@ -194,16 +192,23 @@ impl Pool {
             link.set_idle_since(worker.now());
             if self.retired.get() {
                 link.retire();
-            } else if !policy.pipelined && link.is_usable() {
+            } else if !link.is_shared() && link.is_usable() {
                 self.links.borrow_mut().free.push(link.clone());
             }
         }
     }
 
     /// A connection has ended; its calls are the caller's business.
-    pub(crate) fn closed(self: &Rc<Self>, worker: &Rc<Worker>, link: &Rc<Link>) {
+    pub(crate) fn closed(self: &Rc<Self>, worker: &Rc<Worker>, link: &Rc<Link>, reason: &str) {
         {
             let mut links = self.links.borrow_mut();
+            if link.is_proven() {
+                links.failures = 0;
+                links.retry_at = None;
+            } else if link.is_usable() {
+                // A server that takes connections and ends them is as good as one that refuses them.
+                links.failed(worker.now(), reason);
+            }
             links.open.retain(|open| !Rc::ptr_eq(open, link));
             links.free.retain(|free| !Rc::ptr_eq(free, link));
         }
@@ -216,9 +221,7 @@ impl Pool {
         let stranded = {
             let mut links = self.links.borrow_mut();
             links.connecting -= 1;
-            links.failures = links.failures.saturating_add(1);
-            links.retry_at = Some(worker.now() + backoff(links.failures));
-            reason.clone_into(&mut links.last_failure);
+            links.failed(worker.now(), reason);
             if links.open.is_empty() && links.connecting == 0 { std::mem::take(&mut links.waiting) } else { VecDeque::new() }
         };
         self.count_queued();
@@ -234,13 +237,14 @@ impl Pool {
     }
 
     /// One connection for each call that waits, within the bound; if calls share connections, one at a time.
-    fn connect_for_waiting(self: &Rc<Self>, worker: &Rc<Worker>) {
+    pub(crate) fn connect_for_waiting(self: &Rc<Self>, worker: &Rc<Worker>) {
         loop {
             let wanted = {
                 let policy = self.policy.borrow();
                 let links = self.links.borrow();
+                let may_try = links.retry_at.is_none_or(|at| at <= worker.now());
                 let enough = if policy.pipelined { links.waiting.len().min(1) } else { links.waiting.len() };
-                links.connecting < enough && links.open.len() + links.connecting < policy.connections_max
+                may_try && links.connecting < enough && links.open.len() + links.connecting < policy.connections_max
             };
             if !wanted {
                 return;
@@ -260,6 +264,15 @@ impl Pool {
 
     fn count_queued(&self) {
         self.counters.queued.set(self.links.borrow().waiting.len() as u64);
+    }
+}
+
+impl Links {
+    /// The server is not there: the next try waits.
+    fn failed(&mut self, now: Instant, reason: &str) {
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = Some(now + backoff(self.failures));
+        reason.clone_into(&mut self.last_failure);
     }
 }
 

@@ -15,6 +15,9 @@ use super::{
 /// The place of a reply in the order of one connection.
 pub(crate) type Seq = u64;
 
+/// What a place itself is counted as, so that a bound on bytes is one on places too.
+const SLOT_BYTES: usize = 64;
+
 #[derive(Debug)]
 enum Slot {
     /// Nothing of the answer is there yet. The call is unknown for the moment between taking the slot and sending the call.
@@ -65,7 +68,7 @@ impl Replies {
 
     /// Bytes that wait for the application, or for their turn.
     pub(crate) fn bytes(&self) -> usize {
-        self.out.bytes() + self.waiting_bytes
+        self.out.bytes() + self.waiting_bytes + self.slots.len() * SLOT_BYTES
     }
 
     /// Bytes that must leave before those of a place can: for the first one only what is on its way to the socket, as
@@ -122,17 +125,17 @@ impl Replies {
         if self.slot(seq).is_none() {
             return;
         }
-        let head = seq == self.first;
-        if head {
-            self.out.push(bytes.clone());
+        let kept = if seq == self.first {
+            self.out.push(bytes);
+            None
         } else {
             self.waiting_bytes += bytes.len();
-        }
-        let Some(slot) = self.slot(seq) else { return };
-        match slot {
-            Slot::Partial(_, pieces) if !head => pieces.push(bytes),
-            Slot::Partial(..) => {}
-            _ => *slot = Slot::Partial(key, if head { Vec::new() } else { vec![bytes] }),
+            Some(owned(bytes))
+        };
+        match self.slot(seq) {
+            Some(Slot::Partial(_, pieces)) => pieces.extend(kept),
+            Some(slot) => *slot = Slot::Partial(key, kept.into_iter().collect()),
+            None => {}
         }
     }
 
@@ -327,7 +330,7 @@ mod tests {
                 let expected: String = model.iter().take(ended + 1).map(|place| place.1.as_str()).collect();
                 prop_assert_eq!(&seen, &expected);
                 let waiting: usize = model.iter().skip(ended + 1).map(|place| place.1.len()).sum();
-                prop_assert_eq!(replies.bytes(), waiting);
+                prop_assert_eq!(replies.bytes(), waiting + (model.len() - ended) * SLOT_BYTES);
                 prop_assert_eq!(replies.calls().len() <= open.len() + 1, true);
             }
         }

@@ -1,7 +1,7 @@
 //! Services and their instances, as an immutable snapshot that all workers share.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
@@ -99,6 +99,25 @@ impl Routes {
             .collect();
         services.sort_by(|a, b| a.uri.cmp(&b.uri));
         Self { checked, services }
+    }
+}
+
+impl Routes {
+    /// What was counted for the services and instances that `next` has no more.
+    pub(crate) fn sums_without(&self, next: &Self) -> CallSums {
+        let mut sums = CallSums::default();
+        for service in &self.services {
+            let stays = next.services.binary_search_by(|other| other.uri.cmp(&service.uri)).ok().map(|at| &next.services[at]);
+            if stays.is_none() {
+                sums.merge(&service.unsent.sums());
+            }
+            let instances: HashSet<SocketAddr> =
+                stays.iter().flat_map(|other| &other.instances).map(|instance| instance.address).collect();
+            for gone in service.instances.iter().filter(|instance| !instances.contains(&instance.address)) {
+                sums.merge(&gone.counters.sums());
+            }
+        }
+        sums
     }
 }
 

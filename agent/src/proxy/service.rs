@@ -81,9 +81,11 @@ impl Service {
     /// Makes the pools that keep connections open from the start.
     pub(crate) fn warm_pools(&self) -> impl Iterator<Item = &Rc<Pool>> {
         let warm = self.route.policy.connections_min > 0;
-        self.instances.iter().filter(move |_| warm).map(|(instance, pool)| {
-            pool.get_or_init(|| Rc::new(Pool::new(self.route.uri.clone(), instance.clone(), self.route.policy.clone())))
-        })
+        self.instances.iter().filter(move |_| warm).map(|(instance, pool)| self.pool(instance, pool))
+    }
+
+    fn pool<'a>(&self, instance: &Arc<Instance>, place: &'a OnceCell<Rc<Pool>>) -> &'a Rc<Pool> {
+        place.get_or_init(|| Rc::new(Pool::new(self.route.uri.clone(), instance.clone(), self.route.policy.clone())))
     }
 }
 

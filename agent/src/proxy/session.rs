@@ -23,6 +23,7 @@ pub(crate) struct About<'a> {
     pub(crate) agent: &'a str,
     pub(crate) connections: usize,
     pub(crate) uptime: Duration,
+    pub(crate) age: Duration,
 }
 
 /// What becomes of the connection.
@@ -182,7 +183,7 @@ fn describe(session: &Session, about: &About<'_>) -> String {
         about.id,
         about.peer,
         session.name,
-        about.uptime.as_secs(),
+        about.age.as_secs(),
         if session.is_resp3() { 3 } else { 2 },
         session.library,
         session.library_version
@@ -287,7 +288,14 @@ mod tests {
     use super::*;
 
     fn about() -> About<'static> {
-        About { id: 7, peer: SocketAddr::from(([127, 0, 0, 1], 5)), agent: "a@n", connections: 3, uptime: Duration::from_secs(9) }
+        About {
+            id: 7,
+            peer: SocketAddr::from(([127, 0, 0, 1], 5)),
+            agent: "a@n",
+            connections: 3,
+            uptime: Duration::from_secs(99),
+            age: Duration::from_secs(9),
+        }
     }
 
     fn ask(session: &mut Option<Box<Session>>, command: &str) -> String {

@@ -78,6 +78,12 @@ impl CallCounters {
         }
     }
 
+    /// A call was not begun. It took no time that would tell anything.
+    pub(crate) fn refused(&self, code: u16) {
+        self.calls.add(1);
+        self.mesh[index(code)].add(1);
+    }
+
     /// A call was answered by the mesh.
     pub(crate) fn failed(&self, took: Duration, code: u16) {
         self.took(took);
@@ -172,18 +178,33 @@ pub struct CallSums {
 }
 
 impl CallSums {
-    pub(crate) fn add(&mut self, counters: &CallCounters) {
-        self.calls += counters.calls.get();
-        self.in_flight += counters.in_flight.get();
-        self.retries += counters.retries.get();
-        self.connections += counters.connections.get();
-        self.queued += counters.queued.get();
-        add_codes(&mut self.mesh_errors, CODES.iter().copied().zip(counters.mesh.iter().map(Counter::get)));
-        add_codes(&mut self.service_errors, CODES.iter().copied().zip(counters.service.iter().map(Counter::get)));
-        self.latency.sum += Duration::from_nanos(counters.latency_ns.get());
-        for (sum, counter) in self.latency.counts.iter_mut().zip(&counters.latency) {
-            *sum += counter.get();
+    fn of(counters: &CallCounters) -> Self {
+        let codes = |counters: &[Counter]| {
+            let all = CODES.iter().copied().zip(counters.iter().map(Counter::get));
+            all.filter(|(_, count)| *count > 0).collect()
+        };
+        Self {
+            calls: counters.calls.get(),
+            in_flight: counters.in_flight.get(),
+            retries: counters.retries.get(),
+            connections: counters.connections.get(),
+            queued: counters.queued.get(),
+            mesh_errors: codes(&counters.mesh),
+            service_errors: codes(&counters.service),
+            latency: Histogram {
+                counts: counters.latency.iter().map(Counter::get).collect(),
+                sum: Duration::from_nanos(counters.latency_ns.get()),
+            },
         }
+    }
+
+    pub(crate) fn add(&mut self, counters: &CallCounters) {
+        self.merge(&Self::of(counters));
+    }
+
+    /// The same without what is only of this moment.
+    pub(crate) fn ended(self) -> Self {
+        Self { in_flight: 0, connections: 0, queued: 0, ..self }
     }
 
     /// Adds another sum to this one.
@@ -247,7 +268,6 @@ pub struct InstanceSnapshot {
 /// What one worker counts for itself.
 #[derive(Debug, Default)]
 pub(crate) struct WorkerCounters {
-    pub(crate) connections: Counter,
     pub(crate) accepted: Counter,
     pub(crate) refused: Counter,
     pub(crate) queued_bytes: Counter,
@@ -281,12 +301,17 @@ pub(crate) enum CloseReason {
     Protocol,
     /// An answer broke off after its beginning had been passed on.
     CutAnswer,
+    /// It took none of its answers for too long, or sent nothing more of a command that it began.
+    Stalled,
+    /// The agent holds as many bytes as it may.
+    Full,
     /// The agent drains.
     Drain,
 }
 
 impl CloseReason {
-    pub(crate) const ALL: [Self; 5] = [Self::Peer, Self::Quit, Self::Protocol, Self::CutAnswer, Self::Drain];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Peer, Self::Quit, Self::Protocol, Self::CutAnswer, Self::Stalled, Self::Full, Self::Drain];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -294,6 +319,8 @@ impl CloseReason {
             Self::Quit => "quit",
             Self::Protocol => "protocol",
             Self::CutAnswer => "cut_answer",
+            Self::Stalled => "stalled",
+            Self::Full => "full",
             Self::Drain => "drain",
         }
     }

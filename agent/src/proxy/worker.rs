@@ -44,6 +44,8 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// What the connections that are open may still send after the listener was closed.
 const LAST_CALLS: Duration = Duration::from_millis(20);
+/// Bytes of answers that may wait for one application when the worker holds as many as it may.
+const CROWDED_OUTPUT: usize = 64 * 1024;
 /// A command that is taken even when the worker holds as many bytes as it may.
 const SHORT_COMMAND: usize = 8 * 1024;
 
@@ -82,6 +84,7 @@ pub(crate) struct WorkerLimits {
     pub(crate) pipeline_max: usize,
     pub(crate) mget_keys_max: usize,
     pub(crate) mget_timeout_ms: u64,
+    pub(crate) stall_timeout: Duration,
     /// What a command may have while there is room in the worker.
     pub(crate) command: resp::Limits,
 }
@@ -98,6 +101,7 @@ pub(crate) struct Worker {
     retired: RefCell<Vec<Rc<Pool>>>,
     limits: Cell<WorkerLimits>,
     buffers: RefCell<ReadBuffers>,
+    scratch: RefCell<Vec<u8>>,
     apps: RefCell<Slab<Rc<App>>>,
     open: Arc<AtomicUsize>,
     connections_max: usize,
@@ -112,16 +116,14 @@ pub(crate) struct Worker {
     stop: Notify,
 }
 
-/// Runs a worker until it has drained or its control channel is closed.
+/// Runs a worker until its control channel is closed.
 pub(crate) fn run(start: Start) -> io::Result<()> {
     let runtime =
         runtime::Builder::new_current_thread().enable_io().enable_time().build_local(runtime::LocalOptions::default())?;
     runtime.block_on(async move {
-        let Start { listener, control, .. } = &start;
-        let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
-        let _ = control;
         let worker = Rc::new(Worker::new(&start));
         worker.apply(&start.routes);
+        let listener = tokio::net::TcpListener::from_std(start.listener)?;
         tokio::task::spawn_local(timer(worker.clone()));
         tokio::task::spawn_local(housekeeping(worker.clone()));
         tokio::task::spawn_local(accept::run(worker.clone(), listener));
@@ -174,6 +176,7 @@ async fn housekeeping(worker: Rc<Worker>) {
         every.tick().await;
         worker.turn_begins();
         worker.look_after_pools();
+        worker.close_stalled();
     }
 }
 
@@ -190,6 +193,7 @@ impl Worker {
             retired: RefCell::default(),
             limits: Cell::new(WorkerLimits::of(&start.routes, start.workers)),
             buffers: RefCell::default(),
+            scratch: RefCell::default(),
             apps: RefCell::default(),
             open: start.open.clone(),
             connections_max: start.connections_max,
@@ -223,13 +227,43 @@ impl Worker {
         let services = self.services.borrow().clone();
         for service in services.values() {
             service.warm_pools().for_each(|pool| pool.warm_up(self));
-            service.pools().for_each(|pool| pool.close_idle(self.now()));
+            for pool in service.pools() {
+                pool.close_idle(self.now());
+                pool.connect_for_waiting(self);
+            }
         }
         self.retired.borrow_mut().retain(|pool| {
             pool.retire();
             !pool.is_over()
         });
         self.counters.queued_bytes.set(self.shared.queued.get() as u64);
+    }
+
+    /// Closes connections of applications that take nothing of their answers, or begin a command and do not go on.
+    fn close_stalled(&self) {
+        let crowded = self.queued() >= self.limits().worker_queued_bytes_max;
+        let within = if crowded { HOUSEKEEPING } else { self.limits().stall_timeout };
+        for (_, app) in self.apps.borrow().iter() {
+            let since = app.blocked_since().or_else(|| app.in_command.get().then(|| app.last_read.get()));
+            if since.is_some_and(|since| self.now().duration_since(since) >= within) {
+                app.close(CloseReason::Stalled);
+            }
+        }
+    }
+
+    /// A buffer for what needs one for a moment.
+    pub(crate) fn scratch<T>(&self, with: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        with(&mut self.scratch.borrow_mut())
+    }
+
+    /// Bytes of answers that may wait for one application: little when the worker holds as much as it may.
+    pub(crate) fn output_max(&self) -> usize {
+        let limits = self.limits.get();
+        if self.queued() < limits.worker_queued_bytes_max {
+            limits.queued_bytes_max
+        } else {
+            limits.queued_bytes_max.min(CROWDED_OUTPUT)
+        }
     }
 
     /// The time at the beginning of a task's turn is the time for all of it.
@@ -308,7 +342,6 @@ impl Worker {
             return;
         }
         self.counters.accepted.add(1);
-        self.counters.connections.add(1);
         let app = {
             let mut apps = self.apps.borrow_mut();
             let entry = apps.vacant_entry();
@@ -322,7 +355,6 @@ impl Worker {
     pub(crate) fn app_ended(&self, app: &App, reason: CloseReason) {
         self.apps.borrow_mut().remove(app.key);
         self.open.fetch_sub(1, Relaxed);
-        self.counters.connections.sub(1);
         self.counters.closed[reason as usize].add(1);
         self.app_gone.notify_waiters();
     }
@@ -335,6 +367,7 @@ impl Worker {
             agent: &self.name,
             connections: self.open.load(Relaxed),
             uptime: self.started.elapsed(),
+            age: app.since.elapsed(),
         }
     }
 
@@ -380,7 +413,7 @@ impl Worker {
                 name: session.as_ref().and_then(|session| session.name()),
                 protocol: if session.as_ref().is_some_and(|session| session.is_resp3()) { "resp3" } else { "resp2" }.to_owned(),
                 age_ms: ms(app.since),
-                idle_ms: ms(app.last_command.get()),
+                idle_ms: ms(app.last_read.get()),
                 calls: app.calls.get(),
                 in_flight: app.owed() as u64,
                 queued_bytes: app.queued_bytes() as u64,
@@ -395,11 +428,13 @@ impl WorkerLimits {
         let config = &routes.checked.config;
         Self {
             calls_in_flight_max: (config.agent.calls_in_flight_max / workers).max(1),
-            worker_queued_bytes_max: config.agent.queued_bytes_max / workers,
+            // At least one command of each kind must fit.
+            worker_queued_bytes_max: (config.agent.queued_bytes_max / workers).max(config.app.command_bytes_max),
             queued_bytes_max: config.app.queued_bytes_max,
             pipeline_max: config.app.pipeline_max,
             mget_keys_max: config.app.mget_keys_max,
             mget_timeout_ms: config.app.mget_timeout_ms,
+            stall_timeout: Duration::from_millis(config.app.stall_timeout_ms),
             command: resp::Limits {
                 argument_bytes_max: config.app.argument_bytes_max,
                 command_bytes_max: config.app.command_bytes_max,

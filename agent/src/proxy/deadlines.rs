@@ -1,0 +1,147 @@
+//! How long calls may take: their deadlines, answers that keep coming, and applications that do not take theirs.
+
+use std::{rc::Rc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    calls::CallKey,
+    dispatch::{Call, Place, code},
+    link::{Forgotten, Link},
+    pool::Pool,
+    worker::Worker,
+};
+
+/// How long one application that takes nothing may hold up others whose answers come over the same connection.
+const STALL_MAX: Duration = Duration::from_secs(1);
+/// What must come of a large answer within a call's timeout for it to have as long again.
+const PROGRESS_MIN: usize = 64 * 1024;
+
+impl Call {
+    /// How long its answer may be left in the socket without the application taking anything.
+    fn stall_max(&self, shared: bool) -> Duration {
+        if shared { STALL_MAX.min(self.within.timeout) } else { self.within.timeout }
+    }
+
+    /// When it ends for good, if it is paused now.
+    fn paused_until(&self, since: Instant, last_taken: Instant, shared: bool) -> Instant {
+        let stalled = last_taken + self.stall_max(shared);
+        let until = if shared { stalled.min(since + self.within.timeout) } else { stalled };
+        if self.within.extends { until } else { until.min(self.deadline) }
+    }
+}
+
+impl Worker {
+    /// A large answer that keeps coming has as long again.
+    pub(super) fn extend(&self, key: CallKey, bytes: usize) {
+        let mut calls = self.calls.borrow_mut();
+        let Some(call) = calls.get_mut(key) else { return };
+        let received = call.received.unwrap_or(0) + bytes;
+        call.received = Some(received % PROGRESS_MIN);
+        if call.within.extends && received >= PROGRESS_MIN {
+            call.deadline = self.now() + call.within.timeout;
+            let tick = self.tick_of(call.deadline);
+            calls.rearm(key, tick);
+        }
+    }
+
+    /// Whether the answer of a call must be left in the socket, because the application has taken too little of what it
+    /// was sent before; then it wakes the connection's task when it has. An application that has held up others long
+    /// enough does so no more: its calls on shared connections fail, and their answers are read and dropped.
+    pub(crate) fn must_pause(&self, key: CallKey, pool: &Pool, link: &Link) -> bool {
+        let now = self.now();
+        {
+            let mut calls = self.calls.borrow_mut();
+            let Some(call) = calls.get_mut(key) else { return false };
+            let pause = call.app.pause_reader(call.seq, self.output_max(), &link.task);
+            match (pause, call.paused) {
+                (false, None) => return false,
+                (false, Some(_)) => {
+                    call.paused = None;
+                    // What has begun to come did not come for as long only because it was not read.
+                    if call.within.extends && call.received.is_some() {
+                        call.deadline = now + call.within.timeout;
+                    }
+                    let tick = self.tick_of(call.deadline);
+                    calls.rearm(key, tick);
+                    return false;
+                }
+                (true, _) if link.is_shared() && call.app.is_stalled() => {}
+                (true, Some(_)) => return true,
+                (true, None) => {
+                    call.paused = Some(now);
+                    let tick = self.tick_of(call.paused_until(now, now, link.is_shared()));
+                    calls.rearm(key, tick);
+                    return true;
+                }
+            }
+        }
+        self.fail(key, code::POOL_FULL, Some(pool.instance.address), &self.why_paused());
+        false
+    }
+
+    /// Ends the calls whose time is over.
+    pub(crate) fn expire(self: &Rc<Self>) {
+        self.turn_begins();
+        let now = self.tick_of(self.now()) - 1;
+        let expired = self.calls.borrow_mut().expired(now);
+        for key in expired {
+            if !self.goes_on(key) {
+                self.expire_one(key);
+            }
+        }
+    }
+
+    /// A paused call whose application is slow, but does take what it is sent.
+    fn goes_on(&self, key: CallKey) -> bool {
+        let mut calls = self.calls.borrow_mut();
+        let Some(call) = calls.get_mut(key) else { return true };
+        let (Some(since), Place::Sent(_, link)) = (call.paused, &call.place) else { return false };
+        let Some(last_taken) = call.app.blocked_since() else { return false };
+        let until = call.paused_until(since, last_taken, link.is_shared());
+        if until <= self.now() {
+            return false;
+        }
+        let tick = self.tick_of(until);
+        calls.rearm(key, tick);
+        true
+    }
+
+    fn expire_one(self: &Rc<Self>, key: CallKey) {
+        let (place, code, reason) = {
+            let mut calls = self.calls.borrow_mut();
+            let Some(call) = calls.get_mut(key) else { return };
+            let late = call.paused.is_none() || (!call.within.extends && call.deadline <= self.now());
+            let (code, reason) = if late {
+                (code::TIMEOUT, format!("no answer within {} ms", call.within.timeout.as_millis()))
+            } else {
+                call.app.set_stalled();
+                (code::POOL_FULL, self.why_paused())
+            };
+            (call.place.clone(), code, reason)
+        };
+        let forgotten = self.withdraw(key, &place);
+        self.fail(key, code, place.pool().map(|pool| pool.instance.address), &reason);
+        if let (Forgotten::Sent, Place::Sent(_, link)) = (forgotten, place) {
+            self.end_overdue(&link, &reason);
+        }
+    }
+
+    /// The late answer must not be taken for another call's. Where answers come in order it can be waited for, as long as
+    /// others wait behind it.
+    fn end_overdue(&self, link: &Link, reason: &str) {
+        let calls = self.calls.borrow();
+        if link.is_shared() && link.waits_for(|key| calls.contains(key)) {
+            link.retire();
+        } else {
+            link.stop(reason);
+        }
+    }
+
+    fn why_paused(&self) -> String {
+        let max = self.limits().queued_bytes_max;
+        format!(
+            "{max} bytes of answers wait already, for the application to read them or for an earlier one (app.queued_bytes_max)"
+        )
+    }
+}
