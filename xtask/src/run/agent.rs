@@ -27,8 +27,7 @@ const USUAL_PORTS: (u16, u16) = (13000, 13900);
 pub(super) struct Agent {
     process: Process,
     moa: PathBuf,
-    /// Its instance name.
-    pub(super) name: String,
+    name: Option<String>,
     /// Where applications call it.
     pub(super) listen: SocketAddr,
 }
@@ -36,14 +35,17 @@ pub(super) struct Agent {
 impl Agent {
     /// Starts it with a configuration that has one service.
     pub(super) fn start(place: &Place, folder: &Path, port: u16, backend: SocketAddr, kernel: bool) -> Result<Self> {
-        let name = format!("demo-{}", std::process::id());
+        // With the usual port it has the usual name, which need not be typed.
+        let name = (port != USUAL_PORTS.0).then(|| format!("demo-{port}"));
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let metrics = port::free_or_any((port == USUAL_PORTS.0).then_some(USUAL_PORTS.1))?;
         let config = folder.join("moa.toml");
         fs::write(&config, configuration(listen, metrics, backend)).context("no configuration for the example")?;
         let moa = place.moa(false);
         let kernel = if kernel { "auto" } else { "off" };
-        let args = ["agent", "--name", &name, "--config", &config.to_string_lossy(), "--kernel", kernel];
+        let mut args = vec!["agent".to_owned(), "--config".to_owned(), config.display().to_string()];
+        args.extend(["--kernel".to_owned(), kernel.to_owned()]);
+        args.extend(name_args(name.as_ref()));
         let process = Process::start(&moa, &args, &folder.join("agent.log"), Stdio::null())?;
         Ok(Self { process, moa, name, listen })
     }
@@ -71,13 +73,23 @@ impl Agent {
 
     /// Whether the kernel programs are there, and if not why not.
     pub(super) fn kernel_line(&self) -> String {
-        let status = command::printed(Command::new(&self.moa).args(["--name", &self.name, "status", "--json"]));
+        let ask = ["status".to_owned(), "--json".to_owned()];
+        let status = command::printed(Command::new(&self.moa).args(ask).args(name_args(self.name.as_ref())));
         let status: Value = status.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default();
         match (&status["kernel"]["attached"], &status["kernel"]["reason"]) {
             (Value::Bool(true), _) => "The kernel programs are attached, and count its connections.".to_owned(),
             (_, Value::String(reason)) => format!("Userspace only: {reason}."),
             _ => "It does not say whether the kernel programs are attached.".to_owned(),
         }
+    }
+
+    /// What to type for a verb of its command line.
+    pub(super) fn to_type(&self, verb: &str) -> String {
+        [self.moa.display().to_string(), verb.to_owned()]
+            .into_iter()
+            .chain(name_args(self.name.as_ref()))
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     /// Tells it to finish and end.
@@ -87,6 +99,10 @@ impl Agent {
         }
         Ok(())
     }
+}
+
+fn name_args(name: Option<&String>) -> Vec<String> {
+    name.map_or_else(Vec::new, |name| vec!["--name".to_owned(), name.clone()])
 }
 
 fn configuration(listen: SocketAddr, metrics: u16, backend: SocketAddr) -> String {

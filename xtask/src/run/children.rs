@@ -34,7 +34,7 @@ impl Process {
     /// Starts a program that gets SIGTERM when this process ends, and no Ctrl-C from the terminal.
     ///
     /// The kernel sends it when the *thread* that started the program ends: call it from the main thread.
-    pub(super) fn start(program: &Path, args: &[&str], log: &Path, stdout: Stdio) -> Result<Self> {
+    pub(super) fn start(program: &Path, args: &[String], log: &Path, stdout: Stdio) -> Result<Self> {
         let output = File::create(log).with_context(|| format!("{} cannot be written", log.display()))?;
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "TERM", "--"]).arg(program).args(args);
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     fn start(script: &str, folder: &Path) -> Process {
-        let arguments = ["-c", script];
+        let arguments = ["-c".to_owned(), script.to_owned()];
         Process::start(Path::new("sh"), &arguments, &folder.join("log"), Stdio::piped()).unwrap()
     }
 

@@ -58,7 +58,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> Result<()> {
     // Before any thread is started, so that all of them leave the signals to the one that waits for them.
     let signals = Signals::take()?;
     let mut example = Example::start(place, args)?;
-    example.explain(place)?;
+    example.explain();
     let report = example.watch(args, &signals);
     example.stop()?;
     println!("stopped: nothing is left behind");
@@ -90,16 +90,14 @@ impl Example {
     }
 
     /// What there is to try.
-    fn explain(&self, place: &Place) -> Result<()> {
-        let (port, name, moa) = (self.agent.listen.port(), &self.agent.name, place.moa(false).display().to_string());
+    fn explain(&self) {
         println!("\nAn application's call goes to the agent at {}, which sends it on to /service/demo.", self.agent.listen);
         println!("{}", self.agent.kernel_line());
         println!("Try, in another terminal:");
-        println!("  redis-cli -p {port} GET '{}'", CALLS[0]);
-        println!("  {moa} --name {name} status");
-        println!("  {moa} --name {name} services");
+        println!("  redis-cli -p {} GET '{}'", self.agent.listen.port(), CALLS[0]);
+        println!("  {}", self.agent.to_type("status"));
+        println!("  {}", self.agent.to_type("services"));
         println!("Ctrl-C ends it.\n");
-        Ok(())
     }
 
     /// Shows a line a second until it is time to stop.
@@ -138,5 +136,5 @@ fn judge(report: &Report, args: &Args) -> Result<()> {
 fn service(place: &Place, folder: &Path) -> Result<Process> {
     let script = place.root.join("xtask/example/demo_service.py");
     let python = place::program("python3").unwrap_or_else(|| "python3".into());
-    Process::start(&python, &[&script.to_string_lossy()], &folder.join("service.log"), Stdio::piped())
+    Process::start(&python, &[script.display().to_string()], &folder.join("service.log"), Stdio::piped())
 }

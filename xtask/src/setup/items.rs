@@ -191,7 +191,7 @@ fn has_nginx_stream() -> bool {
 /// The module that Debian has in a package of its own, or what it would be used for.
 fn has_venv(place: &Place) -> bool {
     place.test_venv().join("bin/pip").is_file()
-        || any_in(Path::new("/usr/lib"), |folder| folder.join("ensurepip/_bundled").is_dir())
+        || any_in(Path::new("/usr/lib"), |folder| folder.join("ensurepip").is_dir())
         || program("python3").is_some_and(|python| !python.starts_with("/usr/bin"))
 }
 
