@@ -9,6 +9,7 @@ mod key;
 mod load;
 mod policy;
 mod problem;
+mod reference;
 mod schema;
 mod sections;
 mod shape;
@@ -25,6 +26,7 @@ pub use key::KeyPath;
 pub use load::{load, parse};
 pub use policy::{Health, HealthCheck, ServicePolicy};
 pub use problem::{ConfigError, Problem, Report};
+pub use reference::{default_file, reference, with_reference};
 pub use schema::schema;
 pub use sections::{Agent, App, Metrics};
 

@@ -9,6 +9,9 @@ use super::{
 };
 use crate::wire::envelope::scan_request;
 
+/// A call as a health check could send it.
+const EXAMPLE_CALL: &str = r#"{"action":"/service/user","params":{"m":"ping","args":[]}}"#;
+
 /// How the calls of a service are handled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -50,6 +53,7 @@ pub struct Health {
     /// What is sent.
     pub check: HealthCheck,
     /// The JSON of the call that is sent, if `check = "call"`; the instance is healthy if it answers with `ec` 0 or 200.
+    #[schemars(example = EXAMPLE_CALL)]
     pub call: Option<String>,
     /// Time between two checks.
     #[schemars(range(min = 10, max = DAY_MS))]

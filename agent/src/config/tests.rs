@@ -68,12 +68,12 @@ fn every_problem_of_shape_says_where_it_is_and_what_to_do() {
     let cases = [
         (
             "[app]\npipline_max = 3",
-            "moa.toml:2:1: app.pipline_max: found the unknown key `pipline_max`, expected one of argument_bytes_max, command_bytes_max, \
-             connections_max, listen, mget_keys_max, mget_timeout_ms, pipeline_max, queued_bytes_max; did you mean `pipeline_max`?",
+            "moa.toml:2:1: app.pipline_max: found the unknown key `pipline_max`, expected one of listen, connections_max, pipeline_max, \
+             argument_bytes_max, command_bytes_max, queued_bytes_max, mget_keys_max, mget_timeout_ms; did you mean `pipeline_max`?",
         ),
         (
             "[colour]\n",
-            "moa.toml:1:2: colour: found the unknown key `colour`, expected one of agent, app, defaults, metrics, services; remove it",
+            "moa.toml:1:2: colour: found the unknown key `colour`, expected one of agent, app, metrics, defaults, services; remove it",
         ),
         (
             "[defaults]\ntimeout_ms = '5s'",

@@ -1,0 +1,202 @@
+//! The default file and the tables of `docs/configuration.md`, made from the schema.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value};
+
+use super::{schema::schema, words};
+
+/// What stands before and after the part of `docs/configuration.md` that is made here.
+const MARKS: [&str; 2] = ["<!-- made by `moa config reference`: begin -->\n", "<!-- made by `moa config reference`: end -->\n"];
+
+const HEAD: &str = "\
+# Configuration of the MOA agent, with every key at its default.
+#
+# A key that begins with `#` is not set. `moa config check FILE` says what is wrong with a file, and a running agent takes
+# over a new one by `moa config reload` or SIGHUP.
+";
+
+const SERVICE: &str = r#"
+# One section for each service that can be called, by its URI, as often as needed: its instances, and any key of [defaults]
+# that is different for it.
+#[services."/service/user"]
+#instances = ["10.0.0.1:5000", "10.0.0.2:5000"]
+#timeout_ms = 800
+#health.interval_ms = 500
+"#;
+
+/// A section with its own table: its header, its description and its keys.
+struct Section<'a> {
+    header: String,
+    description: &'a str,
+    keys: Vec<(&'a str, &'a Value)>,
+}
+
+/// A file with every key at its default, in comments.
+#[must_use]
+pub fn default_file() -> String {
+    let mut out = HEAD.to_owned();
+    for section in sections() {
+        let _ = write!(out, "\n# {}\n[{}]\n", section.description, section.header);
+        for (key, schema) in section.keys {
+            // A key without a default is shown by what it could be.
+            let default = if schema["default"].is_null() { &schema["examples"][0] } else { &schema["default"] };
+            comment(&mut out, text(&schema["description"]));
+            comment(&mut out, &format!("{}.", capitalised(&words::expected(schema, key))));
+            let _ = writeln!(out, "#{key} = {}", in_toml(default));
+        }
+    }
+    out + SERVICE
+}
+
+/// The reference of all keys, in Markdown.
+#[must_use]
+pub fn reference() -> String {
+    let mut out = String::new();
+    for section in sections() {
+        let _ = write!(out, "### `[{}]`\n\n{}\n\n", section.header, section.description);
+        table(&mut out, section.keys);
+    }
+    let service = &schema()["properties"]["services"]["additionalProperties"];
+    let _ = write!(
+        out,
+        "### `[services.\"/service/user\"]`\n\n{} Every key of `[defaults]`, and:\n\n",
+        text(&service["description"])
+    );
+    table(&mut out, vec![("instances", &service["properties"]["instances"])]);
+    out.truncate(out.trim_end().len());
+    out + "\n"
+}
+
+/// Puts the reference of all keys between the marks of a document; none if it lacks the marks.
+#[must_use]
+pub fn with_reference(document: &str) -> Option<String> {
+    let (before, rest) = document.split_once(MARKS[0])?;
+    let (_, after) = rest.split_once(MARKS[1])?;
+    Some([before, MARKS[0], "\n", &reference(), "\n", MARKS[1], after].concat())
+}
+
+/// Every section but `services`, those within others behind them.
+fn sections() -> Vec<Section<'static>> {
+    let mut sections = Vec::new();
+    for (name, schema) in properties(schema()) {
+        if schema.get("properties").is_some() {
+            add_section(&mut sections, name.to_owned(), schema);
+        }
+    }
+    sections
+}
+
+fn add_section(sections: &mut Vec<Section<'static>>, header: String, schema: &'static Value) {
+    let (tables, keys): (Vec<_>, Vec<_>) = properties(schema).partition(|(_, schema)| schema.get("properties").is_some());
+    let inner = tables.into_iter().map(|(name, schema)| (format!("{header}.{name}"), schema)).collect::<Vec<_>>();
+    sections.push(Section { header, description: text(&schema["description"]), keys });
+    for (header, schema) in inner {
+        add_section(sections, header, schema);
+    }
+}
+
+fn properties(schema: &'static Value) -> impl Iterator<Item = (&'static str, &'static Value)> {
+    schema["properties"].as_object().into_iter().flat_map(Map::iter).map(|(key, schema)| (key.as_str(), schema))
+}
+
+fn table(out: &mut String, keys: Vec<(&str, &Value)>) {
+    out.push_str("| key | type | default | unit | meaning |\n|---|---|---|---|---|\n");
+    for (key, schema) in keys {
+        let default = if schema["default"].is_null() { "—".to_owned() } else { format!("`{}`", in_toml(&schema["default"])) };
+        let unit = words::unit(key).unwrap_or("—");
+        let _ = writeln!(
+            out,
+            "| `{key}` | {} | {default} | {unit} | {}{} |",
+            kind(schema),
+            text(&schema["description"]),
+            choices(schema)
+        );
+    }
+    out.push('\n');
+}
+
+/// A type as the table has it: without the unit, which has a column of its own.
+fn kind(schema: &Value) -> String {
+    capitalised(&words::expected(schema, "")).replace("One of ", "")
+}
+
+/// What each of the values that a key can have means.
+fn choices(schema: &Value) -> String {
+    let choices = schema["oneOf"].as_array().into_iter().flatten();
+    choices.map(|choice| format!(" `{}`: {}", in_toml(&choice["const"]), lower(text(&choice["description"])))).collect()
+}
+
+fn in_toml(value: &Value) -> String {
+    match value {
+        Value::String(text) if text.contains('"') => format!("'{text}'"),
+        other => other.to_string(),
+    }
+}
+
+fn comment(out: &mut String, text: &str) {
+    for line in text.lines() {
+        let _ = writeln!(out, "# {line}");
+    }
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn capitalised(text: &str) -> String {
+    first_letter(text, |letter| letter.to_ascii_uppercase())
+}
+
+fn lower(text: &str) -> String {
+    first_letter(text, |letter| letter.to_ascii_lowercase())
+}
+
+fn first_letter(text: &str, change: impl Fn(char) -> char) -> String {
+    let mut chars = text.chars();
+    chars.next().map(change).into_iter().chain(chars).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Given, parse};
+
+    #[test]
+    fn the_default_file_is_a_valid_one() {
+        let checked = parse(&default_file(), "default", &Given::default()).unwrap_or_else(|report| panic!("{report}"));
+        assert_eq!(checked.config, Config::default());
+    }
+
+    #[test]
+    fn the_default_file_has_every_key_at_its_default() {
+        let set: String = default_file()
+            .lines()
+            .map(|line| {
+                if line.starts_with("#call =") {
+                    line
+                } else {
+                    line.strip_prefix('#').filter(|key| !key.starts_with(' ')).unwrap_or(line)
+                }
+            })
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let checked = parse(&set, "default", &Given::default()).unwrap_or_else(|report| panic!("{report}\n{set}"));
+        assert_eq!(checked.config, Config::default());
+        assert_eq!(checked.services.len(), 1);
+        // As many keys as the sections have fields: `health.call` is the one without a default.
+        let all = serde_json::to_value(&checked.config).expect("plain data");
+        assert_eq!(checked.origins.keys().filter(|key| !key.starts_with("services")).count() + 1, leaves(&all));
+    }
+
+    fn leaves(value: &Value) -> usize {
+        value.as_object().map_or(1, |object| object.values().map(leaves).sum())
+    }
+
+    #[test]
+    fn the_document_has_the_reference_of_this_version() {
+        let document = include_str!("../../../docs/configuration.md");
+        let renewed = with_reference(document).expect("docs/configuration.md has the marks");
+        assert!(renewed == document, "docs/configuration.md is stale: run `moa config reference --write docs/configuration.md`");
+    }
+}
