@@ -4,7 +4,10 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value};
 
-use super::{schema::schema, words};
+use super::{
+    schema::{bounds, is, schema},
+    words,
+};
 
 /// What stands before and after the part of `docs/configuration.md` that is made here.
 const MARKS: [&str; 2] = ["<!-- made by `moa config reference`: begin -->\n", "<!-- made by `moa config reference`: end -->\n"];
@@ -41,8 +44,7 @@ pub fn default_file() -> String {
         for (key, schema) in section.keys {
             // A key without a default is shown by what it could be.
             let default = if schema["default"].is_null() { &schema["examples"][0] } else { &schema["default"] };
-            comment(&mut out, text(&schema["description"]));
-            comment(&mut out, &format!("{}.", capitalised(&words::expected(schema, key))));
+            let _ = writeln!(out, "# {}{}", text(&schema["description"]), bounds_in_words(key, schema));
             let _ = writeln!(out, "#{key} = {}", in_toml(default));
         }
     }
@@ -116,9 +118,28 @@ fn table(out: &mut String, keys: Vec<(&str, &Value)>) {
     out.push('\n');
 }
 
+/// What the default file says about a value beyond its meaning.
+fn bounds_in_words(key: &str, schema: &Value) -> String {
+    if !is(schema, "integer") {
+        return choices(schema);
+    }
+    let (min, max) = bounds(schema);
+    match words::unit(key) {
+        Some(unit) => format!(" {}, from {min} to {max}.", capitalised(unit)),
+        None => format!(" From {min} to {max}."),
+    }
+}
+
 /// A type as the table has it: without the unit, which has a column of its own.
 fn kind(schema: &Value) -> String {
-    capitalised(&words::expected(schema, "")).replace("One of ", "")
+    if is(schema, "integer") {
+        let (min, max) = bounds(schema);
+        return format!("number, {min} to {max}");
+    }
+    if is(schema, "array") {
+        return format!("list, each an {}", kind(&schema["items"]));
+    }
+    words::expected(schema, "").trim_start_matches("one of ").trim_start_matches("an ").trim_start_matches("a ").to_owned()
 }
 
 /// What each of the values that a key can have means.
@@ -131,12 +152,6 @@ fn in_toml(value: &Value) -> String {
     match value {
         Value::String(text) if text.contains('"') => format!("'{text}'"),
         other => other.to_string(),
-    }
-}
-
-fn comment(out: &mut String, text: &str) {
-    for line in text.lines() {
-        let _ = writeln!(out, "# {line}");
     }
 }
 
