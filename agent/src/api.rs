@@ -160,6 +160,26 @@ pub struct Conn {
     pub queued_bytes: u64,
 }
 
+/// `GET /v1/config`: the configuration in force.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+pub struct EffectiveConfig {
+    /// Where it came from; `POST /v1/config/reload` answers this alone.
+    pub source: ConfigSource,
+    /// Every key that has a value: those of the agent first, then those of each service.
+    pub keys: Vec<ConfigKey>,
+}
+
+/// One key of the configuration in force.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+pub struct ConfigKey {
+    /// Its path, as TOML has it.
+    pub key: String,
+    /// Its value.
+    pub value: serde_json::Value,
+    /// Where that came from: a line of the file, a flag, or a default.
+    pub from: String,
+}
+
 /// An error that the admin socket answers, with a status of 4xx or 5xx.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Error {

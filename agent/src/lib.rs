@@ -3,8 +3,10 @@
 //! `wire` knows nobody; `proxy` knows `wire`; `kernel` knows `proxy`'s types; `admin` and `cli` see all.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod api;
 pub mod config;
+pub mod instance;
 pub mod kernel;
 pub mod proxy;
 pub mod wire;

@@ -5,6 +5,7 @@
 //! ([`schema`]) is what a file is checked against, and what the default file and the reference are made from.
 
 mod check;
+mod effective;
 mod key;
 mod load;
 mod policy;
@@ -22,6 +23,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use effective::effective;
 pub use key::KeyPath;
 pub use load::{load, parse};
 pub use policy::{Health, HealthCheck, ServicePolicy};

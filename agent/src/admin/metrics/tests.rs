@@ -1,0 +1,139 @@
+//! Both formats, read as a scraper would.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::*;
+use crate::{
+    api,
+    kernel::Counts,
+    proxy::stats::{BUCKETS, CallSums, InstanceSnapshot, ServiceSnapshot, Snapshot},
+};
+
+fn sums(calls: u64) -> CallSums {
+    let mut sums = CallSums { calls, in_flight: 2, queued: 1, connections: 3, retries: 4, ..CallSums::default() };
+    sums.mesh_errors = vec![(304, 1), (504, 2)];
+    sums.service_errors = vec![(0, 1), (300, 1)];
+    for n in 0..calls {
+        sums.latency.counts[usize::try_from(n).expect("few") * 7 % BUCKETS] += 1;
+    }
+    sums.latency.sum = std::time::Duration::from_millis(calls);
+    sums
+}
+
+fn example() -> Scrape {
+    let instance = |address: &str, healthy| InstanceSnapshot { address: address.into(), healthy, sums: sums(50) };
+    let service = |uri: &str| ServiceSnapshot {
+        uri: uri.into(),
+        unsent: sums(5),
+        instances: vec![instance("10.0.0.1:1", true), instance("[::1]:2", false)],
+    };
+    Scrape {
+        calls: Snapshot {
+            services: vec![service("/a"), service("/b")],
+            unrouted: vec![(401, 3), (501, 7)],
+            closed: vec![("peer", 9), ("drain", 0)],
+        },
+        app: api::AppStatus { connections: 10, connections_max: 100, accepted: 20, ..api::AppStatus::default() },
+        workers: 2,
+        draining: false,
+        config: api::ConfigSource { path: None, generation: 3, loaded_unix_ms: 1_500, last_error: Some("bad".into()) },
+        reloads_taken: 2,
+        reloads_refused: 1,
+        kernel: Some(Counts::default()),
+        process: Process::read(),
+    }
+}
+
+/// Series by name and labels, after the checks that `promtool check metrics` makes.
+fn parse(text: &str) -> BTreeMap<String, f64> {
+    let (mut types, mut helps) = (HashMap::new(), HashSet::new());
+    let mut series = BTreeMap::new();
+    for line in text.lines() {
+        match line.split(' ').collect::<Vec<_>>()[..] {
+            ["#", "HELP", name, _, ..] => assert!(helps.insert(name.to_owned()), "two helps of {name}"),
+            ["#", "TYPE", name, kind] => assert!(types.insert(name.to_owned(), kind.to_owned()).is_none(), "two types of {name}"),
+            ["#", "UNIT", name, unit] => assert!(name.ends_with(unit), "{line}"),
+            ["#", "EOF"] => {}
+            _ => {
+                let (name, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("no value: {line}"));
+                assert!(
+                    series.insert(name.to_owned(), value.parse().unwrap_or_else(|_| panic!("{line}"))).is_none(),
+                    "twice: {name}"
+                );
+            }
+        }
+    }
+    for name in series.keys() {
+        let name = name.split('{').next().expect("a name");
+        let suffixes = ["", "_total", "_info", "_bucket", "_sum", "_count"];
+        let family = suffixes.iter().find_map(|suffix| name.strip_suffix(suffix).filter(|family| types.contains_key(*family)));
+        let family = family.unwrap_or_else(|| panic!("{name} has no type"));
+        assert!(helps.contains(family), "{name} has no help");
+        assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
+    }
+    series
+}
+
+fn check_buckets(series: &BTreeMap<String, f64>, labels: &str) {
+    let prefix = format!("moa_call_duration_seconds_bucket{{le=\"");
+    let of = |name: &str| name.starts_with("moa_call_duration_seconds_bucket{") && name.contains(labels);
+    let bound = |name: &str| -> f64 {
+        let text =
+            name.split("le=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap_or_else(|| panic!("{prefix}: {name}"));
+        if text == "+Inf" { f64::INFINITY } else { text.parse().expect("a number") }
+    };
+    let mut buckets: Vec<(f64, f64)> =
+        series.iter().filter(|(name, _)| of(name)).map(|(name, value)| (bound(name), *value)).collect();
+    buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
+    assert!(buckets.is_sorted_by(|a, b| a.0 < b.0 && a.1 <= b.1), "{buckets:?}");
+    let count = series.iter().find(|(name, _)| name.starts_with("moa_call_duration_seconds_count{") && name.contains(labels));
+    assert_eq!(buckets.last().map(|(bound, value)| (*bound, *value)), count.map(|(_, count)| (f64::INFINITY, *count)));
+}
+
+#[test]
+fn open_metrics_are_well_formed() {
+    let text = render(example()).expect("written");
+    assert!(text.ends_with("# EOF\n"));
+    let series = parse(&text);
+    for service in ["/a", "/b"] {
+        for instance in ["10.0.0.1:1", "[::1]:2", ""] {
+            check_buckets(&series, &format!("service=\"{service}\",instance=\"{instance}\""));
+        }
+    }
+}
+
+#[test]
+fn prometheus_has_the_same_series() {
+    let open = render(example()).expect("written");
+    let own = text::prometheus(&open);
+    assert_eq!(parse(&open).keys().collect::<Vec<_>>(), parse(&own).keys().collect::<Vec<_>>());
+    assert!(own.contains("# TYPE moa_calls_total counter\n") && own.contains("# TYPE moa_build_info gauge\n"), "{own}");
+    assert!(!own.contains("# EOF") && !own.contains("# UNIT"), "{own}");
+}
+
+#[test]
+fn calls_are_counted_once_by_code() {
+    let series = parse(&render(example()).expect("written"));
+    let instance = |by: &str, code: &str| {
+        let name = format!("moa_calls_total{{service=\"/a\",instance=\"10.0.0.1:1\",by=\"{by}\",code=\"{code}\"}}");
+        *series.get(&name).unwrap_or_else(|| panic!("no {name}"))
+    };
+    assert_eq!(
+        [instance("mesh", "304"), instance("mesh", "504"), instance("service", "other"), instance("service", "300")],
+        [1., 2., 1., 1.]
+    );
+    assert_eq!(instance("service", "ok"), 45.);
+    assert_eq!(series["moa_unrouted_calls_total{code=\"501\"}"], 7.);
+    assert_eq!(series["moa_instance_healthy{service=\"/b\",instance=\"[::1]:2\"}"], 0.);
+    assert_eq!(series["moa_config_reloads_total{result=\"failure\"}"], 1.);
+    assert_eq!(series["moa_config_loaded_timestamp_seconds"], 1.5);
+}
+
+#[test]
+fn the_process_is_this_one() {
+    let process = Process::read();
+    assert!(process.resident_bytes > 1 << 20 && process.virtual_bytes >= process.resident_bytes, "{process:?}");
+    assert!(process.open_fds >= 3 && process.open_fds < process.max_fds, "{process:?}");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs_f64();
+    assert!((0. ..86_400.).contains(&(now - process.started_unix)), "{process:?}");
+}

@@ -1,0 +1,74 @@
+//! The paths of the admin socket.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{Query, State, rejection::QueryRejection},
+    http::{Method, StatusCode, Uri},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::Deserialize;
+
+use super::{Node, Reloader};
+use crate::{api, config::effective};
+
+/// Connections that are listed unless the caller says how many.
+const CONNS_DEFAULT: usize = 1000;
+
+/// What the handlers know.
+#[derive(Clone)]
+pub(super) struct Admin {
+    pub(super) node: Arc<Node>,
+    pub(super) reloader: Reloader,
+}
+
+pub(super) fn routes(admin: Admin) -> Router {
+    Router::new()
+        .route("/v1/status", get(async |State(admin): State<Admin>| Json(admin.node.status())))
+        .route("/v1/services", get(async |State(admin): State<Admin>| Json(admin.node.proxy.services())))
+        .route("/v1/conns", get(conns))
+        .route("/v1/config", get(config))
+        .route("/v1/config/reload", post(reload))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(admin)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConnsQuery {
+    limit: Option<usize>,
+}
+
+async fn conns(State(admin): State<Admin>, query: Result<Query<ConnsQuery>, QueryRejection>) -> Response {
+    match query {
+        Ok(Query(query)) => Json(admin.node.proxy.conns(query.limit.unwrap_or(CONNS_DEFAULT)).await).into_response(),
+        Err(wrong) => error(StatusCode::BAD_REQUEST, format!("{}; the one parameter is limit=NUMBER", wrong.body_text())),
+    }
+}
+
+async fn config(State(admin): State<Admin>) -> Json<api::EffectiveConfig> {
+    let loaded = admin.node.loaded();
+    Json(api::EffectiveConfig { keys: effective(&loaded.checked), source: loaded.source })
+}
+
+async fn reload(State(admin): State<Admin>) -> Response {
+    match admin.reloader.reload().await {
+        Ok(source) => Json(source).into_response(),
+        Err(refused) => error(StatusCode::UNPROCESSABLE_ENTITY, refused.to_string()),
+    }
+}
+
+pub(super) async fn no_such_path(uri: Uri) -> Response {
+    error(StatusCode::NOT_FOUND, format!("there is no {}; is this moa of another version than the agent?", uri.path()))
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Response {
+    error(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take {method}", uri.path()))
+}
+
+pub(super) fn error(status: StatusCode, error: String) -> Response {
+    (status, Json(api::Error { error })).into_response()
+}

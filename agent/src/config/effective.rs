@@ -1,0 +1,99 @@
+//! The configuration in force, key by key, each with where its value came from.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Checked, KeyPath, Origin};
+use crate::api::ConfigKey;
+
+/// Every key that has a value, the agent's own first, then those of each service.
+#[must_use]
+pub fn effective(checked: &Checked) -> Vec<ConfigKey> {
+    let mut keys = Keys { checked, keys: Vec::new() };
+    keys.add(&KeyPath::default(), &KeyPath::default(), &to_value(&checked.config));
+    let defaults = KeyPath::default().key("defaults");
+    for service in &checked.services {
+        let at = KeyPath::default().key("services").key(&service.uri);
+        keys.add(&at.key("instances"), &defaults, &to_value(&service.instances));
+        keys.add(&at, &defaults, &to_value(&service.policy));
+    }
+    keys.keys
+}
+
+struct Keys<'a> {
+    checked: &'a Checked,
+    keys: Vec<ConfigKey>,
+}
+
+impl Keys<'_> {
+    /// Adds what is below `at`; a key that is not written there is inherited from the same key below `base`.
+    fn add(&mut self, at: &KeyPath, base: &KeyPath, value: &Value) {
+        match value {
+            Value::Null => {}
+            Value::Object(table) => {
+                for (key, value) in table {
+                    self.add(&at.key(key), &base.key(key), value);
+                }
+            }
+            leaf => {
+                let from = self.from(at, base);
+                self.keys.push(ConfigKey { key: at.to_string(), value: leaf.clone(), from });
+            }
+        }
+    }
+
+    fn from(&self, at: &KeyPath, base: &KeyPath) -> String {
+        let origin = |path: &KeyPath| self.checked.origins.get(&path.to_string());
+        match (origin(at), origin(base)) {
+            (Some(own), _) => self.name(own),
+            (None, Some(inherited)) => format!("[defaults], {}", self.name(inherited)),
+            (None, None) => self.name(&Origin::Default),
+        }
+    }
+
+    fn name(&self, origin: &Origin) -> String {
+        match origin {
+            Origin::Default => "default".into(),
+            Origin::Ports => "the instance's ports".into(),
+            Origin::Line(line) => match &self.checked.path {
+                Some(path) => format!("{}:{line}", path.display()),
+                None => format!("line {line}"),
+            },
+            Origin::Flag(flag) => flag.clone(),
+        }
+    }
+}
+
+/// A configuration is plain data with texts as keys, which is always JSON.
+fn to_value(data: &impl Serialize) -> Value {
+    serde_json::to_value(data).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Given, parse};
+
+    #[test]
+    fn every_key_says_where_it_came_from() {
+        let text = "[defaults]\ntimeout_ms = 800\nhealth.interval_ms = 70\n[services.'/s']\ninstances = ['10.0.0.1:5000']\npipelined = true\n";
+        let given = Given { app_listen: Some(([127, 0, 0, 1], 7000).into()), ..Given::default() };
+        let mut checked = parse(text, "f", &given).expect("valid");
+        checked.path = Some("/etc/moa/moa.toml".into());
+        let keys = effective(&checked);
+        let find = |key: &str| {
+            let found = keys.iter().find(|entry| entry.key == key).unwrap_or_else(|| panic!("no {key}"));
+            (found.value.to_string(), found.from.clone())
+        };
+        let is = |value: &str, from: &str| (value.to_owned(), from.to_owned());
+        assert_eq!(find("agent.workers"), is("0", "default"));
+        assert_eq!(find("app.listen"), is("\"127.0.0.1:7000\"", "--app-listen"));
+        assert_eq!(find("metrics.listen"), is("\"127.0.0.1:13900\"", "the instance's ports"));
+        assert_eq!(find("defaults.timeout_ms"), is("800", "/etc/moa/moa.toml:2"));
+        assert_eq!(find("services.\"/s\".timeout_ms"), is("800", "[defaults], /etc/moa/moa.toml:2"));
+        assert_eq!(find("services.\"/s\".health.interval_ms"), is("70", "[defaults], /etc/moa/moa.toml:3"));
+        assert_eq!(find("services.\"/s\".pipelined"), is("true", "/etc/moa/moa.toml:6"));
+        assert_eq!(find("services.\"/s\".instances"), is("[\"10.0.0.1:5000\"]", "/etc/moa/moa.toml:5"));
+        assert_eq!(find("services.\"/s\".queue_max"), is("1024", "default"));
+    }
+}
