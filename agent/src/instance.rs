@@ -18,6 +18,8 @@ pub use claim::{Claim, ClaimError};
 
 /// The name of an agent that was not given one.
 pub const DEFAULT_NAME: &str = "default";
+/// Where root's agents have their files.
+const SYSTEM_RUN_DIR: &str = "/run/moa";
 /// The longest name.
 const NAME_BYTES_MAX: usize = 32;
 /// The first port of the instance `default`.
@@ -83,28 +85,41 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 
 /// Where the agents of this machine, or of this user, have their files.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RunDir(PathBuf);
+pub struct RunDir {
+    path: PathBuf,
+    /// Whether the operator named it. One that was not named is made and removed, and must be this user's own.
+    named: bool,
+}
 
 impl RunDir {
-    /// What was given, else `/run/moa` for root, else `moa` in the directory of the user's session.
-    ///
-    /// # Errors
-    /// None was given, and the user has no session.
-    pub fn choose(given: Option<PathBuf>) -> Result<Self, ClaimError> {
-        if let Some(given) = given {
-            return Ok(Self(given));
+    /// What was named, else `/run/moa` for root, else `moa` in the directory of the user's session, else one below `/tmp`.
+    #[must_use]
+    pub fn choose(named: Option<PathBuf>) -> Self {
+        if let Some(path) = named {
+            return Self { path, named: true };
         }
-        if Uid::effective().is_root() {
-            return Ok(Self("/run/moa".into()));
-        }
+        let uid = Uid::effective();
         let session = env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty());
-        session.map(|session| Self(Path::new(&session).join("moa"))).ok_or(ClaimError::NoRunDir)
+        let path = match session {
+            _ if uid.is_root() => PathBuf::from(SYSTEM_RUN_DIR),
+            Some(session) => Path::new(&session).join("moa"),
+            None => env::temp_dir().join(format!("moa-{uid}")),
+        };
+        Self { path, named: false }
+    }
+
+    /// Where the agent of a name is to be found: as [`RunDir::choose`] has it, or else where root's agents are.
+    #[must_use]
+    pub fn of_agent(named: Option<PathBuf>, name: &Name) -> Self {
+        let own = Self::choose(named);
+        let system = Self { path: SYSTEM_RUN_DIR.into(), named: false };
+        if !own.named && !own.socket(name).exists() && system.socket(name).exists() { system } else { own }
     }
 
     /// The folder of one agent.
     #[must_use]
     pub fn folder(&self, name: &Name) -> PathBuf {
-        self.0.join(&name.0)
+        self.path.join(&name.0)
     }
 
     /// The admin socket of one agent.
@@ -116,7 +131,7 @@ impl RunDir {
     /// The names of the agents that run now, sorted.
     #[must_use]
     pub fn running(&self) -> Vec<Name> {
-        let folders = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let folders = fs::read_dir(&self.path).into_iter().flatten().flatten();
         let names = folders.filter_map(|folder| folder.file_name().to_str()?.parse().ok());
         let mut names: Vec<Name> = names.filter(|name| self.is_running(name)).collect();
         names.sort();
@@ -153,7 +168,7 @@ mod tests {
         assert_eq!(name("default").port_base(), 13_000);
         for n in 0..1000 {
             let base = name(&format!("agent-{n}")).port_base();
-            assert!((14_000..=31_000).contains(&base) && base % 1000 == 0, "{base}");
+            assert!((14_000..=31_000).contains(&base) && base.is_multiple_of(1000), "{base}");
         }
         assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
         assert_eq!(listeners(65_000), Err("--port-base 65000 is not from 1 to 64635".into()));

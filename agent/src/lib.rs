@@ -5,8 +5,10 @@
 
 pub mod admin;
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod instance;
 pub mod kernel;
+pub mod logging;
 pub mod proxy;
 pub mod wire;

@@ -1,3 +1,8 @@
 //! `moa`: the agent and the operator's command line.
+#![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    agent::cli::main()
+}

@@ -10,6 +10,7 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
+    unistd::Uid,
 };
 
 use super::{Name, RunDir};
@@ -22,9 +23,12 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// Why an agent can't have its name.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
-    /// There is no place for files.
-    #[error("there is no run directory: XDG_RUNTIME_DIR is not set; name one by --run-dir or MOA_RUN_DIR")]
-    NoRunDir,
+    /// The run directory is somebody else's, who could lead operators astray.
+    #[error("the run directory {} is not this user's alone: remove it, or name another --run-dir", path.display())]
+    NotOwn {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Another agent has the name.
     #[error("an agent named {name} runs already (pid {pid}, {}); stop it, or give this one another --name", folder.display())]
     Taken {
@@ -57,6 +61,7 @@ pub enum ClaimError {
 /// A name that this process holds. Dropping it removes the agent's folder and gives the name back.
 #[derive(Debug)]
 pub struct Claim {
+    run_dir: RunDir,
     folder: PathBuf,
     /// The admin socket's path, at which nothing is left of an agent that was killed.
     pub socket: PathBuf,
@@ -83,7 +88,7 @@ impl Claim {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(ClaimError::File { what: "remove", path: socket, source })
             }
-            _ => Ok(Self { folder, socket, _lock: lock }),
+            _ => Ok(Self { run_dir: run_dir.clone(), folder, socket, _lock: lock }),
         }
     }
 }
@@ -95,6 +100,9 @@ impl Drop for Claim {
         let _ = fs::remove_file(&self.socket);
         let _ = fs::remove_file(self.folder.join(LOCK_FILE));
         let _ = fs::remove_dir(&self.folder);
+        if !self.run_dir.named {
+            let _ = fs::remove_dir(&self.run_dir.path);
+        }
     }
 }
 
@@ -102,7 +110,14 @@ impl Drop for Claim {
 fn try_lock(run_dir: &RunDir, name: &Name) -> Result<Option<Flock<fs::File>>, ClaimError> {
     let folder = run_dir.folder(name);
     let path = folder.join(LOCK_FILE);
-    fs::create_dir_all(&folder).map_err(failed("make", &folder))?;
+    match fs::create_dir_all(&folder) {
+        // Another agent ends at this moment, and removed the run directory.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        made => made.map_err(failed("make", &folder))?,
+    }
+    if !run_dir.named && !is_own(&run_dir.path) {
+        return Err(ClaimError::NotOwn { path: run_dir.path.clone() });
+    }
     let file = match fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(failed("open", &path))?,
@@ -124,6 +139,12 @@ fn try_lock(run_dir: &RunDir, name: &Name) -> Result<Option<Flock<fs::File>>, Cl
     Ok(Some(lock))
 }
 
+/// Whether nobody but this user can put files there.
+fn is_own(folder: &Path) -> bool {
+    fs::symlink_metadata(folder)
+        .is_ok_and(|meta| meta.is_dir() && meta.uid() == Uid::effective().as_raw() && meta.mode() & 0o022 == 0)
+}
+
 fn write_pid(file: &mut fs::File) -> io::Result<()> {
     file.set_len(0)?;
     file.rewind()?;
@@ -136,7 +157,7 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ClaimErr
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
+    use std::os::unix::{fs::PermissionsExt, net::UnixListener};
 
     use super::*;
 
@@ -147,7 +168,7 @@ mod tests {
     #[test]
     fn a_name_is_held_once_and_leaves_nothing_behind() {
         let folder = tempfile::tempdir().expect("a folder");
-        let run_dir = RunDir(folder.path().join("moa"));
+        let run_dir = RunDir { path: folder.path().join("moa"), named: true };
         assert_eq!(run_dir.running(), []);
         let claim = Claim::take(&run_dir, &name("a")).expect("free");
         let second = Claim::take(&run_dir, &name("a")).expect_err("taken").to_string();
@@ -160,14 +181,14 @@ mod tests {
         assert_eq!(run_dir.running(), []);
         drop(claim);
         drop(other);
-        assert_eq!(fs::read_dir(&run_dir.0).expect("the run directory stays").count(), 0);
+        assert_eq!(fs::read_dir(&run_dir.path).expect("the run directory stays").count(), 0);
         drop(Claim::take(&run_dir, &name("a")).expect("free again"));
     }
 
     #[test]
     fn what_a_killed_agent_left_is_replaced() {
         let folder = tempfile::tempdir().expect("a folder");
-        let run_dir = RunDir(folder.path().to_owned());
+        let run_dir = RunDir { path: folder.path().to_owned(), named: true };
         fs::create_dir_all(run_dir.folder(&name("a"))).expect("made");
         fs::write(run_dir.folder(&name("a")).join(LOCK_FILE), "1\n").expect("written");
         drop(UnixListener::bind(run_dir.socket(&name("a"))).expect("bound"));
@@ -178,8 +199,20 @@ mod tests {
 
     #[test]
     fn a_socket_path_that_the_kernel_refuses_is_refused_with_advice() {
-        let run_dir = RunDir(format!("/tmp/{}", "x".repeat(100)).into());
+        let run_dir = RunDir { path: format!("/tmp/{}", "x".repeat(100)).into(), named: true };
         let error = Claim::take(&run_dir, &name("a")).expect_err("too long").to_string();
         assert!(error.contains("more than 107 bytes; name a shorter --run-dir"), "{error}");
+    }
+
+    #[test]
+    fn a_run_directory_that_others_can_write_to_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let run_dir = RunDir { path: folder.path().join("moa"), named: false };
+        fs::create_dir(&run_dir.path).expect("made");
+        fs::set_permissions(&run_dir.path, fs::Permissions::from_mode(0o777)).expect("opened to all");
+        assert!(matches!(Claim::take(&run_dir, &name("a")), Err(ClaimError::NotOwn { .. })));
+        fs::set_permissions(&run_dir.path, fs::Permissions::from_mode(0o755)).expect("closed");
+        drop(Claim::take(&run_dir, &name("a")).expect("this user's own"));
+        assert!(!run_dir.path.exists());
     }
 }

@@ -75,11 +75,10 @@ fn parse(text: &str) -> BTreeMap<String, f64> {
 }
 
 fn check_buckets(series: &BTreeMap<String, f64>, labels: &str) {
-    let prefix = format!("moa_call_duration_seconds_bucket{{le=\"");
     let of = |name: &str| name.starts_with("moa_call_duration_seconds_bucket{") && name.contains(labels);
     let bound = |name: &str| -> f64 {
         let text =
-            name.split("le=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap_or_else(|| panic!("{prefix}: {name}"));
+            name.split("le=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap_or_else(|| panic!("no bound: {name}"));
         if text == "+Inf" { f64::INFINITY } else { text.parse().expect("a number") }
     };
     let mut buckets: Vec<(f64, f64)> =

@@ -1,0 +1,267 @@
+//! `moa agent`: the agent's process, from its start to its end.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow};
+use clap::{Args, ValueEnum};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    runtime,
+    signal::unix::{Signal, SignalKind, signal},
+};
+
+use super::Global;
+use crate::{
+    admin::{self, Node, Reloader, Server},
+    config::{self, Checked, Given},
+    instance::{self, Claim, Name, RunDir},
+    kernel::{self, Kernel},
+    logging,
+    proxy::{self, Proxy},
+};
+
+/// The file that is read if none is named and it is there.
+pub(super) const DEFAULT_CONFIG: &str = "/etc/moa/moa.toml";
+
+/// Run an agent.
+#[derive(Debug, Args)]
+pub(super) struct Agent {
+    /// The configuration [default: /etc/moa/moa.toml if it is there, else every key has its default].
+    #[arg(long, value_name = "FILE", env = "MOA_CONFIG")]
+    config: Option<PathBuf>,
+    /// Whether to attach the kernel programs: where it is possible, or not at all.
+    #[arg(long, value_name = "WHEN", default_value = "auto", env = "MOA_KERNEL")]
+    kernel: KernelUse,
+    #[command(flatten)]
+    addresses: Addresses,
+    /// What to log: error, warn, info, debug, trace, or such as info,agent::proxy=debug.
+    #[arg(long, value_name = "LEVEL", default_value = "info", env = "MOA_LOG")]
+    log: String,
+}
+
+/// Whether the kernel programs are attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum KernelUse {
+    /// Where it is possible; without them everything works, only slower.
+    Auto,
+    /// Not at all.
+    Off,
+}
+
+/// Where the agent listens.
+#[derive(Debug, Default, Args)]
+pub(super) struct Addresses {
+    /// Where applications call, whatever the configuration says.
+    #[arg(long, value_name = "IP:PORT")]
+    app_listen: Option<SocketAddr>,
+    /// Where metrics and health are, whatever the configuration says.
+    #[arg(long, value_name = "IP:PORT")]
+    metrics_listen: Option<SocketAddr>,
+    /// The first of this agent's thousand ports, unless the configuration says otherwise [default: derived from the name].
+    #[arg(long, value_name = "PORT", env = "MOA_PORT_BASE")]
+    port_base: Option<u16>,
+}
+
+/// The file to read: what was named, else the usual one if it is there.
+pub(super) fn config_path(named: Option<PathBuf>) -> Option<PathBuf> {
+    named.or_else(|| Path::new(DEFAULT_CONFIG).exists().then(|| DEFAULT_CONFIG.into()))
+}
+
+/// Everything that listens, before anything is served.
+struct Bound {
+    admin: UnixListener,
+    metrics: TcpListener,
+    node: Arc<Node>,
+}
+
+/// What runs beside the data plane.
+struct Servers {
+    reloader: Reloader,
+    reloads: tokio::task::JoinHandle<()>,
+    admin: Server,
+    metrics: Server,
+}
+
+impl Agent {
+    pub(super) fn run(self, global: &Global) -> Result<ExitCode> {
+        logging::init(&self.log)?;
+        let given = self.addresses.given(&global.name)?;
+        let path = config_path(self.config.clone());
+        let checked = match &path {
+            Some(path) => config::load(path, &given)?,
+            None => config::parse("", "the defaults", &given)?,
+        };
+        raise_file_limit();
+        let claim = Claim::take(&RunDir::choose(global.run_dir.clone()), &global.name)?;
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().context("can't make a runtime")?;
+        let code = runtime.block_on(self.serve(global.name.clone(), Arc::new(checked), &claim, path, given));
+        drop(claim);
+        code
+    }
+
+    async fn serve(
+        &self,
+        name: Name,
+        checked: Arc<Checked>,
+        claim: &Claim,
+        path: Option<PathBuf>,
+        given: Given,
+    ) -> Result<ExitCode> {
+        let mut signals = Signals::new()?;
+        let Bound { admin, metrics, node } = self.bind(name, checked, claim).await?;
+        let (reloader, reloads) = admin::reloader(node.clone(), path, given);
+        let servers = Servers {
+            reloads: tokio::spawn(reloads),
+            admin: admin::serve_admin(admin, node.clone(), reloader.clone()),
+            metrics: admin::serve(metrics, {
+                let routes = admin::machine_routes(node.clone());
+                move |_| routes.clone()
+            }),
+            reloader,
+        };
+        announce(&node, &claim.socket);
+        signals.until_end(&servers.reloader).await;
+        let finished = drain(&node, &mut signals).await;
+        servers.stop().await;
+        if let Some(node) = Arc::into_inner(node) {
+            node.proxy.stop();
+        }
+        Ok(if finished { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    /// Binds every listener; the data plane, which binds its own, last.
+    async fn bind(&self, name: Name, checked: Arc<Checked>, claim: &Claim) -> Result<Bound> {
+        let admin = admin::bind(&claim.socket)?;
+        let address = checked.config.metrics.listen;
+        let metrics = TcpListener::bind(address).await;
+        let metrics = metrics
+            .with_context(|| format!("can't listen on {address} for metrics; use another --port-base or metrics.listen"))?;
+        let kernel = self.attach(&checked);
+        let options = proxy::Options { name: format!("{name}@{}", host_name()) };
+        let proxy = Proxy::start(checked.clone(), &options)?;
+        Ok(Bound { admin, metrics, node: Arc::new(Node::new(name, proxy, kernel, checked)) })
+    }
+
+    /// Attaches the kernel programs, or says why not.
+    fn attach(&self, checked: &Checked) -> Result<Kernel, String> {
+        if self.kernel == KernelUse::Off {
+            return Err("--kernel off".into());
+        }
+        let options = kernel::Options { cgroup: None, listeners: vec![checked.config.app.listen] };
+        Kernel::attach(&options).map_err(|error| {
+            tracing::warn!("userspace only: {error}");
+            error.to_string()
+        })
+    }
+}
+
+impl Servers {
+    async fn stop(self) {
+        self.reloads.abort();
+        self.admin.stop().await;
+        self.metrics.stop().await;
+        // Gone once it has dropped the agent's state.
+        let _ = self.reloads.await;
+    }
+}
+
+impl Addresses {
+    /// What they, or else the name, say about the configuration.
+    pub(super) fn given(&self, name: &Name) -> Result<Given> {
+        let base = self.port_base.unwrap_or_else(|| name.port_base());
+        let (app_default, metrics_default) = instance::listeners(base).map_err(|error| anyhow!(error))?;
+        Ok(Given { app_default, metrics_default, app_listen: self.app_listen, metrics_listen: self.metrics_listen })
+    }
+}
+
+/// The signals that an agent knows.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).context("can't listen for signals");
+        Ok(Self {
+            hangup: listen(SignalKind::hangup())?,
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for the signal to end, and reloads at every SIGHUP.
+    async fn until_end(&mut self, reloader: &Reloader) {
+        loop {
+            tokio::select! {
+                _ = self.hangup.recv() => {
+                    let reloader = reloader.clone();
+                    // The reload itself says how it went.
+                    tokio::spawn(async move { drop(reloader.reload().await) });
+                }
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+            }
+        }
+    }
+
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Finishes what is in flight; false if some of it was cut.
+async fn drain(node: &Node, signals: &mut Signals) -> bool {
+    let within = Duration::from_millis(node.loaded().checked.config.agent.drain_timeout_ms);
+    tracing::info!("finishing calls in flight for at most {within:?}; another signal ends at once");
+    node.begin_drain();
+    let finished = tokio::select! {
+        finished = node.proxy.drain(within) => finished,
+        () = signals.end() => false,
+    };
+    if finished {
+        tracing::info!("all calls are finished");
+    } else {
+        tracing::warn!("calls in flight are cut");
+    }
+    finished
+}
+
+fn announce(node: &Node, socket: &Path) {
+    let loaded = node.loaded();
+    let app = node.proxy.app_status();
+    tracing::info!(
+        listen = app.listen,
+        metrics = %loaded.checked.config.metrics.listen,
+        admin = %socket.display(),
+        config = loaded.source.path.as_deref().unwrap_or("defaults"),
+        services = loaded.checked.services.len(),
+        workers = node.proxy.workers(),
+        connections_max = app.connections_max,
+        "serving"
+    );
+}
+
+/// Takes as many files as the hard limit allows: each connection is one.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!("the file limit stays as it is: {error}");
+    }
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}

@@ -1,0 +1,118 @@
+//! The command line: one file a verb.
+//!
+//! Results go to standard output, as text or with `--json` as JSON; everything else to standard error. The exit code is 0 if all is
+//! well, 1 if not, and 2 if the command line is wrong.
+
+mod agent;
+mod call;
+mod client;
+mod completions;
+mod config;
+mod conns;
+mod doctor;
+mod out;
+mod redis;
+mod services;
+mod status;
+mod table;
+mod units;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+use self::out::Out;
+use crate::instance::{DEFAULT_NAME, Name, RunDir};
+
+/// The local agent of MOA Mesh, and its operator's tools.
+#[derive(Debug, Parser)]
+#[command(name = "moa", version, max_term_width = 110, arg_required_else_help = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// What every verb takes.
+#[derive(Debug, Args)]
+struct Global {
+    /// Name of the agent: lower-case letters, digits and `-`, at most 32.
+    #[arg(long, global = true, env = "MOA_NAME", default_value = DEFAULT_NAME, value_name = "NAME")]
+    name: Name,
+    /// Where agents have their sockets [default: /run/moa for root, else $XDG_RUNTIME_DIR/moa].
+    #[arg(long, global = true, env = "MOA_RUN_DIR", value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run an agent.
+    Agent(agent::Agent),
+    /// Show how an agent is.
+    Status,
+    /// Show services, their instances and their calls.
+    Services(services::Services),
+    /// Show the connections of applications.
+    Conns(conns::Conns),
+    /// Call a service through an agent, as an application does.
+    Call(call::Call),
+    /// Check this machine and the agent, and say how to mend what is wrong.
+    Doctor(doctor::Doctor),
+    /// Check, show and reload configurations.
+    Config(config::Config),
+    /// Print a script that completes commands in a shell.
+    Completions(completions::Completions),
+    /// Write manual pages into a folder.
+    Man(completions::Man),
+}
+
+/// Runs the verb of the command line.
+#[must_use]
+pub fn main() -> ExitCode {
+    let Cli { global, verb } = Cli::parse();
+    let out = Out::new(global.json);
+    match run(verb, &global, &out) {
+        Ok(code) => code,
+        Err(error) => {
+            out.failed(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb, global: &Global, out: &Out) -> anyhow::Result<ExitCode> {
+    match verb {
+        Verb::Agent(agent) => agent.run(global),
+        Verb::Status => status::run(global, out),
+        Verb::Services(services) => services.run(global, out),
+        Verb::Conns(conns) => conns.run(global, out),
+        Verb::Call(call) => call.run(global, out),
+        Verb::Doctor(doctor) => doctor.run(global, out),
+        Verb::Config(config) => config.run(global, out),
+        Verb::Completions(completions) => completions.run(out),
+        Verb::Man(man) => man.run(out),
+    }
+}
+
+impl Global {
+    /// The agent that a verb asks.
+    fn client(&self) -> client::Client {
+        client::Client::new(RunDir::of_agent(self.run_dir.clone(), &self.name), self.name.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}
