@@ -57,7 +57,7 @@ async fn config(State(admin): State<Admin>) -> Json<api::EffectiveConfig> {
 async fn reload(State(admin): State<Admin>) -> Response {
     match admin.reloader.reload().await {
         Ok(source) => Json(source).into_response(),
-        Err(refused) => error(StatusCode::UNPROCESSABLE_ENTITY, refused.to_string()),
+        Err(refused) => error(StatusCode::UNPROCESSABLE_ENTITY, format!("refused, and what was in force stays:\n{refused}")),
     }
 }
 

@@ -69,9 +69,10 @@ pub(super) struct Addresses {
     port_base: Option<u16>,
 }
 
-/// The file to read: what was named, else the usual one if it is there.
+/// The file to read: what was named, else the usual one if it is there. Absolute, so that it says the same to everybody.
 pub(super) fn config_path(named: Option<PathBuf>) -> Option<PathBuf> {
-    named.or_else(|| Path::new(DEFAULT_CONFIG).exists().then(|| DEFAULT_CONFIG.into()))
+    let path = named.or_else(|| Path::new(DEFAULT_CONFIG).exists().then(|| DEFAULT_CONFIG.into()))?;
+    Some(std::path::absolute(&path).unwrap_or(path))
 }
 
 /// Everything that listens, before anything is served.

@@ -63,7 +63,7 @@ impl Config {
 }
 
 fn check(file: Option<PathBuf>, global: &Global, out: &Out) -> Result<ExitCode> {
-    let Some(path) = config_path(file) else {
+    let Some(path) = file.or_else(|| config_path(None)) else {
         bail!("there is no {DEFAULT_CONFIG}: name the file, as in `moa config check FILE`")
     };
     let given = Addresses::default().given(&global.name)?;

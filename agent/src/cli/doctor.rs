@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{
     Global, Out,
-    agent::config_path,
+    agent::{Addresses, config_path},
     client::Client,
     out::{bad, dim, doubtful, good},
     redis::{Reply, ask},
@@ -37,7 +37,7 @@ impl Doctor {
         checks.push(agent(&client, &status));
         let status = status.ok();
         let running = status.as_ref().and_then(|status| status.config.path.clone().map(PathBuf::from));
-        checks.push(configuration(config_path(self.config.or(running))));
+        checks.push(configuration(config_path(self.config.or(running)), &Addresses::default().given(&global.name)?));
         checks.extend(status.map(|status| applications(&status.app.listen)));
         out.show(&checks, |checks| render(checks))?;
         let failed = checks.iter().any(|check| check.outcome == Outcome::Fail);
@@ -66,13 +66,13 @@ fn agent(client: &Client, status: &Result<Status>) -> Check {
     }
 }
 
-fn configuration(path: Option<PathBuf>) -> Check {
+fn configuration(path: Option<PathBuf>, given: &Given) -> Check {
     let name = "configuration";
     let Some(path) = path else {
         let (found, mend) = ("there is no file: no service is known", "write one, beginning with `moa config default`");
         return Check { name, outcome: Outcome::Warn, found: found.into(), mend: Some(mend.into()) };
     };
-    match config::load(&path, &Given::default()) {
+    match config::load(&path, given) {
         Ok(checked) => {
             let found = format!("{} is valid, with {} services", path.display(), checked.services.len());
             Check { name, outcome: Outcome::Ok, found, mend: None }

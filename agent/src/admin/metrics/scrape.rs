@@ -72,7 +72,7 @@ impl Scrape {
             let labels: Labels<'_, 1> = [("reason", reason)];
             encode_counter(&mut closed, &labels, *count)?;
         }
-        out.gauge("moa_queued_bytes", "Requests and answers that wait in the agent", Some(&Unit::Bytes), app.queued_bytes)
+        out.gauge("moa_queued", "Requests and answers that wait in the agent", Some(&Unit::Bytes), app.queued_bytes)
     }
 
     fn calls(&self, out: &mut Out<'_>) -> Result<(), Error> {

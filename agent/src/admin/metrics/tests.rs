@@ -125,6 +125,7 @@ fn calls_are_counted_once_by_code() {
     assert_eq!(series["moa_unrouted_calls_total{code=\"501\"}"], 7.);
     assert_eq!(series["moa_instance_healthy{service=\"/b\",instance=\"[::1]:2\"}"], 0.);
     assert_eq!(series["moa_config_reloads_total{result=\"failure\"}"], 1.);
+    assert_eq!(series["moa_queued_bytes"], 0.);
     assert_eq!(series["moa_config_loaded_timestamp_seconds"], 1.5);
 }
 
