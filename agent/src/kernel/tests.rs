@@ -22,7 +22,7 @@ for line in sys.stdin:
     s = socket.socket(family, socket.SOCK_STREAM)
     if verb == 'listen':
         if family == socket.AF_INET6: s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        s.bind((host, int(port))); s.listen(64)
+        s.bind((host, int(port))); s.listen(4096)
     else:
         s.connect((host, int(port)))
     kept.append(s)
@@ -44,6 +44,11 @@ impl Peer {
         let name = format!("moa-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let cgroup = root.join(name);
         fs::create_dir(&cgroup).expect("this test makes a cgroup: run it as root");
+        Self::inside(cgroup)
+    }
+
+    /// A process in a cgroup that is there.
+    fn inside(cgroup: PathBuf) -> Self {
         let child = Command::new("python3").args(["-c", PEER]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = child.expect("this test needs python3: run cargo xtask setup");
         let (commands, answers) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
@@ -179,6 +184,25 @@ fn two_agents_count_side_by_side() {
     peer.connect("127.0.0.1", second.port(), 2);
     expect(&kernels.0, v4(1, 1));
     expect(&kernels.1, v4(2, 2));
+}
+
+#[test]
+fn nothing_is_lost_when_many_connect_at_once() {
+    const EACH: usize = 300;
+    let mut peer = Peer::new();
+    let ours = peer.listen("127.0.0.1");
+    let kernel = peer.attach(&[ours]);
+    let callers: Vec<Peer> = (0..3).map(|_| Peer::inside(peer.cgroup.clone())).collect();
+    let threads = callers.into_iter().map(|mut caller| {
+        std::thread::spawn(move || {
+            caller.connect("127.0.0.1", ours.port(), EACH);
+            caller
+        })
+    });
+    let threads: Vec<_> = threads.collect();
+    let callers: Vec<Peer> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+    let all = (callers.len() * EACH) as u64;
+    expect(&kernel, v4(all, all));
 }
 
 #[test]
