@@ -55,7 +55,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> Result<()> {
     port::ensure_free(args.port, "pass another with --port")?;
     setup::ensure(place, Purpose::Run)?;
     build::run(place, &build::Args::default())?;
-    // Before any thread is started, so that all of them leave the signals to the one that waits for them.
+    // From here on a signal ends what was started, too.
     let signals = Signals::take()?;
     let mut example = Example::start(place, args)?;
     example.explain();

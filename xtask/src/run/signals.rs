@@ -7,19 +7,21 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{SigSet, Signal};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator,
+};
 
 /// The signals that ask the task to stop, from now on.
-pub(super) struct Signals(Receiver<Signal>);
+pub(super) struct Signals(Receiver<i32>);
 
 impl Signals {
-    /// Takes them over for this thread and those that it starts. Programs that it starts are not affected.
+    /// Takes them over, by handlers: programs inherit signals that are blocked, but not those that are handled.
     pub(super) fn take() -> Result<Self> {
-        let set = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-        set.thread_block().context("signals cannot be blocked")?;
+        let mut signals = iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).context("signals cannot be handled")?;
         let (send, receive) = channel();
         thread::Builder::new().name("signals".to_owned()).spawn(move || {
-            while let Ok(signal) = set.wait() {
+            for signal in signals.forever() {
                 if send.send(signal).is_err() {
                     return;
                 }
