@@ -154,6 +154,7 @@ impl Backend {
             match parse_head(&data).map_err(|error| format!("the server's answer is not Redis protocol: {error}"))? {
                 None => self.keep(&data, data.len() + 1, HEAD_ROOM),
                 Some(head) => {
+                    self.link.set_proven();
                     let len = frame_len(&head);
                     if len <= data.len() {
                         self.answered(&head, data.split_to(len))?;

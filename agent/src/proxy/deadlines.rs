@@ -12,21 +12,18 @@ use super::{
     worker::Worker,
 };
 
-/// How long one application that takes nothing may hold up others whose answers come over the same connection.
+/// How long one application that takes nothing may hold up others who wait for the connection, or whose answers come over
+/// it too.
 const STALL_MAX: Duration = Duration::from_secs(1);
 /// What must come of a large answer within a call's timeout for it to have as long again.
 const PROGRESS_MIN: usize = 64 * 1024;
 
 impl Call {
-    /// How long its answer may be left in the socket without the application taking anything.
-    fn stall_max(&self, shared: bool) -> Duration {
-        if shared { STALL_MAX.min(self.within.timeout) } else { self.within.timeout }
-    }
-
-    /// When it ends for good, if it is paused now.
-    fn paused_until(&self, since: Instant, last_taken: Instant, shared: bool) -> Instant {
-        let stalled = last_taken + self.stall_max(shared);
-        let until = if shared { stalled.min(since + self.within.timeout) } else { stalled };
+    /// When it ends for good if its application takes nothing more. `holds_up`: others wait for its connection.
+    fn paused_until(&self, since: Instant, holds_up: bool) -> Instant {
+        let last_taken = self.app.blocked_since().unwrap_or(since).max(since);
+        let until =
+            if holds_up { (last_taken + STALL_MAX).min(since + self.within.timeout) } else { last_taken + self.within.timeout };
         if self.within.extends { until } else { until.min(self.deadline) }
     }
 }
@@ -47,9 +44,10 @@ impl Worker {
 
     /// Whether the answer of a call must be left in the socket, because the application has taken too little of what it
     /// was sent before; then it wakes the connection's task when it has. An application that has held up others long
-    /// enough does so no more: its calls on shared connections fail, and their answers are read and dropped.
+    /// enough does so no more: its calls fail, and their answers are read and dropped.
     pub(crate) fn must_pause(&self, key: CallKey, pool: &Pool, link: &Link) -> bool {
         let now = self.now();
+        let holds_up = link.is_shared() || pool.is_waited_for();
         {
             let mut calls = self.calls.borrow_mut();
             let Some(call) = calls.get_mut(key) else { return false };
@@ -66,11 +64,11 @@ impl Worker {
                     calls.rearm(key, tick);
                     return false;
                 }
-                (true, _) if link.is_shared() && call.app.is_stalled() => {}
+                (true, _) if holds_up && call.app.is_stalled() => {}
                 (true, Some(_)) => return true,
                 (true, None) => {
                     call.paused = Some(now);
-                    let tick = self.tick_of(call.paused_until(now, now, link.is_shared()));
+                    let tick = self.tick_of(call.paused_until(now, true));
                     calls.rearm(key, tick);
                     return true;
                 }
@@ -92,17 +90,18 @@ impl Worker {
         }
     }
 
-    /// A paused call whose application is slow, but does take what it is sent.
+    /// A paused call whose application is slow, but does take what it is sent, or holds up nobody.
     fn goes_on(&self, key: CallKey) -> bool {
         let mut calls = self.calls.borrow_mut();
         let Some(call) = calls.get_mut(key) else { return true };
-        let (Some(since), Place::Sent(_, link)) = (call.paused, &call.place) else { return false };
-        let Some(last_taken) = call.app.blocked_since() else { return false };
-        let until = call.paused_until(since, last_taken, link.is_shared());
-        if until <= self.now() {
+        let (Some(since), Place::Sent(pool, link)) = (call.paused, &call.place) else { return false };
+        let until = call.paused_until(since, link.is_shared() || pool.is_waited_for());
+        let now = self.now();
+        if until <= now {
             return false;
         }
-        let tick = self.tick_of(until);
+        // Somebody may come to wait for the connection meanwhile.
+        let tick = self.tick_of(until.min(now + STALL_MAX));
         calls.rearm(key, tick);
         true
     }

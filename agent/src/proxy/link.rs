@@ -65,7 +65,7 @@ pub(crate) struct Link {
     idle_since: Cell<Instant>,
     /// Whether several calls may be in flight on it.
     shared: bool,
-    /// Whether any call was answered on it.
+    /// Whether any answer came over it.
     proven: Cell<bool>,
 }
 
@@ -102,7 +102,11 @@ impl Link {
         self.shared
     }
 
-    /// Whether any call was answered on it: a server that only accepts is not there yet.
+    pub(crate) fn set_proven(&self) {
+        self.proven.set(true);
+    }
+
+    /// Whether any answer came over it, or the beginning of one: a server that only accepts is not there yet.
     pub(crate) fn is_proven(&self) -> bool {
         self.proven.get()
     }
@@ -176,7 +180,6 @@ impl Link {
 
     /// Its answer has come. False if the request was not even written whole: then the connection can't go on.
     pub(crate) fn answered(&self) -> bool {
-        self.proven.set(true);
         self.queue.borrow_mut().in_flight.pop_front().is_some()
     }
 

@@ -91,6 +91,11 @@ impl Pool {
         }
     }
 
+    /// Whether calls wait for a connection.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        !self.links.borrow().waiting.is_empty()
+    }
+
     /// Nothing is left to do for it.
     pub(crate) fn is_over(&self) -> bool {
         let links = self.links.borrow();

@@ -428,8 +428,8 @@ impl WorkerLimits {
         let config = &routes.checked.config;
         Self {
             calls_in_flight_max: (config.agent.calls_in_flight_max / workers).max(1),
-            // At least one command of each kind must fit.
-            worker_queued_bytes_max: (config.agent.queued_bytes_max / workers).max(config.app.command_bytes_max),
+            // At least one argument of any size must fit.
+            worker_queued_bytes_max: (config.agent.queued_bytes_max / workers).max(config.app.argument_bytes_max),
             queued_bytes_max: config.app.queued_bytes_max,
             pipeline_max: config.app.pipeline_max,
             mget_keys_max: config.app.mget_keys_max,
