@@ -296,8 +296,9 @@ impl AppConn {
     }
 
     fn refused(&self, refused: &Refused, limits: &Limits) {
+        let crowded = *limits != self.worker.limits().command;
         let reason = match refused.refusal {
-            _ if *limits != self.worker.limits().command => {
+            _ if crowded => {
                 let max = self.worker.limits().worker_queued_bytes_max;
                 format!("more than {max} bytes wait in this worker (agent.queued_bytes_max), so a command must be short")
             }
@@ -307,8 +308,9 @@ impl AppConn {
             Refusal::Command => format!("a command has more than {} bytes (app.command_bytes_max)", limits.command_bytes_max),
         };
         if is(&refused.name, b"GET") {
-            self.worker.counters.unrouted.add(code::SERIALIZATION);
-            self.app.push(error_envelope(code::SERIALIZATION, &self.worker.error_text("-", None, &reason)));
+            let code = if crowded { code::POOL_FULL } else { code::SERIALIZATION };
+            self.worker.counters.unrouted.add(code);
+            self.app.push(error_envelope(code, &self.worker.error_text("-", None, &reason)));
         } else {
             self.app.push(reply::error(&format!("ERR {reason}")));
         }
