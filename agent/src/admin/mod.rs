@@ -1,6 +1,6 @@
 //! What a running agent tells and is told: the admin socket for operators, and metrics and health for machines.
 //!
-//! [`Node`] is the running agent as both see it. Both speak HTTP with bounds on everything ([`serve`]): connections, time, bodies.
+//! [`Node`] is the running agent as both see it. Both speak HTTP with bounds on everything ([`serve()`]): connections, time, bodies.
 
 mod health;
 mod metrics;

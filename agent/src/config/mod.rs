@@ -1,8 +1,8 @@
 //! The agent's configuration: one TOML file, checked as a whole before any of it applies.
 //!
-//! [`load`] and [`parse`] give a [`Checked`] configuration, or every problem of the file at once, each with its line, what was found,
+//! [`load()`] and [`parse`] give a [`Checked`] configuration, or every problem of the file at once, each with its line, what was found,
 //! what was expected and what to do. The types of the sections are the only truth about keys, bounds and defaults: their JSON schema
-//! ([`schema`]) is what a file is checked against, and what the default file and the reference are made from.
+//! ([`schema()`]) is what a file is checked against, and what the default file and the reference are made from.
 
 mod check;
 mod effective;
