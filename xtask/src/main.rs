@@ -1,6 +1,7 @@
 //! MOA Mesh's tasks: `cargo xtask <verb>`.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build;
 mod check;
 mod clean;
@@ -37,6 +38,9 @@ enum Verb {
     Run(run::Args),
     /// Runs every test
     Test(test::Args),
+    /// Measures the agent next to other proxies
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Checks formatting, lints and documentation
     Check,
     /// Removes what was built and what the tasks installed in the target folder
@@ -60,6 +64,7 @@ fn dispatch(verb: &Verb) -> Result<ExitCode> {
         Verb::Build(args) => build::run(&place, args)?,
         Verb::Run(args) => run::run(&place, args)?,
         Verb::Test(args) => return test::run(&place, args),
+        Verb::Bench(bench) => bench::run(&place, bench)?,
         Verb::Check => check::run(&place)?,
         Verb::Clean => clean::run(&place)?,
     }

@@ -25,7 +25,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(12);
 const LOOK: Duration = Duration::from_millis(10);
 
 /// A process with its log. Dropping it ends it.
-pub(super) struct Process {
+pub(crate) struct Process {
     child: Child,
     log: PathBuf,
 }
@@ -34,7 +34,7 @@ impl Process {
     /// Starts a program that gets SIGTERM when this process ends, and no Ctrl-C from the terminal.
     ///
     /// The kernel sends it when the *thread* that started the program ends: call it from the main thread.
-    pub(super) fn start(program: &Path, args: &[String], log: &Path, stdout: Stdio) -> Result<Self> {
+    pub(crate) fn start(program: &Path, args: &[String], log: &Path, stdout: Stdio) -> Result<Self> {
         let output = File::create(log).with_context(|| format!("{} cannot be written", log.display()))?;
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "TERM", "--"]).arg(program).args(args);
@@ -44,8 +44,13 @@ impl Process {
         Ok(Self { child, log: log.to_owned() })
     }
 
+    /// Its number; it may have children of its own.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The first line that it prints, as an address.
-    pub(super) fn printed_address(&mut self) -> Result<SocketAddr> {
+    pub(crate) fn printed_address(&mut self) -> Result<SocketAddr> {
         let output = self.child.stdout.take().context("its output is not ours")?;
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line)?;
@@ -53,17 +58,17 @@ impl Process {
     }
 
     /// How it ended, if it has.
-    pub(super) fn ended(&mut self) -> Result<Option<ExitStatus>> {
+    pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
     /// The end of its log.
-    pub(super) fn tail(&self) -> String {
+    pub(crate) fn tail(&self) -> String {
         command::tail(&self.log)
     }
 
     /// Tells it to end, waits, and at last kills it; whether it ended by itself.
-    pub(super) fn stop(&mut self) -> Result<bool> {
+    pub(crate) fn stop(&mut self) -> Result<bool> {
         drop(self.child.stdin.take());
         let pid = i32::try_from(self.child.id()).context("a process without a number")?;
         let deadline = Instant::now() + STOP_WITHIN;

@@ -3,10 +3,10 @@
 //! Whatever way it ends, nothing of it stays: processes end with this one, files are in a folder that is removed.
 
 mod agent;
-mod children;
+pub(crate) mod children;
 mod live;
 mod port;
-mod signals;
+pub(crate) mod signals;
 
 use std::{
     path::Path,

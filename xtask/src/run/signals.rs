@@ -13,11 +13,11 @@ use signal_hook::{
 };
 
 /// The signals that ask the task to stop, from now on.
-pub(super) struct Signals(Receiver<i32>);
+pub(crate) struct Signals(Receiver<i32>);
 
 impl Signals {
     /// Takes them over, by handlers: programs inherit signals that are blocked, but not those that are handled.
-    pub(super) fn take() -> Result<Self> {
+    pub(crate) fn take() -> Result<Self> {
         let mut signals = iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).context("signals cannot be handled")?;
         let (send, receive) = channel();
         thread::Builder::new().name("signals".to_owned()).spawn(move || {
@@ -31,7 +31,7 @@ impl Signals {
     }
 
     /// Waits for a time; whether the task is to stop.
-    pub(super) fn within(&self, time: Duration) -> bool {
+    pub(crate) fn within(&self, time: Duration) -> bool {
         !matches!(self.0.recv_timeout(time), Err(RecvTimeoutError::Timeout))
     }
 }

@@ -1,0 +1,113 @@
+//! The test bed of one case: the server, and proxies in front of it.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, TcpListener},
+    path::Path,
+    sync::atomic::{AtomicU16, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{
+    call::{Call, Connection},
+    case::{Case, Target},
+    cpu::{self, Cpus},
+    subject::{Setting, Subject, installed},
+    workshop::{Program, Workshop},
+};
+use crate::run::children::Process;
+
+const START_WITHIN: Duration = Duration::from_secs(15);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A server with the case's answer.
+pub(super) struct Bed<'a> {
+    /// What every client calls.
+    pub(super) call: Call,
+    /// Where everything runs.
+    pub(super) cpus: Cpus,
+    pub(super) workshop: &'a Workshop,
+    workers: usize,
+    server_port: u16,
+    _server: Process,
+}
+
+/// A subject that serves.
+pub(super) struct Serving {
+    /// Where to call it.
+    pub(super) target: Target,
+    process: Option<Process>,
+}
+
+impl<'a> Bed<'a> {
+    /// Starts the server.
+    pub(super) fn start(case: Case, workshop: &'a Workshop) -> Result<Self> {
+        let cpus = if case == Case::OneCpu { Cpus::One(cpu::last()?) } else { Cpus::All };
+        let workers = case.workers(thread::available_parallelism()?.get());
+        let (call, server_port) = (Call::new(case.answer_bytes()), free_port()?);
+        let options = format!("--bind 127.0.0.1 --port {server_port} --appendonly no --maxclients 16000 --save");
+        let args = options.split(' ').chain([""]).map(str::to_owned).collect();
+        let mut server = workshop.start("redis-server", &Program { file: installed("redis-server")?, args }, cpus)?;
+        wait_until(&mut server, || call.store(server_port)).context("redis-server does not serve")?;
+        Ok(Self { call, cpus, workshop, workers, server_port, _server: server })
+    }
+
+    /// Starts a subject; `file` is its program, if it has one.
+    pub(super) fn serve(&self, subject: Subject, file: Option<&Path>) -> Result<Serving> {
+        let Some(file) = file else {
+            return Ok(Serving { target: Target { port: self.server_port, proxy: None }, process: None });
+        };
+        let (listen, name) = (free_port()?, subject.name());
+        let folder = self.workshop.path().join(format!("{name}-{listen}"));
+        fs::create_dir(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+        let (extra, upstream) = (free_port()?, self.server_port);
+        let args = subject.configure(&Setting { folder: &folder, listen, extra, upstream, workers: self.workers })?;
+        let mut process = self.workshop.start(&name, &Program { file: file.to_owned(), args }, self.cpus)?;
+        let answers = || Connection::open(listen, &self.call)?.call();
+        wait_until(&mut process, answers).with_context(|| format!("{name} does not serve"))?;
+        Ok(Serving { target: Target { port: listen, proxy: Some(process.id()) }, process: Some(process) })
+    }
+}
+
+impl Serving {
+    /// Whether it still answers rightly.
+    pub(super) fn check(&mut self, call: &Call) -> Result<()> {
+        self.process.as_mut().map_or(Ok(()), lives)?;
+        Connection::open(self.target.port, call)?.call()
+    }
+
+    /// The end of its log.
+    pub(super) fn log(&self) -> String {
+        self.process.as_ref().map_or_else(String::new, Process::tail)
+    }
+}
+
+fn wait_until(process: &mut Process, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
+    let deadline = Instant::now() + START_WITHIN;
+    while let Err(error) = attempt() {
+        lives(process)?;
+        if Instant::now() > deadline {
+            return Err(error.context(format!("its log ends:\n{}", process.tail())));
+        }
+        thread::sleep(LOOK);
+    }
+    Ok(())
+}
+
+fn lives(process: &mut Process) -> Result<()> {
+    match process.ended()? {
+        Some(status) => bail!("it ended with {status}; its log ends:\n{}", process.tail()),
+        None => Ok(()),
+    }
+}
+
+/// A port that nobody listens on. Below those that the kernel gives to clients, or one of these could take it first.
+fn free_port() -> Result<u16> {
+    static NEXT: AtomicU16 = AtomicU16::new(24_000);
+    let mut ports = std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed)).take(8_000);
+    let free = ports.find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
+    free.context("no free port between 24000 and 32000")
+}

@@ -1,0 +1,32 @@
+//! `cargo xtask bench`: what a call through the agent costs, next to other proxies and none.
+
+mod bed;
+mod call;
+mod case;
+mod cpu;
+mod local;
+mod memory;
+mod progress;
+mod redis_benchmark;
+mod rows;
+mod subject;
+mod workshop;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+use crate::place::Place;
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Everything on this machine: latency, throughput, CPU and memory, next to other proxies
+    Local(local::Args),
+}
+
+/// Runs a benchmark.
+pub(crate) fn run(place: &Place, bench: &Bench) -> Result<()> {
+    match bench {
+        Bench::Local(args) => local::run(place, args),
+    }
+}

