@@ -192,6 +192,28 @@ fn a_client_that_stops_reading_and_goes_on_gets_all_in_order() {
     load.stop().expect_all_right();
 }
 
+/// What is announced counts as if it were there, so that it is refused before it takes memory; small calls go on.
+#[test]
+fn clients_that_announce_much_and_send_nothing() {
+    let fake = FakeMoa::start();
+    let agent = start("[agent]\nqueued_bytes_max = 16_777_216", &fake, "");
+    let before = memory_kib(agent.pid(), "VmHWM");
+    let load = Load::start(agent.address(), &[DEMO], 2);
+    let mut announcers: Vec<Client> = (0..100).map(|_| agent.connect()).collect();
+    for client in &mut announcers {
+        client.send("*2\r\n$3\r\nGET\r\n$1000000\r\n{");
+    }
+    load.await_calls(1_000);
+    load.stop().expect_all_right();
+    let most = memory_kib(agent.pid(), "VmHWM");
+    println!("100 announcements of 1 MB: {before} KiB, at most {most} KiB");
+    assert!(most < before + 24 * MIB, "{before} KiB grew to {most} KiB");
+    drop(announcers);
+    until_true("the announcers to be forgotten", || connections(&agent) == 0);
+    let ask = Judge.ask(DEMO, 20_000);
+    ask.expect_right(&agent.connect().get(&ask.json));
+}
+
 #[test]
 fn random_splits_of_random_pipelines() {
     use rand::RngExt;

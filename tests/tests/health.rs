@@ -31,7 +31,7 @@ fn an_instance_that_does_not_answer_ping_leaves_traffic_and_comes_back() {
 #[test]
 fn one_bad_answer_below_the_threshold_changes_nothing() {
     let fake = FakeMoa::start();
-    let policy = "health = { check = \"ping\", interval_ms = 20, timeout_ms = 50, unhealthy_after = 1000000 }";
+    let policy = "health = { check = \"ping\", interval_ms = 20, timeout_ms = 50, unhealthy_after = 1000 }";
     let agent = Agent::start(&config::service(DEMO, &[fake.address()], policy));
     fake.answer_pings(false);
     let pings = fake.counts().pings;

@@ -199,6 +199,27 @@ fn one_call_more_in_the_whole_agent_is_a_504() {
     assert_eq!(agent.json(&["status"])["calls"]["in_flight"], 0);
 }
 
+/// Requests count until they are answered; small calls of others go on beside those that wait.
+#[test]
+fn more_bytes_than_may_wait_in_the_agent_are_a_504() {
+    let (fake, gate) = gated();
+    let agent = start("[agent]\nworkers = 1\nqueued_bytes_max = 1_048_576", &fake, "");
+    let mut client = agent.connect();
+    let long = wait(&"x".repeat(30_000));
+    client.send((0..40).flat_map(|_| command(&["GET", &long])).collect::<Vec<u8>>());
+    let held = fake.await_counts("what fits to arrive", |counts| counts.in_flight >= 30).in_flight;
+    let mut other = agent.connect();
+    let refused = expect_mesh_error(&agent, &other.get(&long), 504, DEMO);
+    assert!(refused.contains("queued_bytes_max"), "{refused}");
+    gate.open();
+    let answers: Vec<Reply> = (0..40).map(|_| client.read()).collect();
+    let (right, wrong): (Vec<_>, Vec<_>) = answers.iter().partition(|reply| reply.bulk().len() > 30_000);
+    assert!(right.len() >= held, "{} of {held} calls that were sent got their answer", right.len());
+    wrong.into_iter().for_each(|reply| drop(expect_mesh_error(&agent, reply, 504, DEMO)));
+    assert_eq!(other.call(&long)["ec"], 0);
+    assert_eq!(agent.json(&["status"])["calls"]["in_flight"], 0);
+}
+
 #[test]
 fn one_slow_connect_is_bounded_by_its_own_timeout() {
     let fake = FakeMoa::start();
