@@ -1,6 +1,9 @@
 //! Applications that read slowly, write slowly, close half, or reset.
 
-use std::io::ErrorKind;
+use std::{
+    io::{ErrorKind, Write},
+    thread,
+};
 
 use moa_tests::{
     Agent, Answer, Client, DEMO, FakeMoa, Gate, Judge, Reply,
@@ -16,9 +19,19 @@ use moa_tests::{
 
 const MIB: u64 = 1024;
 
+const OTHER: &str = "/service/other";
+
 fn start(sections: &str, fake: &FakeMoa, policy: &str) -> Agent {
     let policy = format!("{policy}\n{}", config::NO_HEALTH_CHECK);
     Agent::start(&format!("{sections}\n{}", config::service(DEMO, &[fake.address()], &policy)))
+}
+
+/// A second service, for those who must not be harmed; the first one's calls have a minute.
+fn start_two(sections: &str, fake: &FakeMoa, other: &FakeMoa) -> Agent {
+    let patient = format!("timeout_ms = 60_000\n{}", config::NO_HEALTH_CHECK);
+    let first = config::service(DEMO, &[fake.address()], &patient);
+    let second = config::service(OTHER, &[other.address()], config::NO_HEALTH_CHECK);
+    Agent::start(&format!("{sections}\n{first}{second}"))
 }
 
 fn connections(agent: &Agent) -> u64 {
@@ -110,10 +123,10 @@ fn writers_of_a_byte_at_a_time() {
 /// A client that asks for a hundred megabytes in many answers and reads none: the agent holds no more than its bound.
 #[test]
 fn a_client_that_never_reads_many_answers() {
-    let fake = FakeMoa::start();
-    let agent = start("[agent]\nqueued_bytes_max = 33_554_432", &fake, "");
+    let (fake, other) = (FakeMoa::start(), FakeMoa::start());
+    let agent = start_two("[agent]\nqueued_bytes_max = 33_554_432", &fake, &other);
     let before = memory_kib(agent.pid(), "VmHWM");
-    let load = Load::start(agent.address(), &[DEMO], 2);
+    let load = Load::start(agent.address(), &[OTHER], 2);
     let mut client = agent.connect();
     let big = envelope(DEMO, "big", "100000");
     client.send((0..1000).flat_map(|_| command(&["GET", &big])).collect::<Vec<u8>>());
@@ -130,6 +143,22 @@ fn a_client_that_never_reads_many_answers() {
         }
     }
     assert_eq!(client.call(&echo("next"))["result"], "next");
+    load.stop().expect_all_right();
+}
+
+/// A client that does not read holds its answers up, and nobody else's: not even those of the same service.
+#[test]
+fn a_client_that_never_reads_leaves_connections_to_others() {
+    let fake = FakeMoa::start();
+    let agent = start("[agent]\nworkers = 1", &fake, "timeout_ms = 15_000");
+    let mut client = agent.connect();
+    let asks: Vec<Ask> = (0..600).map(|_| Judge.ask(DEMO, 20_000)).collect();
+    client.send(asks.iter().flat_map(|ask| command(&["GET", &ask.json])).collect::<Vec<u8>>());
+    fake.await_counts("more answers than the agent may hold", |counts| counts.calls >= 250);
+    let ask = Judge.ask(DEMO, 100);
+    ask.expect_right(&agent.connect().get(&ask.json));
+    let load = Load::start(agent.address(), &[DEMO], 2);
+    load.await_calls(200);
     load.stop().expect_all_right();
 }
 
@@ -178,14 +207,14 @@ fn answers_behind_a_late_one_do_not_hold_it_up() {
 
 #[test]
 fn a_client_that_stops_reading_and_goes_on_gets_all_in_order() {
-    let fake = FakeMoa::start();
-    let agent = start("", &fake, "");
-    let (mut client, judge) = (agent.connect(), Judge);
-    let asks: Vec<Ask> = (0..600).map(|_| judge.ask(DEMO, 20_000)).collect();
+    let (fake, other) = (FakeMoa::start(), FakeMoa::start());
+    let agent = start_two("", &fake, &other);
+    let mut client = agent.connect();
+    let asks: Vec<Ask> = (0..600).map(|_| Judge.ask(DEMO, 20_000)).collect();
     let bytes: Vec<u8> = asks.iter().flat_map(|ask| command(&["GET", &ask.json])).collect();
     let stream = client.stream().try_clone().expect("a second handle");
-    let writer = std::thread::spawn(move || std::io::Write::write_all(&mut &stream, &bytes));
-    let load = Load::start(agent.address(), &[DEMO], 2);
+    let writer = thread::spawn(move || (&stream).write_all(&bytes));
+    let load = Load::start(agent.address(), &[OTHER], 2);
     load.await_calls(500);
     asks.iter().for_each(|ask| ask.expect_right(&client.read()));
     writer.join().expect("the writer").expect("writing all calls");
