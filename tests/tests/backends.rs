@@ -194,6 +194,8 @@ fn expect_refused(answers: &[&'static [u8]]) {
             _ => Answer::ok(&call.args[0]),
         });
         let agent = start(&[&fake]);
+        // A server that never gave a good answer would get no calls for a moment.
+        warm_up(&agent, &Judge);
         match agent.connect().try_get(&envelope(DEMO, "garbage", "")) {
             Ok(reply @ Reply::Bulk(_)) => {
                 expect_instance_error(&agent, &reply, 303, DEMO, fake.address());
