@@ -79,7 +79,7 @@ fn metrics_live_and_ready() {
 fn call_calls_as_an_application_would() {
     let fake = FakeMoa::start();
     let agent = start(&fake);
-    let outcome = agent.verb(&["call", &echo("by hand")]);
+    let outcome = agent.verb(&["call", DEMO, "echo", "[\"by hand\"]"]);
     assert!(outcome.status.success(), "{}{}", outcome.stdout, outcome.stderr);
     assert!(outcome.stdout.contains("by hand"), "{}", outcome.stdout);
     assert_eq!(fake.counts().calls, 1);

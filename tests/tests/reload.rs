@@ -108,7 +108,8 @@ fn a_bad_file_changes_nothing_and_says_where_it_is_wrong() {
             let outcome = if verb[1] == "check" { agent::run_verb(verb) } else { agent.verb(verb) };
             assert!(!outcome.status.success(), "moa {verb:?} took {bad:?}: {}", outcome.stdout);
             for word in says {
-                assert!(outcome.stderr.contains(word), "moa {verb:?} of {bad:?} says nothing of {word}: {}", outcome.stderr);
+                let said = format!("{}{}", outcome.stdout, outcome.stderr);
+                assert!(said.contains(word), "moa {verb:?} of {bad:?} says nothing of {word}: {said}");
             }
         }
         assert_eq!(generation(&agent), 1);
