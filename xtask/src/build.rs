@@ -1,5 +1,7 @@
 //! `cargo xtask build`.
 
+use std::fs;
+
 use anyhow::{Context, Result};
 
 use crate::{
@@ -19,7 +21,11 @@ pub(crate) struct Args {
 
 /// Builds the kernel programs, then the binary with them in it, and says where it is.
 pub(crate) fn run(place: &Place, args: &Args) -> Result<()> {
-    kernel_object(place);
+    match setup::ensure_kernel(place) {
+        Ok(toolchain) => kernel::build(place, &toolchain)?,
+        // The agent is whole without them, so that a lack of rights or of a network is told, and no error.
+        Err(error) => println!("building {}: {error:#}", without(place)),
+    }
     let mut build = cargo();
     build.args(["build", "--bin", "moa"]).current_dir(&place.root);
     if !args.debug {
@@ -30,10 +36,11 @@ pub(crate) fn run(place: &Place, args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Builds what the binary embeds. The agent is whole without it, so that its lack is told and no error.
-fn kernel_object(place: &Place) {
-    let built = setup::ensure_kernel(place).and_then(|toolchain| kernel::build(place, &toolchain));
-    if let Err(error) = built {
-        println!("building without the kernel programs, so that calls go through userspace only: {error:#}");
+/// What the binary will have in place of kernel programs of today.
+fn without(place: &Place) -> &'static str {
+    if fs::metadata(place.kernel_object()).is_ok_and(|object| object.len() > 0) {
+        "with the kernel programs that were built before"
+    } else {
+        "without the kernel programs, so that calls go through userspace only"
     }
 }
