@@ -86,6 +86,7 @@ fn the_fake_hands_a_late_result_to_the_next_call() {
     let mut client = Client::connect(fake.address());
     assert_eq!(client.call(&echo("slow"))["ec"], 3041);
     late.open();
+    fake.await_counts("the late result to be there", |counts| counts.kept == 1);
     assert_eq!(client.call(&echo("second"))["result"], "slow");
     assert_eq!(client.call(&echo("third"))["result"], "second");
     assert_eq!(client.command(&["PING"]), Reply::Simple("PONG".to_owned()));

@@ -269,6 +269,9 @@ impl Line {
                 Wait::At(gate) => gate.pass().await,
             }
             let answers = line.desk.lock().expect("the desk").finish(call.number, answer);
+            if answers.is_empty() {
+                line.shared.count(|counts| counts.kept += 1);
+            }
             answers.into_iter().for_each(|answer| line.answer(answer));
         };
         tokio::spawn(done);

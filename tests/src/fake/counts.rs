@@ -21,6 +21,8 @@ pub struct Counts {
     pub in_flight_max_per_connection: usize,
     /// Requests that a server of 2016 never answers, such as bad JSON.
     pub unanswerable: usize,
+    /// Results that were not written when they were there: they wait for the next call, or for their turn.
+    pub kept: usize,
     /// Bytes received.
     pub bytes: usize,
 }
