@@ -4,7 +4,7 @@ use std::{
     ops::Range,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -44,6 +44,8 @@ pub(crate) struct AppConn {
     partial: Option<Box<Partial>>,
     /// No more commands are read, for this reason; what is owed is still written.
     last: Option<CloseReason>,
+    /// It was told that nothing more comes.
+    shut: bool,
 }
 
 /// A command that has not arrived whole.
@@ -91,7 +93,7 @@ impl Future for AppConn {
 
 impl AppConn {
     pub(crate) fn new(worker: Rc<Worker>, app: Rc<App>, stream: TcpStream) -> Self {
-        Self { stream, worker, app, partial: None, last: None }
+        Self { stream, worker, app, partial: None, last: None, shut: false }
     }
 
     fn drive(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
@@ -109,7 +111,7 @@ impl AppConn {
                 self.app.resume_readers();
             }
             if let Some(reason) = self.last {
-                return if self.app.is_idle() { self.poll_shutdown(cx, reason) } else { Poll::Pending };
+                return if self.app.is_idle() { self.poll_end(cx, reason) } else { Poll::Pending };
             }
             if self.app.queued_bytes() >= limits.queued_bytes_max {
                 return Poll::Pending;
@@ -125,9 +127,24 @@ impl AppConn {
         }
     }
 
-    /// Says that nothing more comes, so that the last replies are not lost to a reset.
-    fn poll_shutdown(&mut self, cx: &mut Context<'_>, reason: CloseReason) -> Poll<CloseReason> {
-        Pin::new(&mut self.stream).poll_shutdown(cx).map(|_| reason)
+    /// Says that nothing more comes. What an application goes on sending after an error is read and dropped, as closing
+    /// on it would be a reset, which takes the error with it; housekeeping bounds how long.
+    fn poll_end(&mut self, cx: &mut Context<'_>, reason: CloseReason) -> Poll<CloseReason> {
+        if !self.shut {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx)).ok();
+            self.shut = true;
+            self.app.in_command.set(true);
+            self.drop_partial();
+        }
+        let error = matches!(reason, CloseReason::Protocol | CloseReason::Full);
+        while error && ready!(self.worker.poll_read(&mut self.stream, cx)).is_ok_and(|data| !data.is_empty()) {}
+        Poll::Ready(reason)
+    }
+
+    fn drop_partial(&mut self) {
+        if let Some(partial) = self.partial.take() {
+            self.worker.queued_sub(partial.held);
+        }
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<Bytes>> {
@@ -317,9 +334,7 @@ impl AppConn {
     }
 
     fn end(&mut self, reason: CloseReason) {
-        if let Some(partial) = self.partial.take() {
-            self.worker.queued_sub(partial.held);
-        }
+        self.drop_partial();
         let calls = self.app.calls_in_flight();
         self.app.clear(reason);
         for key in calls {
