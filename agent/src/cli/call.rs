@@ -15,25 +15,26 @@ use serde_json::{Value, json};
 
 use super::{
     Global, Out,
-    out::{bad, dim, good},
+    out::OUT,
     redis::{Reply, ask},
     units::micros,
+    usage_error,
 };
-use crate::api::Status;
+use crate::{api::Status, wire::envelope::scan_request};
 
 /// Call a service through an agent, as an application does.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: moa call /service/demo echo '[\"hi\"]'")]
 pub(super) struct Call {
-    /// The service's URI, such as /service/demo.
-    #[arg(value_name = "SERVICE", value_parser = uri)]
-    service: String,
+    /// The service's URI, such as /service/demo; or, instead of all that follows, the JSON of a whole call, which is sent as it is.
+    #[arg(value_name = "SERVICE", value_parser = target)]
+    target: Target,
     /// The method.
     #[arg(value_name = "METHOD")]
-    method: String,
+    method: Option<String>,
     /// The arguments, as a JSON array.
-    #[arg(value_name = "ARGS", default_value = "[]", value_parser = arguments)]
-    args: Value,
+    #[arg(value_name = "ARGS", value_parser = arguments)]
+    args: Option<Value>,
     /// A property of the call, such as hashid=42; as often as needed.
     #[arg(long = "prop", value_name = "KEY=VALUE", value_parser = property)]
     props: Vec<(String, String)>,
@@ -43,6 +44,14 @@ pub(super) struct Call {
     /// Where to call, instead of the agent's address for applications.
     #[arg(long, value_name = "HOST:PORT")]
     addr: Option<String>,
+}
+
+/// What is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Target {
+    Service(String),
+    /// The JSON of a call.
+    Whole(String),
 }
 
 /// What a call gave.
@@ -66,11 +75,11 @@ struct Envelope {
 
 impl Call {
     pub(super) fn run(self, global: &Global, out: &Out) -> Result<ExitCode> {
+        let body = self.body().unwrap_or_else(|wrong| usage_error("call", &wrong));
         let address = match &self.addr {
             Some(address) => address.clone(),
             None => global.client().get::<Status>("/v1/status")?.app.listen,
         };
-        let body = self.body();
         let started = Instant::now();
         let reply = ask(&address, &[b"GET", body.as_bytes()], Duration::from_millis(self.timeout_ms))?;
         let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -79,12 +88,21 @@ impl Call {
         Ok(if answer.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    fn body(&self) -> String {
-        let mut body = json!({ "action": self.service, "params": { "m": self.method, "args": self.args } });
+    /// The JSON of the call, or what is wrong with the command line.
+    fn body(&self) -> Result<String, String> {
+        let rest = (&self.method, &self.args, &self.props[..]);
+        let (service, method) = match (&self.target, rest) {
+            (Target::Whole(json), (None, None, [])) => return Ok(json.clone()),
+            (Target::Whole(_), _) => return Err("the JSON of a whole call takes no METHOD, ARGS and --prop beside it".into()),
+            (Target::Service(service), (Some(method), ..)) => (service, method),
+            (Target::Service(service), _) => return Err(format!("no METHOD of {service} is named")),
+        };
+        let args = self.args.clone().unwrap_or_else(|| json!([]));
+        let mut body = json!({ "action": service, "params": { "m": method, "args": args } });
         if !self.props.is_empty() {
             body["props"] = json!(self.props.iter().cloned().collect::<BTreeMap<_, _>>());
         }
-        body.to_string()
+        Ok(body.to_string())
     }
 }
 
@@ -107,21 +125,28 @@ fn answer(reply: Reply, took_us: u64) -> Result<Answer> {
 
 fn render(answer: &Answer) -> String {
     let ec = format!("ec {}", answer.ec);
-    let mut text = if answer.is_success() { good(&ec) } else { bad(&ec) };
+    let mut text = if answer.is_success() { OUT.good(&ec) } else { OUT.bad(&ec) };
     match answer.em.as_str() {
         Some("") => {}
         Some(em) => drop(write!(text, ", em {em}")),
         None if answer.em.is_null() => {}
         None => drop(write!(text, ", em {}", answer.em)),
     }
-    let took = dim(&format!("({})", micros(answer.took_us)));
+    let took = OUT.dim(&format!("({})", micros(answer.took_us)));
     let pretty = std::io::stdout().is_terminal();
     let result = if pretty { format!("{:#}", answer.result) } else { answer.result.to_string() };
     format!("{text} {took}\n{result}\n")
 }
 
-fn uri(text: &str) -> Result<String, String> {
-    if text.starts_with('/') { Ok(text.to_owned()) } else { Err("a service's URI begins with `/`, such as /service/demo".into()) }
+fn target(text: &str) -> Result<Target, String> {
+    if text.starts_with('/') {
+        return Ok(Target::Service(text.to_owned()));
+    }
+    match scan_request(text.as_bytes()) {
+        Ok(_) => Ok(Target::Whole(text.to_owned())),
+        Err(error) if text.starts_with('{') => Err(error.to_string()),
+        Err(_) => Err("a service's URI begins with `/`, such as /service/demo".into()),
+    }
 }
 
 fn arguments(text: &str) -> Result<Value, String> {
@@ -140,13 +165,12 @@ fn property(text: &str) -> Result<(String, String), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::envelope::scan_request;
 
-    fn call(props: &[(&str, &str)]) -> Call {
+    fn call(target: Target, method: Option<&str>, props: &[(&str, &str)]) -> Call {
         Call {
-            service: "/service/demo".into(),
-            method: "echo".into(),
-            args: json!(["hi"]),
+            target,
+            method: method.map(str::to_owned),
+            args: method.map(|_| json!(["hi"])),
             props: props.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
             timeout_ms: 1,
             addr: None,
@@ -155,11 +179,15 @@ mod tests {
 
     #[test]
     fn the_body_is_that_of_an_application() {
-        assert_eq!(call(&[]).body(), r#"{"action":"/service/demo","params":{"m":"echo","args":["hi"]}}"#);
-        let body = call(&[("hashid", "7")]).body();
-        let envelope = scan_request(body.as_bytes()).expect("a call");
-        assert_eq!(envelope.action.and_then(|action| action.decode().ok()).as_deref(), Some("/service/demo"));
-        assert!(body.ends_with(r#""props":{"hashid":"7"}}"#), "{body}");
+        let demo = || target("/service/demo").expect("a URI");
+        let body = r#"{"action":"/service/demo","params":{"m":"echo","args":["hi"]}}"#;
+        assert_eq!(call(demo(), Some("echo"), &[]).body().as_deref(), Ok(body));
+        let with_props = call(demo(), Some("echo"), &[("hashid", "7")]).body().expect("complete");
+        assert!(scan_request(with_props.as_bytes()).expect("a call").props.is_some());
+        let whole = target(body).expect("a call");
+        assert_eq!(call(whole.clone(), None, &[]).body().as_deref(), Ok(body));
+        assert!(call(whole, None, &[("hashid", "7")]).body().is_err());
+        assert_eq!(call(demo(), None, &[]).body(), Err("no METHOD of /service/demo is named".into()));
     }
 
     #[test]
@@ -181,6 +209,6 @@ mod tests {
         assert!(arguments("[1").expect_err("cut").contains("such as '[\"hi\", 1]'"));
         assert!(property("a").is_err() && property("=b").is_err());
         assert_eq!(property("a=b=c"), Ok(("a".into(), "b=c".into())));
-        assert!(uri("demo").is_err());
+        assert!(target("demo").is_err() && target("{\"action\":").is_err());
     }
 }

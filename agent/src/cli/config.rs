@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{
     Global, Out,
     agent::{Addresses, DEFAULT_CONFIG, config_path},
-    out::{bad, bold, dim, good},
+    out::{ERR, OUT},
 };
 use crate::{
     api::{ConfigSource, EffectiveConfig},
@@ -66,19 +66,22 @@ fn check(file: Option<PathBuf>, global: &Global, out: &Out) -> Result<ExitCode> 
     let Some(path) = file.or_else(|| config_path(None)) else {
         bail!("there is no {DEFAULT_CONFIG}: name the file, as in `moa config check FILE`")
     };
-    let given = Addresses::default().given(&global.name)?;
-    let (valid, data, text) = match config::load(&path, &given) {
+    match config::load(&path, &Addresses::default().given(&global.name)?) {
         Ok(checked) => {
-            let text = format!("{} is {}: {} services\n", path.display(), good("valid"), checked.services.len());
-            (true, json!({ "file": path, "valid": true, "problems": [] }), text)
+            let text = format!("{} is {}: {} services\n", path.display(), OUT.good("valid"), checked.services.len());
+            out.show(&json!({ "file": path, "valid": true, "problems": [] }), |_| text)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(ConfigError::Invalid(report)) if out.json => {
+            out.data(&json!({ "file": path, "valid": false, "problems": report.problems }))?;
+            Ok(ExitCode::FAILURE)
         }
         Err(ConfigError::Invalid(report)) => {
-            (false, json!({ "file": path, "valid": false, "problems": report.problems }), excerpts(&report))
+            out.complain(&excerpts(&report));
+            Ok(ExitCode::FAILURE)
         }
-        Err(error) => return Err(error.into()),
-    };
-    out.show(&data, |_| text)?;
-    Ok(if valid { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Every problem below its line.
@@ -88,12 +91,12 @@ fn excerpts(report: &Report) -> String {
         let place = format!("{}:{}:{}", report.file, problem.line, problem.column);
         let (line, carets) = report.excerpt(problem);
         let number = problem.line.to_string();
-        let bar = dim(&format!("{:1$} |", "", number.len()));
-        let _ = writeln!(text, "{}: {problem}\n{bar}", bold(&place));
-        let _ = writeln!(text, "{} {line}\n{bar} {}\n", dim(&format!("{number} |")), bad(&carets));
+        let bar = ERR.dim(&format!("{:1$} |", "", number.len()));
+        let _ = writeln!(text, "{}: {problem}\n{bar}", ERR.bold(&place));
+        let _ = writeln!(text, "{} {line}\n{bar} {}\n", ERR.dim(&format!("{number} |")), ERR.bad(&carets));
     }
     let count = report.problems.len();
-    let _ = writeln!(text, "{} has {}", report.file, bad(&format!("{count} problem{}", if count == 1 { "" } else { "s" })));
+    let _ = writeln!(text, "{} has {}", report.file, ERR.bad(&format!("{count} problem{}", if count == 1 { "" } else { "s" })));
     text
 }
 
@@ -104,7 +107,7 @@ fn show(config: &EffectiveConfig) -> String {
         config.keys.iter().map(|entry| (format!("{} = {}", entry.key, in_toml(&entry.value)), &entry.from)).collect();
     let width = lines.iter().map(|(line, _)| line.chars().count()).filter(|width| *width <= 70).max().unwrap_or_default();
     for (line, from) in lines {
-        let _ = writeln!(text, "{line:width$}  {}", dim(&format!("# {from}")));
+        let _ = writeln!(text, "{line:width$}  {}", OUT.dim(&format!("# {from}")));
     }
     text
 }

@@ -9,7 +9,7 @@ use super::{
     Global, Out,
     agent::{Addresses, config_path},
     client::Client,
-    out::{bad, dim, doubtful, good},
+    out::OUT,
     redis::{Reply, ask},
 };
 use crate::{
@@ -101,14 +101,14 @@ fn render(checks: &[Check]) -> String {
     let mut text = String::new();
     for Check { name, outcome, found, mend } in checks {
         let mark = match outcome {
-            Outcome::Ok => good("ok  "),
-            Outcome::Warn => doubtful("warn"),
-            Outcome::Fail => bad("FAIL"),
+            Outcome::Ok => OUT.good("ok  "),
+            Outcome::Warn => OUT.doubtful("warn"),
+            Outcome::Fail => OUT.bad("FAIL"),
         };
         let indent = format!("\n{:1$}", "", width + 8);
         let _ = writeln!(text, "{mark}  {name:width$}  {}", found.replace('\n', &indent));
         if let Some(mend) = mend {
-            let _ = writeln!(text, "{:2$}{} {mend}", "", dim("→"), width + 8);
+            let _ = writeln!(text, "{:2$}{} {mend}", "", OUT.dim("→"), width + 8);
         }
     }
     let count = |wanted| checks.iter().filter(|check| check.outcome == wanted).count();

@@ -19,7 +19,7 @@ mod units;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
 
 use self::out::Out;
 use crate::instance::{DEFAULT_NAME, Name, RunDir};
@@ -84,6 +84,13 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Says what is wrong with the words of a verb, and ends as the parser itself does.
+fn usage_error(verb: &str, wrong: &str) -> ! {
+    let mut command = Cli::command();
+    command.build();
+    command.find_subcommand(verb).unwrap_or(&command).clone().error(ErrorKind::ValueValidation, wrong).exit()
+}
+
 fn run(verb: Verb, global: &Global, out: &Out) -> anyhow::Result<ExitCode> {
     match verb {
         Verb::Agent(agent) => agent.run(global),
@@ -107,8 +114,6 @@ impl Global {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -44,35 +44,49 @@ impl Out {
         let text = if self.json {
             serde_json::to_string(&api::Error { error: format!("{error:#}") }).unwrap_or_default()
         } else {
-            let label = "error:".if_supports_color(Stream::Stderr, |text| text.style(Style::new().red().bold())).to_string();
-            format!("{label} {error:#}")
+            format!("{} {error:#}", ERR.paint("error:", Style::new().red().bold()))
         };
-        // There is nobody left to tell.
-        let _ = writeln!(stderr(), "{text}");
+        self.complain(&(text + "\n"));
+    }
+
+    /// Prints text on standard error.
+    pub(super) fn complain(&self, text: &str) {
+        // If that fails, there is nobody left to tell.
+        let _ = stderr().write_all(text.as_bytes());
     }
 }
 
-/// Text in a colour, on a terminal.
-pub(super) fn paint(text: &str, style: Style) -> String {
-    text.if_supports_color(Stream::Stdout, |text| text.style(style)).to_string()
-}
+/// Colours of what is printed: on a terminal, unless NO_COLOR says no.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ink(Stream);
 
-pub(super) fn good(text: &str) -> String {
-    paint(text, Style::new().green())
-}
+/// For standard output.
+pub(super) const OUT: Ink = Ink(Stream::Stdout);
+/// For standard error.
+pub(super) const ERR: Ink = Ink(Stream::Stderr);
 
-pub(super) fn bad(text: &str) -> String {
-    paint(text, Style::new().red())
-}
+impl Ink {
+    pub(super) fn good(self, text: &str) -> String {
+        self.paint(text, Style::new().green())
+    }
 
-pub(super) fn doubtful(text: &str) -> String {
-    paint(text, Style::new().yellow())
-}
+    pub(super) fn doubtful(self, text: &str) -> String {
+        self.paint(text, Style::new().yellow())
+    }
 
-pub(super) fn dim(text: &str) -> String {
-    paint(text, Style::new().dimmed())
-}
+    pub(super) fn bad(self, text: &str) -> String {
+        self.paint(text, Style::new().red())
+    }
 
-pub(super) fn bold(text: &str) -> String {
-    paint(text, Style::new().bold())
+    pub(super) fn dim(self, text: &str) -> String {
+        self.paint(text, Style::new().dimmed())
+    }
+
+    pub(super) fn bold(self, text: &str) -> String {
+        self.paint(text, Style::new().bold())
+    }
+
+    fn paint(self, text: &str, style: Style) -> String {
+        text.if_supports_color(self.0, |text| text.style(style)).to_string()
+    }
 }

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{
     Global, Out,
-    out::{bad, doubtful, good},
+    out::OUT,
     table::{
         Side::{Left, Right},
         Table,
@@ -63,7 +63,7 @@ fn render(services: &[Service]) -> String {
             pipelined(service)
         )]));
         for instance in &service.instances {
-            let health = if instance.healthy { good("up") } else { bad("down") };
+            let health = if instance.healthy { OUT.good("up") } else { OUT.bad("down") };
             let own = row(&format!("  {}", instance.address), health, &instance.stats, instance.queued, instance.connections);
             table.row(own.into_iter().chain([instance.reason.clone()]));
         }
@@ -82,9 +82,9 @@ fn health(service: &Service) -> String {
     let (all, up) = (service.instances.len(), service.instances.iter().filter(|instance| instance.healthy).count());
     let text = format!("{up}/{all}");
     match up {
-        _ if up == all => good(&text),
-        0 => bad(&text),
-        _ => doubtful(&text),
+        _ if up == all => OUT.good(&text),
+        0 => OUT.bad(&text),
+        _ => OUT.doubtful(&text),
     }
 }
 

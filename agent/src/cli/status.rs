@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use super::{
     Global, Out,
-    out::{bad, bold, doubtful, good},
+    out::OUT,
     units::{age, bytes, count, micros},
 };
 use crate::api::{AppStatus, CallStats, ConfigSource, KernelStatus, State, Status};
@@ -25,8 +25,8 @@ pub(super) fn run(global: &Global, out: &Out) -> Result<ExitCode> {
 
 fn render(status: &Status, now_ms: u64) -> String {
     let state = match status.state {
-        State::Serving => good("serving"),
-        State::Draining => doubtful("draining"),
+        State::Serving => OUT.good("serving"),
+        State::Draining => OUT.doubtful("draining"),
     };
     let Status { name, version, pid, workers, .. } = status;
     let mut lines = vec![
@@ -34,12 +34,12 @@ fn render(status: &Status, now_ms: u64) -> String {
         ("config", config(&status.config, now_ms)),
     ];
     if let Some(error) = &status.config.last_error {
-        lines.push(("", bad(&format!("the latest reload was refused: {}", error.replace('\n', "\n            ")))));
+        lines.push(("", OUT.bad(&format!("the latest reload was refused: {}", error.replace('\n', "\n            ")))));
     }
     lines.extend([("apps", app(&status.app)), ("calls", calls(&status.calls)), ("kernel", kernel(&status.kernel))]);
     lines.into_iter().fold(String::new(), |mut text, (title, line)| {
         // Padded before it is painted, as colours have no width.
-        let _ = writeln!(text, "{}  {line}", bold(&format!("{title:<8}")));
+        let _ = writeln!(text, "{}  {line}", OUT.bold(&format!("{title:<8}")));
         text
     })
 }
@@ -76,8 +76,8 @@ fn calls(calls: &CallStats) -> String {
 
 fn kernel(kernel: &KernelStatus) -> String {
     match &kernel.reason {
-        None => format!("{}, {} connections seen", good("attached"), count(kernel.established)),
-        Some(reason) => format!("{}: {reason}", doubtful("userspace only")),
+        None => format!("{}, {} connections seen", OUT.good("attached"), count(kernel.established)),
+        Some(reason) => format!("{}: {reason}", OUT.doubtful("userspace only")),
     }
 }
 

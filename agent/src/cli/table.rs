@@ -5,7 +5,7 @@ use tabled::{
     settings::{Alignment, Modify, Padding, Style, object::Columns},
 };
 
-use super::out::bold;
+use super::out::OUT;
 
 /// A table that is printed when it has all its rows.
 pub(super) struct Table {
@@ -24,7 +24,7 @@ pub(super) enum Side {
 impl Table {
     pub(super) fn new(columns: &'static [(&'static str, Side)]) -> Self {
         let mut rows = Builder::default();
-        rows.push_record(columns.iter().map(|(title, _)| bold(title)));
+        rows.push_record(columns.iter().map(|(title, _)| OUT.bold(title)));
         Self { columns, rows }
     }
 
