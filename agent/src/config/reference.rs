@@ -31,7 +31,7 @@ const SERVICE: &str = r#"
 /// A section with its own table: its header, its description and its keys.
 struct Section<'a> {
     header: String,
-    description: &'a str,
+    description: String,
     keys: Vec<(&'a str, &'a Value)>,
 }
 
@@ -145,7 +145,7 @@ fn kind(schema: &Value) -> String {
 /// What each of the values that a key can have means.
 fn choices(schema: &Value) -> String {
     let choices = schema["oneOf"].as_array().into_iter().flatten();
-    choices.map(|choice| format!(" `{}`: {}", in_toml(&choice["const"]), lower(text(&choice["description"])))).collect()
+    choices.map(|choice| format!(" `{}`: {}", in_toml(&choice["const"]), lower(&text(&choice["description"])))).collect()
 }
 
 fn in_toml(value: &Value) -> String {
@@ -155,8 +155,9 @@ fn in_toml(value: &Value) -> String {
     }
 }
 
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
+/// A description as one line.
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().replace('\n', " ")
 }
 
 fn capitalised(text: &str) -> String {

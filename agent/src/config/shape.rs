@@ -88,5 +88,6 @@ fn unknown_key(key: &str, schema: &Value) -> Finding {
         Some((similarity, known)) if similarity >= SIMILARITY_MIN => format!("did you mean `{known}`?"),
         _ => "remove it".into(),
     };
-    Finding { found: format!("the unknown key `{key}`"), expected: format!("one of {}", known.join(", ")), advice }
+    let expected = if let [only] = known[..] { only.to_owned() } else { format!("one of {}", known.join(", ")) };
+    Finding { found: format!("the unknown key `{key}`"), expected, advice }
 }
