@@ -67,9 +67,9 @@ fn listeners_are_the_flags_else_the_files_else_the_names() {
 fn every_problem_of_shape_says_where_it_is_and_what_to_do() {
     let cases = [
         (
-            "[app]\npipline_max = 3",
-            "moa.toml:2:1: app.pipline_max: found the unknown key `pipline_max`, expected one of listen, connections_max, pipeline_max, \
-             argument_bytes_max, command_bytes_max, queued_bytes_max, mget_keys_max, mget_timeout_ms; did you mean `pipeline_max`?",
+            "[agent]\nwokers = 3",
+            "moa.toml:2:1: agent.wokers: found the unknown key `wokers`, expected one of workers, calls_in_flight_max, queued_bytes_max, \
+             drain_timeout_ms; did you mean `workers`?",
         ),
         (
             "[colour]\n",
