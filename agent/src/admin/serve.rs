@@ -21,6 +21,8 @@ const CONNECTIONS_MAX: usize = 64;
 const HEADER_WITHIN: Duration = Duration::from_secs(5);
 /// How long a connection may last as a whole.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
+/// How long an end waits for whoever is being answered.
+const STOPPED_WITHIN: Duration = Duration::from_secs(1);
 /// How large the head of a request may be.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 
@@ -32,10 +34,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes no more connections, and waits for the requests that are being answered.
-    pub async fn stop(self) {
+    /// Takes no more connections, and waits a moment for the requests that are being answered.
+    pub async fn stop(mut self) {
         let _ = self.stop.send(true);
-        let _ = self.task.await;
+        if timeout(STOPPED_WITHIN, &mut self.task).await.is_err() {
+            self.task.abort();
+            // Its connections are gone once it is.
+            let _ = self.task.await;
+        }
     }
 }
 

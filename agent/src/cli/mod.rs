@@ -36,6 +36,7 @@ struct Cli {
 
 /// What every verb takes.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every verb")]
 struct Global {
     /// Name of the agent: lower-case letters, digits and `-`, at most 32.
     #[arg(long, global = true, env = "MOA_NAME", default_value = DEFAULT_NAME, value_name = "NAME")]
