@@ -4,16 +4,15 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     io::{self, IoSlice},
-    pin::Pin,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
-use tokio::{io::AsyncWrite, net::TcpStream, time::Instant};
+use tokio::{net::TcpStream, time::Instant};
 
 use super::{
     calls::CallKey,
-    out::{SLICES_MAX, owned},
+    out::{SLICES_MAX, owned, poll_write},
     turn::Task,
 };
 
@@ -202,7 +201,7 @@ impl Link {
             let written = {
                 let mut slices = [IoSlice::new(&[]); SLICES_MAX];
                 let count = queue.fill(&mut slices);
-                match Pin::new(&mut *stream).poll_write_vectored(cx, &slices[..count]) {
+                match poll_write(stream, cx, &slices[..count]) {
                     Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                     Poll::Ready(result) => result?,
                     Poll::Pending => {

@@ -94,7 +94,7 @@ impl OutQueue {
         while !self.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let count = self.fill(&mut slices);
-            match Pin::new(&mut *stream).poll_write_vectored(cx, &slices[..count]) {
+            match poll_write(stream, cx, &slices[..count]) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(written)) => self.advance(written),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -105,6 +105,14 @@ impl OutQueue {
             }
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Writes slices at once; one alone by the cheaper call.
+pub(crate) fn poll_write(stream: &mut TcpStream, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    match slices {
+        [one] => Pin::new(stream).poll_write(cx, one),
+        _ => Pin::new(stream).poll_write_vectored(cx, slices),
     }
 }
 
