@@ -1,10 +1,25 @@
 //! Leave for the loader to copy these types to and from maps.
 #![expect(unsafe_code, reason = "aya's marker for types that are plain bytes is an unsafe trait")]
 
-use crate::{Counts, Listener};
+use crate::{Counts, End, Leg, Listener, Offsets, Shared, Verdicts};
 
 // SAFETY: `repr(C)`, integers and arrays of integers only, no padding (asserted beside the type).
 unsafe impl aya::Pod for Counts {}
 
 // SAFETY: as above.
 unsafe impl aya::Pod for Listener {}
+
+// SAFETY: as above.
+unsafe impl aya::Pod for End {}
+
+// SAFETY: as above.
+unsafe impl aya::Pod for Leg {}
+
+// SAFETY: as above.
+unsafe impl aya::Pod for Shared {}
+
+// SAFETY: as above.
+unsafe impl aya::Pod for Verdicts {}
+
+// SAFETY: as above.
+unsafe impl aya::Pod for Offsets {}

@@ -1,22 +1,31 @@
-//! sock_ops: counts the connections to the agent's listeners when they are established.
+//! sock_ops: finds the connections of the agent when they are established, counts them, and enrols both ends.
 //!
-//! The kernel runs it for every TCP socket below the cgroup, whoever's it is. It changes none of them.
+//! The kernel runs it for every TCP socket below the cgroup, whoever's it is. It changes only those of connections to the
+//! agent's own listeners, and of those that the agent opens itself, if both ends are on this machine.
 
 use core::{arch::asm, mem::offset_of};
 
-use agent_common::{Listener, V4_MAPPED};
+use agent_common::{End, LEASE_NS, Leg, Listener, Pass, Refusal, V4_MAPPED, mode, role};
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, bpf_sock_ops},
-    helpers::bpf_get_netns_cookie,
+    bindings::{BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, bpf_sock, bpf_sock_ops},
+    helpers::{bpf_get_netns_cookie, bpf_ktime_get_ns},
     macros::sock_ops,
     programs::SockOpsContext,
 };
 
+use aya_log_ebpf::{debug, warn};
+
 use crate::{
-    atomic,
-    maps::{COUNTS, LISTENERS},
+    atomic, count,
+    maps::{COUNTS, DIALS, EXCLUDED, LISTENERS, SHARED, SOCKS},
+    sock,
 };
+
+/// What the kernel says of a map that is full.
+const E2BIG: i32 = -7;
+/// And of a socket that is in a map with another program.
+const EBUSY: i32 = -16;
 
 /// `AF_INET`.
 const V4: u32 = 2;
@@ -42,37 +51,159 @@ pub(crate) fn established(ctx: SockOpsContext) -> u32 {
     0
 }
 
-/// The agent's end: its own address is the listener's.
+/// The end that accepted: the agent's, by the mark that its listener left, or that of a service which the agent calls.
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext) -> Option<()> {
+    let sk = socket(ctx)?;
     let own = own_end(ctx)?;
-    if !(watched(&own) || watched_by_wildcard(&own)) {
-        return None;
+    // SAFETY: not null.
+    let mark = unsafe { sock::leg(sk) }.map_or(0, |leg| leg.role);
+    if mark == role::LISTENER || watched(&own) || watched_by_wildcard(&own) {
+        let counts = COUNTS.get_ptr_mut(0)?;
+        // SAFETY: the pointer is to this map's value, which is never freed while the program is loaded.
+        unsafe { atomic::add(if own.is_v4() { &raw mut (*counts).passive_v4 } else { &raw mut (*counts).passive_v6 }, 1) };
     }
-    let counts = COUNTS.get_ptr_mut(0)?;
-    // SAFETY: the pointer is to this map's value, which is never freed while the program is loaded.
-    unsafe { atomic::add(if own.is_v4() { &raw mut (*counts).passive_v4 } else { &raw mut (*counts).passive_v6 }, 1) };
+    let other = other_end(ctx)?;
+    if mark == role::LISTENER {
+        enrol(ctx, sk, &own, &other, role::AGENT);
+        return Some(());
+    }
+    let end = end(ctx, &own, &other);
+    // A connection that the agent has opened is here before its other end is.
+    if DIALS.remove(end.peer()).is_ok() {
+        enrol(ctx, sk, &own, &other, role::OTHER);
+    }
     Some(())
 }
 
-/// An application's end: the other address is the listener's. One that listens on every address is only known from a
-/// stranger with the same port on another machine if the connection stays on this one.
+/// The end that connected: the agent's, by the mark that it left, or an application's. A listener on every address is only
+/// known from a stranger with the same port on another machine if the connection stays on this one.
 #[inline(always)]
 fn connected(ctx: &SockOpsContext) -> Option<()> {
-    let other = other_end(ctx)?;
-    if !(watched(&other) || (stays_here(ctx, &other)? && watched_by_wildcard(&other))) {
+    let sk = socket(ctx)?;
+    let (own, other) = (own_end(ctx)?, other_end(ctx)?);
+    // SAFETY: not null.
+    if unsafe { sock::leg(sk) }.is_some_and(|leg| leg.role == role::DIAL) {
+        if enrol(ctx, sk, &own, &other, role::AGENT) {
+            // If it finds no room, the other end is not enrolled.
+            let _ = DIALS.insert(end(ctx, &own, &other), 1, 0);
+        }
+        return Some(());
+    }
+    if !(watched(&other) || (stays_here(&own, &other) && watched_by_wildcard(&other))) {
         return None;
     }
     let counts = COUNTS.get_ptr_mut(0)?;
     // SAFETY: as above.
     unsafe { atomic::add(if other.is_v4() { &raw mut (*counts).active_v4 } else { &raw mut (*counts).active_v6 }, 1) };
+    enrol(ctx, sk, &own, &other, role::OTHER);
     Some(())
+}
+
+/// Takes the socket among those whose bytes are redirected, or counts why not.
+#[inline(always)]
+fn enrol(ctx: &SockOpsContext, sk: *mut bpf_sock, own: &Listener, other: &Listener, role: u32) -> bool {
+    match try_enrol(ctx, sk, own, other, role) {
+        Ok(()) => {
+            count::enrolled();
+            debug!(ctx, "enrolled: role {}, port {} to port {}", role, own.port, other.port);
+            true
+        }
+        Err(why) => {
+            // SAFETY: not null.
+            unsafe { sock::forget_leg(sk) };
+            count::refused(why);
+            match why {
+                Refusal::Full | Refusal::Busy | Refusal::Kernel => {
+                    warn!(ctx, "not enrolled: port {} to port {}, reason {}", own.port, other.port, why as u32);
+                }
+                _ => debug!(ctx, "not enrolled: port {} to port {}, reason {}", own.port, other.port, why as u32),
+            }
+            false
+        }
+    }
+}
+
+#[inline(always)]
+fn try_enrol(ctx: &SockOpsContext, sk: *mut bpf_sock, own: &Listener, other: &Listener, role: u32) -> Result<(), Refusal> {
+    may_enrol(sk, own, other)?;
+    let shared = SHARED.get(0).ok_or(Refusal::Kernel)?;
+    let end = end(ctx, own, other);
+    let direction = if role == role::AGENT { mode::FROM_AGENT } else { mode::TO_AGENT };
+    let mut leg = Leg {
+        peer: end.peer(),
+        role,
+        generation: shared.generation,
+        tcp: u32::from(shared.mode & direction == 0),
+        why: Pass::Off as u32,
+        redirected: 0,
+        limit: shared.bound,
+        passed: 0,
+    };
+    // SAFETY: not null.
+    if !unsafe { sock::set_leg(sk, &mut leg) } {
+        return Err(Refusal::Kernel);
+    }
+    let mut key = end;
+    // SAFETY: the context is the kernel's.
+    let updated = SOCKS.update(&mut key, unsafe { &mut *ctx.ops }, 0);
+    updated.map_err(|error| match error {
+        E2BIG => Refusal::Full,
+        EBUSY => Refusal::Busy,
+        _ => Refusal::Kernel,
+    })
+}
+
+#[inline(always)]
+fn may_enrol(sk: *mut bpf_sock, own: &Listener, other: &Listener) -> Result<(), Refusal> {
+    let shared = SHARED.get(0).ok_or(Refusal::Kernel)?;
+    if !stays_here(own, other) {
+        return Err(Refusal::Remote);
+    }
+    if shared.mode == 0 {
+        return Err(Refusal::Off);
+    }
+    // SAFETY: the helper takes nothing.
+    if shared.alive_ns + LEASE_NS < unsafe { bpf_ktime_get_ns() } {
+        return Err(Refusal::Stale);
+    }
+    // SAFETY: only whether there is an entry is looked at.
+    if unsafe { EXCLUDED.get(&own.netns) }.is_some() {
+        return Err(Refusal::Excluded);
+    }
+    // SAFETY: not null.
+    match unsafe { sock::tcp(sk) } {
+        Some(tcp) if !tcp.has_ulp => Ok(()),
+        Some(_) => Err(Refusal::Ulp),
+        None => Err(Refusal::Kernel),
+    }
+}
+
+/// The socket, unless the event concerns less than a whole one.
+#[inline(always)]
+fn socket(ctx: &SockOpsContext) -> Option<*mut bpf_sock> {
+    // SAFETY: the context is the kernel's.
+    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if sk.is_null() { None } else { Some(sk) }
+}
+
+#[inline(always)]
+fn end(ctx: &SockOpsContext, own: &Listener, other: &Listener) -> End {
+    End {
+        netns: own.netns,
+        own: own.address,
+        other: other.address,
+        own_port: own.port,
+        other_port: other.port,
+        sends: word::<{ offset_of!(bpf_sock_ops, snd_nxt) }>(ctx),
+        receives: word::<{ offset_of!(bpf_sock_ops, rcv_nxt) }>(ctx),
+    }
 }
 
 /// A connection to one of the machine's own addresses comes from that address, unless its socket was bound to another.
 #[inline(always)]
-fn stays_here(ctx: &SockOpsContext, other: &Listener) -> Option<bool> {
-    Some(other.is_loopback() || own_end(ctx)?.address == other.address)
+fn stays_here(own: &Listener, other: &Listener) -> bool {
+    other.is_loopback() || own.address == other.address
 }
 
 #[inline(always)]

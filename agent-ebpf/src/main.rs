@@ -7,8 +7,11 @@
 #![feature(asm_experimental_arch)]
 
 mod atomic;
+mod count;
 mod established;
+mod legs;
 mod maps;
+mod sock;
 
 /// What a program that panicked would run; the verifier accepts none that can.
 #[cfg(not(test))]

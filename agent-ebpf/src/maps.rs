@@ -1,15 +1,74 @@
 //! The maps. A name, a key or a value that changes is a new `agent_common::SCHEMA`.
 
-use agent_common::{Counts, Listener};
+use agent_common::{Counts, End, Leg, Listener, Shared, Verdicts};
 use aya_ebpf::{
-    macros::map,
-    maps::{HashMap, PerCpuArray},
+    bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE},
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, SockHash},
 };
 
 /// The agent's own listeners, written by the agent. A connection to anything else is none of our business.
 #[map]
 pub(crate) static LISTENERS: HashMap<Listener, u32> = HashMap::with_max_entries(4096, 0);
 
-/// Established connections to those listeners, in the one entry 0.
+/// Network namespaces that are left alone, by cookie, written by the agent.
+#[map]
+pub(crate) static EXCLUDED: HashMap<u64, u32> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+
+/// Established connections to the listeners, in the one entry 0.
 #[map]
 pub(crate) static COUNTS: PerCpuArray<Counts> = PerCpuArray::with_max_entries(1, 0);
+
+/// What was enrolled and sent, in the one entry 0.
+#[map]
+pub(crate) static VERDICTS: PerCpuArray<Verdicts> = PerCpuArray::with_max_entries(1, 0);
+
+/// What the agent says to the programs, and they to it, in the one entry 0, which the agent maps into its memory.
+#[map]
+pub(crate) static SHARED: Array<Shared> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// The enrolled sockets. A socket leaves it when it is closed; nobody else takes one out, as that would drop what waits
+/// in its queue.
+#[map]
+pub(crate) static SOCKS: SockHash<End> = SockHash::with_max_entries(262_144, 0);
+
+/// Connections that the agent has opened and the other end has not yet accepted: there for some microseconds each.
+#[map]
+pub(crate) static DIALS: LruHashMap<End, u32> = LruHashMap::with_max_entries(4096, 0);
+
+/// What the agent has read at its end of a connection, written by the agent for those that carry much.
+#[map]
+pub(crate) static READS: HashMap<End, u64> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+
+/// The program that the attached stub runs, in slot 0.
+#[map]
+pub(crate) static SLOTS: ProgramArray = ProgramArray::with_max_entries(4, 0);
+
+/// A `Leg` for each socket of ours; a socket that is accepted gets a copy of its listener's.
+#[btf_map]
+pub(crate) static LEGS: Storage = Storage::new();
+
+/// Storage of sockets, as the loader wants it described. aya's own type has no room for the flag that copies.
+#[repr(C)]
+pub(crate) struct Storage {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const Leg,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+}
+
+// SAFETY: a description for the loader; nobody reads it.
+unsafe impl Sync for Storage {}
+
+impl Storage {
+    const fn new() -> Self {
+        Self {
+            r#type: core::ptr::null(),
+            key: core::ptr::null(),
+            value: core::ptr::null(),
+            max_entries: core::ptr::null(),
+            map_flags: core::ptr::null(),
+        }
+    }
+}

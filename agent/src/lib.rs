@@ -1,7 +1,7 @@
 //! MOA Mesh's agent: a local data plane between applications and services, and the operator's command line.
 //!
 //! `wire` knows nobody; `proxy` knows `wire`; `kernel` knows `proxy`'s types; `admin` and `cli` see all.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod admin;
 pub mod api;

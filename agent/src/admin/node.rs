@@ -5,7 +5,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use crate::{
@@ -15,6 +15,9 @@ use crate::{
     kernel::{Counts, Kernel},
     proxy::Proxy,
 };
+
+/// How long applications have for reading what was sent to them last.
+const DETACH_WITHIN: Duration = Duration::from_secs(1);
 
 /// A running agent.
 pub struct Node {
@@ -58,6 +61,23 @@ impl Node {
             draining: AtomicBool::new(false),
             loaded: Mutex::new(loaded),
             reloads: Reloads::default(),
+        }
+    }
+
+    /// Tells the kernel programs that the agent lives.
+    pub fn beat(&self) {
+        if let Ok(kernel) = &self.kernel {
+            kernel.beat();
+        }
+    }
+
+    /// Ends the data plane, and leaves nothing in the kernel that nobody needs.
+    pub fn stop(self) {
+        self.proxy.stop();
+        if let Ok(kernel) = self.kernel
+            && !kernel.detach(DETACH_WITHIN)
+        {
+            tracing::warn!("applications have not read all that was sent to them: the kernel programs stay until they have (moa kernel uninstall)");
         }
     }
 

@@ -9,18 +9,19 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     net::{TcpListener, UnixListener},
     runtime,
     signal::unix::{Signal, SignalKind, signal},
+    time::interval,
 };
 
 use super::Global;
 use crate::{
     admin::{self, Node, Reloader, Server},
-    config::{self, Checked, Given},
+    config::{self, Checked, Given, KernelMode},
     instance::{self, Claim, Name, RunDir},
     kernel::{self, Kernel},
     logging,
@@ -30,15 +31,15 @@ use crate::{
 /// The file that is read if none is named and it is there.
 pub(super) const DEFAULT_CONFIG: &str = "/etc/moa/moa.toml";
 
+/// How often the kernel programs are told that the agent lives, of the ten seconds that they believe it.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
 /// Run an agent.
 #[derive(Debug, Args)]
 pub(super) struct Agent {
     /// The configuration [default: /etc/moa/moa.toml if it is there, else every key has its default].
     #[arg(long, value_name = "FILE", env = "MOA_CONFIG")]
     config: Option<PathBuf>,
-    /// Whether to attach the kernel programs: where it is possible, or not at all.
-    #[arg(long, value_name = "WHEN", default_value = "auto", env = "MOA_KERNEL")]
-    kernel: KernelUse,
     #[command(flatten)]
     addresses: Addresses,
     /// What to log: error, warn, info, debug, trace, or such as info,agent::proxy=debug.
@@ -46,16 +47,7 @@ pub(super) struct Agent {
     log: String,
 }
 
-/// Whether the kernel programs are attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum KernelUse {
-    /// Where it is possible; without them everything works, only slower.
-    Auto,
-    /// Not at all.
-    Off,
-}
-
-/// Where the agent listens.
+/// What is stronger than the configuration.
 #[derive(Debug, Default, Args)]
 pub(super) struct Addresses {
     /// Where applications call, whatever the configuration says.
@@ -67,6 +59,9 @@ pub(super) struct Addresses {
     /// The first of this agent's thousand ports, unless the configuration says otherwise [default: derived from the name].
     #[arg(long, value_name = "PORT", env = "MOA_PORT_BASE")]
     port_base: Option<u16>,
+    /// Whether connections that stay on this machine go by way of the kernel, whatever the configuration says.
+    #[arg(long, value_name = "WHEN", env = "MOA_KERNEL")]
+    kernel: Option<KernelMode>,
 }
 
 /// The file to read: what was named, else the usual one if it is there. Absolute, so that it says the same to everybody.
@@ -86,6 +81,7 @@ struct Bound {
 struct Servers {
     reloader: Reloader,
     reloads: tokio::task::JoinHandle<()>,
+    heart: tokio::task::JoinHandle<()>,
     admin: Server,
     metrics: Server,
 }
@@ -120,6 +116,7 @@ impl Agent {
         let (reloader, reloads) = admin::reloader(node.clone(), path, given);
         let servers = Servers {
             reloads: tokio::spawn(reloads),
+            heart: tokio::spawn(beat(node.clone())),
             admin: admin::serve_admin(admin, node.clone(), reloader.clone()),
             metrics: admin::serve(metrics, {
                 let routes = admin::machine_routes(node.clone());
@@ -132,7 +129,7 @@ impl Agent {
         let finished = drain(&node, &mut signals).await;
         servers.stop().await;
         if let Some(node) = Arc::into_inner(node) {
-            node.proxy.stop();
+            node.stop();
         }
         Ok(if finished { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -144,23 +141,29 @@ impl Agent {
         let metrics = TcpListener::bind(address).await;
         let metrics = metrics
             .with_context(|| format!("can't listen on {address} for metrics; use another --port-base or metrics.listen"))?;
-        let kernel = self.attach(&checked);
-        let options = proxy::Options { name: format!("{name}@{}", host_name()) };
+        let kernel = attach(&name, &checked.config.kernel);
+        let path = kernel.as_ref().ok().map(Kernel::path);
+        let options = proxy::Options { name: format!("{name}@{}", host_name()), kernel: path };
         let proxy = Proxy::start(checked.clone(), &options)?;
         Ok(Bound { admin, metrics, node: Arc::new(Node::new(name, proxy, kernel, checked)) })
     }
+}
 
-    /// Attaches the kernel programs, or says why not.
-    fn attach(&self, checked: &Checked) -> Result<Kernel, String> {
-        if self.kernel == KernelUse::Off {
-            return Err("--kernel off".into());
-        }
-        let options = kernel::Options { cgroup: None, listeners: vec![checked.config.app.listen] };
-        Kernel::attach(&options).map_err(|error| {
-            tracing::warn!("userspace only: {error}");
-            error.to_string()
-        })
+/// Attaches the kernel programs, or says why not.
+fn attach(name: &Name, config: &config::Kernel) -> Result<Kernel, String> {
+    if config.mode == KernelMode::Off {
+        return Err("kernel.mode is off".into());
     }
+    let options = kernel::Options {
+        cgroup: None,
+        name: Some(name.to_string()),
+        bound: config.leg_bytes_max,
+        exclude_namespaces: config.exclude_namespaces.clone(),
+    };
+    Kernel::attach(&options).map_err(|error| {
+        tracing::warn!("userspace only: {error}");
+        error.to_string()
+    })
 }
 
 impl Servers {
@@ -170,6 +173,8 @@ impl Servers {
         self.metrics.stop().await;
         // Gone once it has dropped the agent's state.
         let _ = self.reloads.await;
+        self.heart.abort();
+        let _ = self.heart.await;
     }
 }
 
@@ -178,7 +183,7 @@ impl Addresses {
     pub(super) fn given(&self, name: &Name) -> Result<Given> {
         let base = self.port_base.unwrap_or_else(|| name.port_base());
         let (app_default, metrics_default) = instance::listeners(base).map_err(|error| anyhow!(error))?;
-        Ok(Given { app_default, metrics_default, app_listen: self.app_listen, metrics_listen: self.metrics_listen })
+        Ok(Given { app_default, metrics_default, app_listen: self.app_listen, metrics_listen: self.metrics_listen, kernel_mode: self.kernel })
     }
 }
 
@@ -219,6 +224,15 @@ impl Signals {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+/// Tells the kernel programs that the agent lives.
+async fn beat(node: Arc<Node>) {
+    let mut every = interval(HEARTBEAT);
+    loop {
+        every.tick().await;
+        node.beat();
     }
 }
 

@@ -87,6 +87,7 @@ fn read_sections(root: &DeTable<'_>, given: &Given, problems: &mut Problems<'_>)
     let mut config = Config {
         agent: section(table(root, "agent").unwrap_or(&empty), &top.key("agent"), problems),
         app: section(table(root, "app").unwrap_or(&empty), &top.key("app"), problems),
+        kernel: section(table(root, "kernel").unwrap_or(&empty), &top.key("kernel"), problems),
         metrics: section(table(root, "metrics").unwrap_or(&empty), &top.key("metrics"), problems),
         defaults: section(defaults, &top.key("defaults"), problems),
     };
@@ -94,6 +95,7 @@ fn read_sections(root: &DeTable<'_>, given: &Given, problems: &mut Problems<'_>)
     let default = |section, written_value, default| if written(section) { written_value } else { default };
     config.app.listen = given.app_listen.unwrap_or(default("app", config.app.listen, given.app_default));
     config.metrics.listen = given.metrics_listen.unwrap_or(default("metrics", config.metrics.listen, given.metrics_default));
+    config.kernel.mode = given.kernel_mode.unwrap_or(config.kernel.mode);
     let services = table(root, "services").into_iter().flatten();
     let services = services.filter_map(|(uri, value)| Some((uri.get_ref(), value.get_ref().as_table()?)));
     let services = services.map(|(uri, own)| service(uri, own, defaults, problems)).collect();
@@ -150,8 +152,12 @@ fn origins(root: &DeTable<'_>, text: &str, given: &Given) -> BTreeMap<String, Or
     origins.insert("app.listen".to_owned(), Origin::Ports);
     origins.insert("metrics.listen".to_owned(), Origin::Ports);
     note_lines(root, text, &KeyPath::default(), &mut origins);
-    let flags = [("app.listen", "--app-listen", given.app_listen), ("metrics.listen", "--metrics-listen", given.metrics_listen)];
-    for (key, flag, _) in flags.into_iter().filter(|(_, _, given)| given.is_some()) {
+    let flags = [
+        ("app.listen", "--app-listen", given.app_listen.is_some()),
+        ("metrics.listen", "--metrics-listen", given.metrics_listen.is_some()),
+        ("kernel.mode", "--kernel", given.kernel_mode.is_some()),
+    ];
+    for (key, flag, _) in flags.into_iter().filter(|(_, _, given)| *given) {
         origins.insert(key.to_owned(), Origin::Flag(flag.to_owned()));
     }
     origins

@@ -30,7 +30,7 @@ pub use policy::{Health, HealthCheck, ServicePolicy};
 pub use problem::{ConfigError, Problem, Report};
 pub use reference::{default_file, reference, with_reference};
 pub use schema::schema;
-pub use sections::{Agent, App, Metrics};
+pub use sections::{Agent, App, Kernel, KernelMode, Metrics};
 
 /// The sections with every key filled in, services aside.
 ///
@@ -41,6 +41,8 @@ pub struct Config {
     pub agent: Agent,
     /// The side of the applications: a Redis server.
     pub app: App,
+    /// The way through the kernel.
+    pub kernel: Kernel,
     /// Metrics and health for machines.
     pub metrics: Metrics,
     /// What every service has unless its own section says otherwise.
@@ -96,6 +98,8 @@ pub struct Given {
     pub app_listen: Option<SocketAddr>,
     /// `--metrics-listen`: stronger than the file.
     pub metrics_listen: Option<SocketAddr>,
+    /// `--kernel`: stronger than the file.
+    pub kernel_mode: Option<KernelMode>,
 }
 
 impl Default for Given {
@@ -105,6 +109,7 @@ impl Default for Given {
             metrics_default: Metrics::default().listen,
             app_listen: None,
             metrics_listen: None,
+            kernel_mode: None,
         }
     }
 }

@@ -42,6 +42,9 @@ pub struct ServicePolicy {
     /// Calls that may wait for a connection to one instance, in a worker; one more is answered with 504.
     #[schemars(range(max = COUNT_MAX))]
     pub queue_max: usize,
+    /// Whether connections to instances on this machine go by way of the kernel. Not for servers that `splice`, or that read
+    /// with `MSG_WAITALL`.
+    pub kernel: bool,
     /// How an instance's health is checked.
     pub health: Health,
 }
@@ -150,6 +153,7 @@ impl Default for ServicePolicy {
             connect_timeout_ms: 1_000,
             idle_timeout_ms: 60_000,
             queue_max: 1024,
+            kernel: true,
             health: Health::default(),
         }
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::LazyLock};
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
 use serde_json::Value;
 
-use super::{Agent, App, Metrics, ServicePolicy};
+use super::{Agent, App, Kernel, Metrics, ServicePolicy};
 
 /// The format of an address in the schema.
 pub(super) const ADDRESS: &str = "ip:port";
@@ -63,6 +63,7 @@ pub(super) fn address(text: &str) -> Option<SocketAddr> {
 struct File {
     agent: Agent,
     app: App,
+    kernel: Kernel,
     metrics: Metrics,
     /// What every service has unless its own section says otherwise.
     defaults: ServicePolicy,

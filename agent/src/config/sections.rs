@@ -1,7 +1,8 @@
-//! The sections that describe the agent itself: `[agent]`, `[app]`, `[metrics]`.
+//! The sections that describe the agent itself: `[agent]`, `[app]`, `[kernel]`, `[metrics]`.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
+use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +72,31 @@ pub struct Metrics {
     pub listen: SocketAddr,
 }
 
+/// The way through the kernel, for connections that stay on this machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kernel {
+    /// Whether it is used.
+    pub mode: KernelMode,
+    /// Bytes that may wait in the kernel at either end of a connection; at the bound, what follows goes by TCP.
+    #[schemars(range(min = 65_536, max = 1_073_741_824))]
+    pub leg_bytes_max: u64,
+    /// Files of network namespaces, as in `/run/netns`, whose connections go by TCP.
+    pub exclude_namespaces: Vec<PathBuf>,
+}
+
+/// Whether the way through the kernel is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum KernelMode {
+    /// Where it is possible, and faster on this machine.
+    Auto,
+    /// Where it is possible.
+    On,
+    /// Not at all.
+    Off,
+}
+
 impl App {
     pub(super) fn conflicts(&self) -> Vec<Conflict> {
         let mut conflicts = Vec::new();
@@ -108,6 +134,12 @@ impl Default for App {
             mget_keys_max: 512,
             mget_timeout_ms: 4_500,
         }
+    }
+}
+
+impl Default for Kernel {
+    fn default() -> Self {
+        Self { mode: KernelMode::Auto, leg_bytes_max: 2 << 20, exclude_namespaces: Vec::new() }
     }
 }
 

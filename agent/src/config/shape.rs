@@ -71,7 +71,8 @@ fn is_good(value: &DeValue<'_>, schema: &Value) -> bool {
             Value::String(format) if format == ADDRESS => address(text).is_some(),
             _ => choices(schema).map_or(is(schema, "string"), |choices| choices.contains(&text.as_ref())),
         },
-        // An empty list: every list of the schema has a least length.
+        // A list that has elements was looked at one by one.
+        DeValue::Array(_) => is(schema, "array") && schema["minItems"].is_null(),
         _ => false,
     }
 }

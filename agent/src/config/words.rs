@@ -18,7 +18,8 @@ pub(super) fn expected(schema: &Value, key: &str) -> String {
         return format!("a whole number{} from {min} to {max}", unit(key).map_or(String::new(), |unit| format!(" of {unit}")));
     }
     if is(schema, "array") {
-        return format!("a list of at least one element, each {}", expected(&schema["items"], key));
+        let least = if schema["minItems"].is_null() { "" } else { " of at least one element" };
+        return format!("a list{least}, each {}", expected(&schema["items"], key));
     }
     let names = [("boolean", "true or false"), ("string", "a string"), ("object", "a table")];
     names.into_iter().find(|(kind, _)| is(schema, kind)).map_or("something else", |(_, name)| name).to_owned()

@@ -6,7 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{EbpfError, maps::MapError, programs::ProgramError};
+use aya::{EbpfError, maps::MapError, pin::PinError, programs::ProgramError};
+
+use nix::libc::EPERM;
+
+use super::btf::BtfError;
 
 /// Why the kernel programs could not be attached. The agent serves in userspace all the same.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +74,57 @@ pub enum AttachError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The kernel attaches programs only for as long as a process holds them.
+    #[error("the kernel has no links for cgroups that outlive a process: use kernel 5.15 or later")]
+    NoLinks,
+    /// Where the kernel keeps its members is not known.
+    #[error("{source}")]
+    Btf {
+        /// What is wrong with its type information.
+        source: BtfError,
+    },
+    /// bpffs is not mounted.
+    #[error("bpffs is not mounted at /sys/fs/bpf and cannot be ({source}): run mount -t bpf bpf /sys/fs/bpf")]
+    NoBpffs {
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The folder of the pins cannot be used.
+    #[error("the pins in {path} cannot be used ({source}): run as root, or remove them with moa kernel uninstall")]
+    Pins {
+        /// The folder, or one of its files.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Something could not be pinned.
+    #[error("{path} cannot be pinned ({source}): run as root, or remove what is there with moa kernel uninstall")]
+    Pin {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: PinError,
+    },
+    /// The page that the agent shares with the programs cannot be mapped.
+    #[error("the map SHARED cannot be mapped ({source}): use kernel 5.15 or later")]
+    Mapping {
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel cannot be asked about sockets.
+    #[error("sockets cannot be asked about ({source}): load the kernel modules tcp_diag and inet_diag")]
+    Diag {
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A network namespace that is to be left alone cannot be found.
+    #[error("the network namespace {path} cannot be entered ({source}): correct kernel.exclude_namespaces, and run as root")]
+    OtherNamespace {
+        /// Its file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The object lacks something that this agent knows of.
     #[error("the kernel programs in this binary lack {what}: run cargo xtask build")]
     Incomplete {
@@ -97,6 +152,10 @@ impl AttachError {
 
     pub(super) fn program(name: &str, error: ProgramError) -> Self {
         Self::refused(&format!("to load the program {name}"), &format!("the program {name}"), error)
+    }
+
+    pub(super) fn pin(path: &Path, source: PinError) -> Self {
+        Self::Pin { path: path.to_path_buf(), source }
     }
 
     pub(super) fn attach(cgroup: &Path, error: ProgramError) -> Self {
@@ -132,7 +191,8 @@ impl ReadError {
 fn denied(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
-        if error.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::PermissionDenied) {
+        // The other error of this kind, EACCES, is what the verifier says of a program that it refuses.
+        if error.downcast_ref::<io::Error>().is_some_and(|io| io.raw_os_error() == Some(EPERM)) {
             return true;
         }
         next = error.source();

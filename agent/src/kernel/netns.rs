@@ -1,9 +1,11 @@
 //! Which network namespace this thread is in.
 
-use std::io;
+use std::{fs::File, io, path::Path, thread};
 
 use nix::{
-    getsockopt_impl, libc, sockopt_impl,
+    getsockopt_impl, libc,
+    sched::{CloneFlags, setns},
+    sockopt_impl,
     sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket},
 };
 
@@ -24,6 +26,17 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 pub(super) fn cookie() -> io::Result<u64> {
     let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     Ok(getsockopt(&socket, NetnsCookie)?)
+}
+
+/// The cookie of the namespace that a file stands for, as in `/run/netns`.
+pub(super) fn cookie_of(path: &Path) -> io::Result<u64> {
+    let file = File::open(path)?;
+    // A thread is in a namespace of its own as soon as it says so.
+    let asked = thread::spawn(move || {
+        setns(file, CloneFlags::CLONE_NEWNET)?;
+        cookie()
+    });
+    asked.join().map_err(|_| io::Error::other("the thread that asked for it ended"))?
 }
 
 #[cfg(test)]

@@ -9,13 +9,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{net::TcpStream, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     calls::CallKey,
     replies::{Replies, Seq},
     session::Session,
     stats::CloseReason,
+    stream::Stream,
     turn::Task,
 };
 
@@ -204,7 +205,7 @@ impl App {
     }
 
     /// Writes until nothing is left (`Ready(Ok)`) or the socket takes no more.
-    pub(crate) fn poll_flush(&self, stream: &mut TcpStream, cx: &mut Context<'_>, now: Instant) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_flush(&self, stream: &mut Stream, cx: &mut Context<'_>, now: Instant) -> Poll<io::Result<()>> {
         if self.is_idle() {
             return Poll::Ready(Ok(()));
         }

@@ -9,8 +9,6 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::{io::AsyncWrite, net::TcpStream};
-use tokio_util::io::poll_read_buf;
 
 use super::{
     app::App,
@@ -19,6 +17,7 @@ use super::{
     service::Service,
     session::{self, After},
     stats::CloseReason,
+    stream::Stream,
     worker::Worker,
 };
 use crate::wire::{
@@ -38,7 +37,7 @@ const URI_EXCERPT: usize = 128;
 /// Serves an application until its connection ends. A future by hand, as one that the compiler makes is twice as large,
 /// and there is one for each idle connection.
 pub(crate) struct AppConn {
-    stream: TcpStream,
+    stream: Stream,
     worker: Rc<Worker>,
     app: Rc<App>,
     partial: Option<Box<Partial>>,
@@ -92,7 +91,7 @@ impl Future for AppConn {
 }
 
 impl AppConn {
-    pub(crate) fn new(worker: Rc<Worker>, app: Rc<App>, stream: TcpStream) -> Self {
+    pub(crate) fn new(worker: Rc<Worker>, app: Rc<App>, stream: Stream) -> Self {
         Self { stream, worker, app, partial: None, last: None, shut: false }
     }
 
@@ -131,7 +130,7 @@ impl AppConn {
     /// on it would be a reset, which takes the error with it; housekeeping bounds how long.
     fn poll_end(&mut self, cx: &mut Context<'_>, reason: CloseReason) -> Poll<CloseReason> {
         if !self.shut {
-            ready!(Pin::new(&mut self.stream).poll_shutdown(cx)).ok();
+            ready!(self.stream.poll_shutdown(cx)).ok();
             self.shut = true;
             self.app.in_command.set(true);
             self.drop_partial();
@@ -158,7 +157,7 @@ impl AppConn {
                 self.last = Some(CloseReason::Full);
                 return Poll::Pending;
             }
-            match poll_read_buf(Pin::new(&mut self.stream), cx, &mut partial.bytes) {
+            match self.stream.poll_read_buf(cx, &mut partial.bytes) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Bytes::new())),
                 Poll::Ready(Ok(_)) => self.app.last_read.set(self.worker.now()),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),

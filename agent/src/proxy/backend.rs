@@ -3,7 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
-    pin::Pin,
+    os::fd::AsFd,
     rc::Rc,
     task::{Context, Poll},
     time::Duration,
@@ -11,10 +11,13 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use socket2::SockRef;
-use tokio::{net::TcpStream, time::timeout};
-use tokio_util::io::poll_read_buf;
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+use tracing::debug;
 
-use super::{link::Link, pool::Pool, worker::Worker};
+use super::{link::Link, path::KernelPath, pool::Pool, stream::Stream, worker::Worker};
 use crate::wire::{
     envelope::scan_reply_code,
     reply::{ReplyHead, parse_head},
@@ -38,18 +41,24 @@ const EXCERPT: usize = 200;
 pub(crate) async fn run(worker: Rc<Worker>, pool: Rc<Pool>) {
     let policy = pool.policy();
     let within = Duration::from_millis(policy.connect_timeout_ms);
-    let connected = timeout(within, connect(pool.instance.address)).await;
+    let path = worker.path().filter(|_| policy.kernel);
+    let kernel = path.as_ref().map(|path| &*path.kernel);
+    let connected = timeout(within, connect(pool.instance.address, kernel)).await;
     worker.turn_begins();
     match connected {
-        Ok(Ok(stream)) => serve(worker, pool, stream, policy.pipelined).await,
+        Ok(Ok(tcp)) => serve(worker, pool, Stream::new(tcp, path), policy.pipelined).await,
         Ok(Err(error)) => pool.connect_failed(&worker, &format!("can't connect: {error}")),
         Err(_) => pool.connect_failed(&worker, &format!("can't connect within {} ms", within.as_millis())),
     }
 }
 
-/// Opens a connection to a server.
-pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(address).await?;
+/// Opens a connection to a server, by way of the kernel if there is one.
+pub(super) async fn connect(address: SocketAddr, kernel: Option<&dyn KernelPath>) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if let Some(Err(error)) = kernel.map(|kernel| kernel.dialling(socket.as_fd())) {
+        debug!(%address, %error, "not by way of the kernel");
+    }
+    let stream = socket.connect(address).await?;
     if stream.local_addr()? == stream.peer_addr()? {
         // A port of the range that the kernel takes for outgoing connections can be connected to itself.
         return Err(io::ErrorKind::ConnectionRefused.into());
@@ -59,7 +68,7 @@ pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-async fn serve(worker: Rc<Worker>, pool: Rc<Pool>, stream: TcpStream, shared: bool) {
+async fn serve(worker: Rc<Worker>, pool: Rc<Pool>, stream: Stream, shared: bool) {
     let link = Rc::new(Link::new(shared));
     pool.opened(&worker, &link);
     let mut backend = Backend { stream, worker, pool, link, partial: BytesMut::new(), needed: 0, rest: 0 };
@@ -81,7 +90,7 @@ async fn serve(worker: Rc<Worker>, pool: Rc<Pool>, stream: TcpStream, shared: bo
 }
 
 struct Backend {
-    stream: TcpStream,
+    stream: Stream,
     worker: Rc<Worker>,
     pool: Rc<Pool>,
     link: Rc<Link>,
@@ -131,7 +140,7 @@ impl Backend {
             return self.worker.poll_read(&mut self.stream, cx).map_ok(BytesMut::freeze);
         }
         loop {
-            match poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.partial) {
+            match self.stream.poll_read_buf(cx, &mut self.partial) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Bytes::new())),
                 Poll::Ready(Ok(_)) if self.partial.len() < self.needed => {}
                 Poll::Ready(Ok(_)) => return Poll::Ready(Ok(std::mem::take(&mut self.partial).freeze())),

@@ -20,6 +20,7 @@ use tokio::{
 use super::{
     health::Checks,
     listen,
+    path::KernelPath,
     routes::{Routes, ServiceRoute},
     stats::{CallSums, CloseReason, InstanceSnapshot, ServiceSnapshot, Snapshot, WorkerCounters},
     worker::{self, Control, Start},
@@ -32,10 +33,12 @@ const DESCRIPTORS_KEPT: u64 = 1024;
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 /// What the data plane is told at its start and that no reload changes.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Options {
     /// What the agent is called in errors that reach applications: its name and its node.
     pub name: String,
+    /// The kernel path, if there is one.
+    pub kernel: Option<Arc<dyn KernelPath>>,
 }
 
 /// Why the data plane does not start.
@@ -102,7 +105,7 @@ impl Proxy {
     pub fn start(checked: Arc<Checked>, options: &Options) -> Result<Self, StartError> {
         let listen = checked.config.app.listen;
         let count = worker_count(&checked);
-        let listeners = listen::bind(listen, count).map_err(|source| StartError::Listen { address: listen, source })?;
+        let listeners = listen::bind(listen, count, options.kernel.as_deref()).map_err(|source| StartError::Listen { address: listen, source })?;
         let connections_max = connections_max(&checked);
         let routes = Arc::new(Routes::new(checked, None));
         let open = Arc::new(AtomicUsize::new(0));
@@ -122,6 +125,7 @@ impl Proxy {
                     open: open.clone(),
                     connections_max,
                     control: receiver,
+                    kernel: options.kernel.clone(),
                 };
                 let thread = spawn(start).map_err(|source| StartError::Thread { worker: id, source })?;
                 Ok(WorkerHandle { control, counters, thread: Mutex::new(Some(thread)) })
@@ -295,6 +299,9 @@ fn check_fixed(former: &Checked, checked: &Checked) -> Result<(), ApplyError> {
         ("app.listen", was.app.listen == is.app.listen),
         ("agent.workers", was.agent.workers == is.agent.workers),
         ("app.connections_max", was.app.connections_max == is.app.connections_max),
+        ("kernel.mode", was.kernel.mode == is.kernel.mode),
+        ("kernel.leg_bytes_max", was.kernel.leg_bytes_max == is.kernel.leg_bytes_max),
+        ("kernel.exclude_namespaces", was.kernel.exclude_namespaces == is.kernel.exclude_namespaces),
     ];
     match fixed.into_iter().find(|(_, same)| !same) {
         Some((key, _)) => Err(ApplyError::NeedsRestart { key }),

@@ -132,7 +132,7 @@ impl Probe {
         let asked = timeout(within, async {
             let mut stream = match kept {
                 Some(stream) => stream,
-                None => connect(self.address).await?,
+                None => connect(self.address, None).await?,
             };
             stream.write_all(&self.request).await?;
             answer(&mut stream).await?;

@@ -8,11 +8,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{net::TcpStream, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     calls::CallKey,
-    out::{SLICES_MAX, owned, poll_write},
+    out::{SLICES_MAX, owned},
+    stream::Stream,
     turn::Task,
 };
 
@@ -195,13 +196,13 @@ impl Link {
     }
 
     /// Writes until nothing is left (`Ready(Ok)`) or the socket takes no more.
-    pub(crate) fn poll_flush(&self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_flush(&self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut queue = self.queue.borrow_mut();
         while !queue.unsent.is_empty() {
             let written = {
                 let mut slices = [IoSlice::new(&[]); SLICES_MAX];
                 let count = queue.fill(&mut slices);
-                match poll_write(stream, cx, &slices[..count]) {
+                match stream.poll_write(cx, &slices[..count]) {
                     Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                     Poll::Ready(result) => result?,
                     Poll::Pending => {

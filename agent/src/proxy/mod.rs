@@ -14,6 +14,7 @@ mod health;
 mod link;
 mod listen;
 mod out;
+mod path;
 mod pool;
 mod read;
 mod replies;
@@ -21,7 +22,9 @@ mod routes;
 mod service;
 mod session;
 pub mod stats;
+mod stream;
 mod turn;
 mod worker;
 
 pub use handle::{ApplyError, Options, Proxy, StartError};
+pub use path::{End, Enrolled, Fallback, KernelPath};

@@ -3,12 +3,12 @@
 use std::{
     collections::VecDeque,
     io::{self, IoSlice},
-    pin::Pin,
     task::{Context, Poll},
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::{io::AsyncWrite, net::TcpStream};
+
+use super::stream::Stream;
 
 /// Slices of one `writev`.
 pub(crate) const SLICES_MAX: usize = 64;
@@ -90,11 +90,11 @@ impl OutQueue {
     }
 
     /// Writes until the queue is empty (`Ready(Ok)`) or the socket takes no more.
-    pub(crate) fn poll_flush(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_flush(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let count = self.fill(&mut slices);
-            match poll_write(stream, cx, &slices[..count]) {
+            match stream.poll_write(cx, &slices[..count]) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(written)) => self.advance(written),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -105,14 +105,6 @@ impl OutQueue {
             }
         }
         Poll::Ready(Ok(()))
-    }
-}
-
-/// Writes slices at once; one alone by the cheaper call.
-pub(crate) fn poll_write(stream: &mut TcpStream, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-    match slices {
-        [one] => Pin::new(stream).poll_write(cx, one),
-        _ => Pin::new(stream).poll_write_vectored(cx, slices),
     }
 }
 

@@ -3,13 +3,12 @@
 use std::{
     collections::VecDeque,
     io,
-    pin::Pin,
     task::{Context, Poll},
 };
 
 use bytes::BytesMut;
-use tokio::net::TcpStream;
-use tokio_util::io::poll_read_buf;
+
+use super::stream::Stream;
 
 /// The size of a buffer. A message that is cut is copied out of it, so nothing holds one for long.
 const BUFFER: usize = 64 * 1024;
@@ -27,13 +26,11 @@ pub(crate) struct ReadBuffers {
 
 impl ReadBuffers {
     /// Reads what there is, once. Empty at the end of the stream.
-    ///
-    /// The socket's readiness ends with a short read, without a second call that finds nothing.
-    pub(crate) fn poll_read(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<BytesMut>> {
+    pub(crate) fn poll_read(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<BytesMut>> {
         if self.current.capacity() < ROOM_MIN {
             self.renew();
         }
-        match poll_read_buf(Pin::new(stream), cx, &mut self.current) {
+        match stream.poll_read_buf(cx, &mut self.current) {
             Poll::Ready(Ok(_)) => Poll::Ready(Ok(self.current.split())),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => Poll::Pending,

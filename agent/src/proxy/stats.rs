@@ -271,6 +271,8 @@ pub(crate) struct WorkerCounters {
     pub(crate) accepted: Counter,
     pub(crate) refused: Counter,
     pub(crate) queued_bytes: Counter,
+    /// Read and written on all connections, if there is a kernel path.
+    pub(crate) bytes: Counter,
     /// Calls without a service, which no other counter has.
     pub(crate) unrouted: UnroutedCounters,
     pub(crate) closed: [Counter; CloseReason::ALL.len()],

@@ -28,12 +28,14 @@ use super::{
     app_conn::AppConn,
     calls::CallTable,
     dispatch::Call,
+    path::KernelPath,
     pool::Pool,
     read::ReadBuffers,
     routes::Routes,
     service::{self, Service, Services},
     session::About,
     stats::{CloseReason, WorkerCounters},
+    stream::{Stream, WorkerPath},
 };
 use crate::{api, wire::resp};
 
@@ -73,6 +75,7 @@ pub(crate) struct Start {
     pub(crate) open: Arc<AtomicUsize>,
     pub(crate) connections_max: usize,
     pub(crate) control: mpsc::Receiver<Control>,
+    pub(crate) kernel: Option<Arc<dyn KernelPath>>,
 }
 
 /// The bounds of one worker: its share of those of the agent, and those of each connection.
@@ -106,6 +109,7 @@ pub(crate) struct Worker {
     open: Arc<AtomicUsize>,
     connections_max: usize,
     shared: Rc<Shared>,
+    path: Option<Rc<WorkerPath>>,
     started: Instant,
     now: Cell<Instant>,
     timer: Notify,
@@ -198,6 +202,7 @@ impl Worker {
             open: start.open.clone(),
             connections_max: start.connections_max,
             shared: Rc::default(),
+            path: start.kernel.clone().map(|kernel| Rc::new(WorkerPath { kernel, counters: start.counters.clone() })),
             started: now,
             now: Cell::new(now),
             timer: Notify::new(),
@@ -329,7 +334,7 @@ impl Worker {
         self.draining.get()
     }
 
-    pub(crate) fn poll_read(&self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<BytesMut>> {
+    pub(crate) fn poll_read(&self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<BytesMut>> {
         self.buffers.borrow_mut().poll_read(stream, cx)
     }
 
@@ -349,7 +354,13 @@ impl Worker {
             entry.insert(app.clone());
             app
         };
+        let stream = Stream::new(stream, self.path());
         tokio::task::spawn_local(AppConn::new(self.clone(), app, stream));
+    }
+
+    /// The way of its connections through the kernel, if there is one.
+    pub(crate) fn path(&self) -> Option<Rc<WorkerPath>> {
+        self.path.clone()
     }
 
     pub(crate) fn app_ended(&self, app: &App, reason: CloseReason) {

@@ -74,7 +74,7 @@ fn the_reference_is_put_between_its_marks() {
 fn a_wrong_command_line_ends_with_2_and_says_what_is_right() {
     let cases: [(&[&str], &str); 8] = [
         (&["frobnicate"], "unrecognized subcommand"),
-        (&["agent", "--kernel", "maybe"], "[possible values: auto, off]"),
+        (&["agent", "--kernel", "maybe"], "[possible values: auto, on, off]"),
         (&["status", "--name", "Not_A_Name"], "1 to 32 lower-case letters"),
         (&["call", "/service/demo", "echo", "hi"], "the arguments are a JSON array"),
         (&["call", "/service/demo", "echo", "7"], "write '[7]'"),

@@ -52,7 +52,7 @@ fn status_is_that_of_the_process() {
     let status = agent.moa(&["status", "--json"]).json();
     assert_eq!((&status["name"], &status["pid"]), (&"test".into(), &agent.pid().into()));
     assert_eq!(status["config"]["path"], agent.config_path().to_str().expect("text"));
-    assert_eq!((&status["kernel"]["attached"], &status["kernel"]["reason"]), (&false.into(), &"--kernel off".into()));
+    assert_eq!((&status["kernel"]["attached"], &status["kernel"]["reason"]), (&false.into(), &"kernel.mode is off".into()));
     let text = agent.moa(&["status"]).stdout;
     assert!(text.starts_with("agent     test, serving for "), "{text}");
 }

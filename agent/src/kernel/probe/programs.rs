@@ -82,7 +82,7 @@ enum Trial {
 fn try_attach(roots: &Roots) -> Result<(), Trial> {
     let root = cgroup::find(roots).map_err(Trial::Attach)?;
     let scratch = Scratch::new(&root)?;
-    let options = Options { cgroup: Some(scratch.0.clone()), listeners: Vec::new() };
+    let options = Options { cgroup: Some(scratch.0.clone()), ..Options::default() };
     Kernel::attach(&options).map(drop).map_err(Trial::Attach)
 }
 

@@ -1,0 +1,114 @@
+//! sk_msg: runs in the sender's `send`, under the lock of its socket, and decides whether the bytes go straight to the
+//! other end or by TCP.
+//!
+//! A direction begins redirected and falls back to TCP once, for life. docs/kernel.md proves that no byte overtakes
+//! another, and that no more waits than may.
+
+use agent_common::{Leg, Pass, Shared, role};
+use aya_ebpf::{
+    bindings::{BPF_F_INGRESS, bpf_sock, sk_action::SK_PASS},
+    helpers::bpf_msg_redirect_hash,
+    macros::sk_msg,
+    programs::SkMsgContext,
+};
+
+use crate::{
+    atomic, count,
+    maps::{READS, SHARED, SLOTS, SOCKS},
+    sock,
+};
+
+/// The program that stays attached to a socket for as long as the socket lives, and runs the one that is in the slot.
+#[sk_msg]
+pub(crate) fn stub(ctx: SkMsgContext) -> u32 {
+    // SAFETY: the slots hold programs of this kind only.
+    unsafe { SLOTS.tail_call(&ctx, 0) };
+    // Nobody is there who could decide. What was redirected before may not be read yet.
+    if let Some(shared) = SHARED.get_ptr_mut(0) {
+        // SAFETY: the pointer is to this map's value, which is never freed while the program is loaded.
+        unsafe { atomic::add(&raw mut (*shared).fallbacks, 1) };
+    }
+    SK_PASS
+}
+
+/// The program in slot 0.
+#[sk_msg]
+pub(crate) fn leg(ctx: SkMsgContext) -> u32 {
+    // SAFETY: the context is the kernel's; its socket is the sender's, which is locked.
+    let sk = unsafe { (*ctx.msg).__bindgen_anon_3.sk };
+    let bytes = u64::from(ctx.size());
+    if sk.is_null() {
+        return SK_PASS;
+    }
+    // SAFETY: checked above.
+    let Some(leg) = (unsafe { sock::leg(sk) }) else { return SK_PASS };
+    if leg.tcp == 0 {
+        match redirect(&ctx, sk, leg, bytes) {
+            Ok(()) => {
+                leg.redirected += bytes;
+                count::redirected(leg.role == role::AGENT, bytes);
+                return SK_PASS;
+            }
+            Err(why) => fall_back(leg, why),
+        }
+    }
+    if leg.passed == 0 {
+        count::fell_back(leg.why);
+    }
+    leg.passed += bytes;
+    count::passed(bytes);
+    SK_PASS
+}
+
+/// Sends the message to the other end, if it may go there.
+#[inline(always)]
+fn redirect(ctx: &SkMsgContext, sk: *mut bpf_sock, leg: &mut Leg, bytes: u64) -> Result<(), Pass> {
+    // SAFETY: the caller checked it.
+    let tcp = unsafe { sock::tcp(sk) }.ok_or(Pass::Unproven)?;
+    if tcp.write_seq != leg.peer.receives {
+        return Err(Pass::NotFirst);
+    }
+    if tcp.has_ulp {
+        return Err(Pass::Ulp);
+    }
+    if tcp.zerocopy {
+        return Err(Pass::ZeroCopy);
+    }
+    // The agent looks after what it sends itself: it knows better when to fall back.
+    if leg.role != role::AGENT {
+        within_bound(leg, bytes)?;
+    }
+    let at = (&raw mut leg.peer).cast();
+    // SAFETY: the key is one of the map's; a socket that is not in it gives no verdict to redirect.
+    let found = unsafe { bpf_msg_redirect_hash(ctx.msg, (&raw const SOCKS).cast_mut().cast(), at, u64::from(BPF_F_INGRESS)) };
+    if found == i64::from(SK_PASS) { Ok(()) } else { Err(Pass::NoPeer) }
+}
+
+/// Whether so many bytes more may wait at the agent's end, by what the agent says that it has read.
+#[inline(always)]
+fn within_bound(leg: &mut Leg, bytes: u64) -> Result<(), Pass> {
+    let shared: &Shared = SHARED.get(0).ok_or(Pass::Unproven)?;
+    if shared.generation != leg.generation {
+        return Err(Pass::Off);
+    }
+    if leg.redirected + bytes <= leg.limit {
+        return Ok(());
+    }
+    // SAFETY: the value is copied at once.
+    let read = unsafe { READS.get(&leg.peer) }.copied().unwrap_or(0);
+    leg.limit = read + shared.bound;
+    if leg.redirected + bytes <= leg.limit { Ok(()) } else { Err(Pass::Bound) }
+}
+
+/// From now on it is TCP. A reader that has taken all that was redirected might not look for what comes after it.
+#[inline(always)]
+fn fall_back(leg: &mut Leg, why: Pass) {
+    leg.tcp = 1;
+    leg.why = why as u32;
+    if leg.redirected > 0
+        && let Some(shared) = SHARED.get_ptr_mut(0)
+    {
+        // SAFETY: as in `stub`.
+        unsafe { atomic::add(&raw mut (*shared).fallbacks, 1) };
+    }
+}

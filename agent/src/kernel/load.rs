@@ -1,0 +1,166 @@
+//! Loads the programs over their maps, new or adopted, and attaches them.
+
+use std::{
+    mem,
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use agent_common::{Offsets, WATCHED};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{HashMap, Map, MapData, MapError, ProgramArray, SockHash},
+    programs::{
+        CgroupAttachMode, Program, ProgramError, SkMsg, SockOps,
+        links::{FdLink, PinnedLink},
+    },
+};
+
+use super::{
+    AttachError, Kernel, Options, btf,
+    cgroup::Cgroup,
+    diag::Diag,
+    legs::Legs,
+    netns,
+    pins::{self, Pins},
+    shared::SharedPage,
+};
+
+/// Where the kernel's type information is.
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+/// The programs.
+const ESTABLISHED: &str = "established";
+const STUB: &str = "stub";
+const LEG: &str = "leg";
+/// The slot of the program that the stub runs.
+const SLOT: u32 = 0;
+
+/// Loads and attaches. What this process has pinned newly goes again if it fails.
+pub(super) fn load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options) -> Result<Kernel, AttachError> {
+    let adopts = pins.as_ref().is_some_and(Pins::exist);
+    if let Some(pins) = &pins {
+        pins.make()?;
+    }
+    let loaded = try_load(object, cgroup, pins.clone(), options);
+    if loaded.is_err() && !adopts {
+        // Nobody could have been enrolled.
+        let _ = pins.map(|pins| pins.remove());
+    }
+    loaded
+}
+
+fn try_load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options) -> Result<Kernel, AttachError> {
+    let offsets = btf::offsets(Path::new(BTF)).map_err(|source| AttachError::Btf { source })?;
+    let mut programs = load_object(object, &offsets, pins.as_ref())?;
+    // Before any map is taken out, as programs name them by their descriptors.
+    program::<SockOps>(&mut programs, ESTABLISHED)?.load().map_err(|error| AttachError::program(ESTABLISHED, error))?;
+    for name in [STUB, LEG] {
+        program::<SkMsg>(&mut programs, name)?.load().map_err(|error| AttachError::program(name, error))?;
+    }
+    exclude(&mut programs, &options.exclude_namespaces)?;
+    let socks: SockHash<_, _> = take(&mut programs, "SOCKS")?;
+    attach_stub(&mut programs, &socks, pins.as_ref())?;
+    fill_slot(&mut programs)?;
+    let legs = Legs {
+        shared: shared_page(&mut programs)?,
+        legs: Mutex::new(take(&mut programs, "LEGS")?),
+        reads: Mutex::new(take(&mut programs, "READS")?),
+        listeners: Mutex::new(take(&mut programs, "LISTENERS")?),
+        diag: Mutex::new(Diag::open().map_err(|source| AttachError::Diag { source })?),
+        netns: netns::cookie().map_err(|source| AttachError::Namespace { source })?,
+    };
+    let (counts, verdicts) = (take(&mut programs, "COUNTS")?, take(&mut programs, "VERDICTS")?);
+    let link = attach_established(&mut programs, &cgroup, pins.as_ref())?;
+    Ok(Kernel { counts, verdicts, socks, legs: Arc::new(legs), cgroup: cgroup.path, pinned: pins.zip(link), programs })
+}
+
+/// Creates the maps, or opens those that are pinned.
+fn load_object(object: &[u8], offsets: &Offsets, pins: Option<&Pins>) -> Result<Ebpf, AttachError> {
+    let mut loader = EbpfLoader::new();
+    loader.override_global("MOA_OFFSETS", offsets, true);
+    for name in pins::MAPS {
+        if let Some(pins) = pins {
+            loader.map_pin_path(name, pins.map(name));
+        }
+    }
+    loader.load(object).map_err(AttachError::load)
+}
+
+fn exclude(programs: &mut Ebpf, namespaces: &[std::path::PathBuf]) -> Result<(), AttachError> {
+    let map = programs.map_mut("EXCLUDED").ok_or(AttachError::Incomplete { what: "the map EXCLUDED" })?;
+    let mut excluded: HashMap<_, u64, u32> = map.try_into().map_err(|error| AttachError::map("EXCLUDED", error))?;
+    let former: Vec<u64> = excluded.keys().flatten().collect();
+    for cookie in former {
+        // One that is gone already is as good.
+        let _ = excluded.remove(&cookie);
+    }
+    for path in namespaces {
+        let cookie =
+            netns::cookie_of(path).map_err(|source| AttachError::OtherNamespace { path: path.clone(), source })?;
+        excluded.insert(cookie, WATCHED, 0).map_err(|error| AttachError::map("EXCLUDED", error))?;
+    }
+    Ok(())
+}
+
+fn take<T: TryFrom<Map, Error = MapError>>(programs: &mut Ebpf, name: &'static str) -> Result<T, AttachError> {
+    let map = programs.take_map(name).ok_or(AttachError::Incomplete { what: name })?;
+    map.try_into().map_err(|error| AttachError::map(name, error))
+}
+
+fn shared_page(programs: &mut Ebpf) -> Result<SharedPage, AttachError> {
+    const NAME: &str = "SHARED";
+    let Some(Map::Array(shared)) = programs.take_map(NAME) else { return Err(AttachError::Incomplete { what: NAME }) };
+    SharedPage::map(shared.fd()).map_err(|source| AttachError::Mapping { source })
+}
+
+/// Attaches the program that sockets keep for as long as they live. One that is pinned is attached already.
+fn attach_stub(programs: &mut Ebpf, socks: &SockHash<MapData, agent_common::End>, pins: Option<&Pins>) -> Result<(), AttachError> {
+    if pins.is_some_and(|pins| pins.stub().exists()) {
+        return Ok(());
+    }
+    let refused = |error| AttachError::program(STUB, error);
+    let stub: &mut SkMsg = program(programs, STUB)?;
+    let link = stub.attach(socks.fd()).map_err(refused)?;
+    if let Some(pins) = pins {
+        // It is attached for as long as the map lives, not this process.
+        mem::forget(stub.take_link(link).map_err(refused)?);
+        stub.pin(pins.stub()).map_err(|source| AttachError::pin(&pins.stub(), source))?;
+    }
+    Ok(())
+}
+
+/// Puts the program into the slot that the stub of every socket, old or new, looks into.
+fn fill_slot(programs: &mut Ebpf) -> Result<(), AttachError> {
+    let leg: &mut SkMsg = program(programs, LEG)?;
+    let fd = leg.fd().and_then(|fd| fd.try_clone().map_err(ProgramError::from));
+    let fd = fd.map_err(|error| AttachError::program(LEG, error))?;
+    let slots = programs.map_mut("SLOTS").ok_or(AttachError::Incomplete { what: "the map SLOTS" })?;
+    let mut slots: ProgramArray<_> = slots.try_into().map_err(|error| AttachError::map("SLOTS", error))?;
+    slots.set(SLOT, &fd, 0).map_err(|error| AttachError::map("SLOTS", error))
+}
+
+/// Attaches the program that enrols, in place of one that a former process left.
+fn attach_established(programs: &mut Ebpf, cgroup: &Cgroup, pins: Option<&Pins>) -> Result<Option<PinnedLink>, AttachError> {
+    let established: &mut SockOps = program(programs, ESTABLISHED)?;
+    if let Some(pins) = pins
+        && pins.link().exists()
+    {
+        // The agent that it worked for is gone, and so are its listeners: nobody connects meanwhile.
+        std::fs::remove_file(pins.link()).map_err(|source| AttachError::Pins { path: pins.link(), source })?;
+    }
+    // Links always leave room for other programs on the same cgroup, and take no flag that says so.
+    let attached = established.attach(&cgroup.folder, CgroupAttachMode::Single);
+    let link = attached.map_err(|error| AttachError::attach(&cgroup.path, error))?;
+    let Some(pins) = pins else { return Ok(None) };
+    let link = established.take_link(link).map_err(|error| AttachError::program(ESTABLISHED, error))?;
+    let link = FdLink::try_from(link).map_err(|_| AttachError::NoLinks)?;
+    link.pin(pins.link()).map(Some).map_err(|source| AttachError::pin(&pins.link(), source))
+}
+
+fn program<'a, P>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, AttachError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = programs.program_mut(name).ok_or(AttachError::Incomplete { what: name })?;
+    program.try_into().map_err(|error| AttachError::program(name, error))
+}

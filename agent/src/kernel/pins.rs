@@ -1,0 +1,101 @@
+//! Where maps, programs and links outlive the process: a folder of bpffs for each agent and schema.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use agent_common::SCHEMA;
+use nix::{
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+use super::AttachError;
+
+/// Where bpffs is.
+pub(super) const BPFFS: &str = "/sys/fs/bpf";
+
+/// The maps that are pinned. What is not among them is made anew with every load: the log, and constants.
+pub(super) const MAPS: [&str; 10] =
+    ["LISTENERS", "EXCLUDED", "COUNTS", "VERDICTS", "SHARED", "SOCKS", "DIALS", "READS", "SLOTS", "LEGS"];
+
+/// The folder of one agent's pins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pins {
+    agent: PathBuf,
+    folder: PathBuf,
+}
+
+impl Pins {
+    /// Those of the agent with this name, in this schema.
+    pub(super) fn of(bpffs: &Path, name: &str) -> Self {
+        let agent = bpffs.join("moa").join(name);
+        Self { folder: agent.join(format!("v{SCHEMA}")), agent }
+    }
+
+    /// Makes the folder, and mounts bpffs where it usually is if it is not.
+    pub(super) fn make(&self) -> Result<(), AttachError> {
+        if self.folder.starts_with(BPFFS) && !is_bpffs(Path::new(BPFFS)) {
+            mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>)
+                .map_err(|source| AttachError::NoBpffs { source: source.into() })?;
+        }
+        fs::create_dir_all(&self.folder).map_err(|source| AttachError::Pins { path: self.folder.clone(), source })
+    }
+
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// The stub that is attached to the sockets' map.
+    pub(super) fn stub(&self) -> PathBuf {
+        self.folder.join("stub")
+    }
+
+    /// The link of the program that enrols.
+    pub(super) fn link(&self) -> PathBuf {
+        self.folder.join("established")
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Whether anything is pinned.
+    pub(super) fn exist(&self) -> bool {
+        fs::read_dir(&self.folder).is_ok_and(|mut entries| entries.next().is_some())
+    }
+
+    /// Removes what is pinned in this schema, the link first: nothing is enrolled while the rest goes.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        remove_folder(&self.folder)?;
+        // Other schemas may be there, and other agents.
+        let _ = fs::remove_dir(&self.agent);
+        if let Some(all) = self.agent.parent() {
+            let _ = fs::remove_dir(all);
+        }
+        Ok(())
+    }
+
+    /// The folders of former schemas.
+    pub(super) fn former(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(&self.agent).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).filter(|path| *path != self.folder && path.is_dir()).collect()
+    }
+}
+
+/// Removes a folder of pins.
+pub(super) fn remove_folder(folder: &Path) -> io::Result<()> {
+    let link = folder.join("established");
+    if link.exists() {
+        fs::remove_file(link)?;
+    }
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+pub(super) fn is_bpffs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
+}

@@ -1,0 +1,69 @@
+//! What the data plane asks of the kernel path, and tells it. Without one, all of this is TCP.
+
+use std::{io, net::SocketAddr, os::fd::BorrowedFd};
+
+pub use agent_common::End;
+
+/// The kernel path, for those who read and write the agent's ends of it.
+pub trait KernelPath: Send + Sync {
+    /// Marks a listener, before it listens: what it accepts is enrolled.
+    ///
+    /// # Errors
+    /// The kernel refused: its connections go by TCP.
+    fn listening(&self, socket: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()>;
+
+    /// Marks a socket that is about to be connected to a service: it is enrolled if the service is on this machine.
+    ///
+    /// # Errors
+    /// As for [`KernelPath::listening`].
+    fn dialling(&self, socket: BorrowedFd<'_>) -> io::Result<()>;
+
+    /// What an enrolled socket is; none if it is not enrolled.
+    fn enrolled(&self, socket: BorrowedFd<'_>) -> Option<Enrolled>;
+
+    /// Says how many bytes the agent has read from a socket since it was connected.
+    fn publish(&self, end: &End, read: u64);
+
+    /// The socket is closed: what was published of it is of no use any more.
+    fn forget(&self, end: &End);
+
+    /// Has what the agent writes to a socket go by TCP from now on, for life.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    fn keep_to_tcp(&self, socket: BorrowedFd<'_>, why: Fallback) -> io::Result<()>;
+
+    /// Bytes that the other end of a connection has not read, by the agent's own address and the other's.
+    ///
+    /// # Errors
+    /// The kernel did not say.
+    fn unread(&self, own: SocketAddr, other: SocketAddr) -> io::Result<u64>;
+
+    /// How often a direction towards the agent fell back to TCP with bytes before it that were redirected. A reader that
+    /// has seen it change reads until there is nothing more: what came by TCP waits behind the rest, and says so only once.
+    fn fallbacks(&self) -> u64;
+
+    /// Changes when the path is turned off: what was enrolled before then goes by TCP.
+    fn generation(&self) -> u32;
+
+    /// Bytes that may wait at either end of a connection.
+    fn bound(&self) -> u64;
+}
+
+/// An enrolled socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Enrolled {
+    /// Its name.
+    pub end: End,
+    /// What is written to it goes by TCP.
+    pub by_tcp: bool,
+}
+
+/// Why the agent has one of its own sockets go by TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fallback {
+    /// The other end has not read as much as may wait for it.
+    Bound,
+    /// The path is turned off.
+    Off,
+}

@@ -1,0 +1,280 @@
+//! A connection's socket, read and written by way of the kernel where that is possible.
+//!
+//! What comes through the kernel path waits in a queue of its own, which is read before TCP's, and a socket says once that
+//! there is something, whichever queue it is in. So a short read means that nothing is left only as long as no direction
+//! has fallen back to TCP meanwhile. And what is redirected has no backpressure: this end holds itself to the bound, by
+//! what the kernel says of the other end, and goes over to TCP only when nothing redirected waits there any more, as not
+//! every application looks twice.
+
+use std::{
+    io::{self, IoSlice},
+    os::fd::AsFd,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use nix::libc::ENOMEM;
+use tokio::{
+    io::{AsyncWrite, Interest},
+    net::TcpStream,
+    time::{Instant, sleep_until},
+};
+use tokio_util::io::poll_read_buf;
+
+use super::{
+    path::{End, Fallback, KernelPath},
+    stats::WorkerCounters,
+};
+
+/// How long after the other end was last asked whether it has read everything, at first and at most.
+const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(64));
+/// What has been read is published four times for each bound.
+const PUBLISHED_PER_BOUND: u64 = 4;
+/// What `fallbacks` never is: what was read so far may be less than there is.
+const NEVER: u64 = u64::MAX;
+
+/// The kernel path, as the connections of one worker use it.
+pub(crate) struct WorkerPath {
+    pub(crate) kernel: Arc<dyn KernelPath>,
+    pub(crate) counters: Arc<WorkerCounters>,
+}
+
+/// One connection's socket.
+pub(crate) struct Stream {
+    tcp: TcpStream,
+    leg: Option<Leg>,
+}
+
+/// What is known of a connection that may be on the kernel path.
+struct Leg {
+    path: Rc<WorkerPath>,
+    reads: Reads,
+    writes: Writes,
+}
+
+/// The direction towards the agent.
+struct Reads {
+    /// Bytes that were read.
+    read: u64,
+    /// Those of them that were published.
+    published: u64,
+    /// [`KernelPath::fallbacks`] when there was certainly nothing more to read.
+    seen: u64,
+    end: Known,
+}
+
+/// What is known of the socket's enrolment.
+enum Known {
+    /// Nothing: it has not carried enough to be worth a question.
+    NotYet,
+    /// It is not enrolled.
+    Plain,
+    /// It is, under this name.
+    Enrolled(Box<End>),
+}
+
+/// The direction from the agent.
+struct Writes {
+    /// Bytes that were written since the other end was known to have read everything, and what it had not read then.
+    unproven: u64,
+    /// [`KernelPath::generation`] when the connection was opened.
+    generation: u32,
+    state: State,
+}
+
+enum State {
+    /// Redirected, as far as is known.
+    Redirected,
+    /// Waits for the other end to have read everything.
+    Draining(Box<Draining>),
+    /// By TCP, for life.
+    Tcp,
+}
+
+struct Draining {
+    why: Fallback,
+    delay: Duration,
+    until: Instant,
+}
+
+impl Stream {
+    pub(crate) fn new(tcp: TcpStream, path: Option<Rc<WorkerPath>>) -> Self {
+        let leg = path.map(|path| Leg {
+            reads: Reads { read: 0, published: 0, seen: NEVER, end: Known::NotYet },
+            writes: Writes { unproven: 0, generation: path.kernel.generation(), state: State::Redirected },
+            path,
+        });
+        Self { tcp, leg }
+    }
+
+    /// Reads what there is, once, and makes room for it. 0 at the end of the stream.
+    pub(crate) fn poll_read_buf(&mut self, cx: &mut Context<'_>, buffer: &mut BytesMut) -> Poll<io::Result<usize>> {
+        let Some(leg) = &mut self.leg else { return poll_read_buf(Pin::new(&mut self.tcp), cx, buffer) };
+        loop {
+            ready!(self.tcp.poll_read_ready(cx))?;
+            // Read before the socket is: what falls back later is not taken for seen.
+            let fallbacks = leg.path.kernel.fallbacks();
+            if buffer.capacity() == buffer.len() {
+                buffer.reserve(1);
+            }
+            let room = buffer.capacity() - buffer.len();
+            match self.tcp.try_read_buf(buffer) {
+                Ok(read) => {
+                    if read > 0 && read < room && leg.path.kernel.fallbacks() == leg.reads.seen {
+                        clear(&self.tcp, Interest::READABLE);
+                    }
+                    leg.has_read(&self.tcp, read as u64);
+                    return Poll::Ready(Ok(read));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => leg.reads.seen = fallbacks,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// Writes slices at once, as much of them as there is room for.
+    pub(crate) fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let Some(leg) = &mut self.leg else { return write_tcp(&mut self.tcp, cx, slices) };
+        loop {
+            let len: usize = slices.iter().map(|slice| slice.len()).sum();
+            let Some(room) = ready!(leg.poll_room(&self.tcp, cx, len as u64)) else {
+                return write_tcp(&mut self.tcp, cx, slices).map_ok(|written| leg.has_written(written));
+            };
+            ready!(self.tcp.poll_write_ready(cx))?;
+            match write_some(&self.tcp, slices, usize::try_from(room).unwrap_or(usize::MAX)) {
+                Ok(written) => return Poll::Ready(Ok(leg.has_written(written))),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // The kernel has no memory for what has no backpressure. TCP waits for it.
+                Err(error) if error.raw_os_error() == Some(ENOMEM) => leg.writes.drain(Fallback::Bound),
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// Says that nothing more comes.
+    pub(crate) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Some(Leg { path, reads: Reads { end: Known::Enrolled(end), .. }, .. }) = &self.leg {
+            path.kernel.forget(end);
+        }
+    }
+}
+
+impl Leg {
+    fn has_read(&mut self, tcp: &TcpStream, bytes: u64) {
+        self.path.counters.bytes.add(bytes);
+        let reads = &mut self.reads;
+        reads.read += bytes;
+        let kernel = &self.path.kernel;
+        if matches!(reads.end, Known::Plain) || (reads.read - reads.published) * PUBLISHED_PER_BOUND < kernel.bound() {
+            return;
+        }
+        reads.published = reads.read;
+        if matches!(reads.end, Known::NotYet) {
+            reads.end = kernel.enrolled(tcp.as_fd()).map_or(Known::Plain, |enrolled| Known::Enrolled(Box::new(enrolled.end)));
+        }
+        if let Known::Enrolled(end) = &reads.end {
+            kernel.publish(end, reads.read);
+        }
+    }
+
+    fn has_written(&mut self, written: usize) -> usize {
+        self.path.counters.bytes.add(written as u64);
+        self.writes.unproven = self.writes.unproven.saturating_add(written as u64);
+        written
+    }
+
+    /// How much of so many bytes may be redirected; none: they go by TCP, which knows itself how many it takes.
+    fn poll_room(&mut self, tcp: &TcpStream, cx: &mut Context<'_>, len: u64) -> Poll<Option<u64>> {
+        let (kernel, writes) = (&self.path.kernel, &mut self.writes);
+        let bound = kernel.bound();
+        if let State::Redirected = writes.state {
+            if kernel.generation() != writes.generation {
+                writes.drain(Fallback::Off);
+            } else if writes.unproven + len <= bound {
+                return Poll::Ready(Some(len));
+            } else if kernel.enrolled(tcp.as_fd()).is_none_or(|enrolled| enrolled.by_tcp) {
+                writes.state = State::Tcp;
+            } else {
+                writes.unproven = unread(&**kernel, tcp).unwrap_or(bound);
+                if writes.unproven <= bound / 2 {
+                    return Poll::Ready(Some(len.min(bound - writes.unproven)));
+                }
+                writes.drain(Fallback::Bound);
+            }
+        }
+        writes.poll_drained(&**kernel, tcp, cx).map(|()| None)
+    }
+}
+
+impl Writes {
+    fn drain(&mut self, why: Fallback) {
+        self.state = State::Draining(Box::new(Draining { why, delay: ASK_AGAIN.0, until: Instant::now() }));
+    }
+
+    /// Waits until the other end has read what was redirected to it, and goes over to TCP.
+    fn poll_drained(&mut self, kernel: &dyn KernelPath, tcp: &TcpStream, cx: &mut Context<'_>) -> Poll<()> {
+        let State::Draining(draining) = &mut self.state else { return Poll::Ready(()) };
+        if Instant::now() < draining.until {
+            return Poll::Pending;
+        }
+        let enrolled = kernel.enrolled(tcp.as_fd()).is_some_and(|enrolled| !enrolled.by_tcp);
+        let read = !enrolled || unread(kernel, tcp).is_ok_and(|unread| unread == 0);
+        if read && (!enrolled || kernel.keep_to_tcp(tcp.as_fd(), draining.why).is_ok()) {
+            self.state = State::Tcp;
+            return Poll::Ready(());
+        }
+        draining.until = Instant::now() + draining.delay;
+        draining.delay = (draining.delay * 2).min(ASK_AGAIN.1);
+        let (until, waker) = (draining.until, cx.waker().clone());
+        tokio::task::spawn_local(async move {
+            sleep_until(until).await;
+            waker.wake();
+        });
+        Poll::Pending
+    }
+}
+
+fn unread(kernel: &dyn KernelPath, tcp: &TcpStream) -> io::Result<u64> {
+    kernel.unread(tcp.local_addr()?, tcp.peer_addr()?)
+}
+
+/// Writes slices at once; one alone by the cheaper call.
+fn write_tcp(tcp: &mut TcpStream, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    match slices {
+        [one] => Pin::new(tcp).poll_write(cx, one),
+        _ => Pin::new(tcp).poll_write_vectored(cx, slices),
+    }
+}
+
+/// Writes at most so many bytes. A short write does not mean that there was no room, so nothing is concluded from it.
+fn write_some(tcp: &TcpStream, slices: &[IoSlice<'_>], room: usize) -> io::Result<usize> {
+    match slices {
+        [one] => tcp.try_write(&one[..one.len().min(room)]),
+        [first, ..] if first.len() >= room => tcp.try_write(&first[..room]),
+        _ => {
+            let mut left = room;
+            let fitting = slices.iter().take_while(|slice| {
+                let fits = slice.len() <= left;
+                left = left.saturating_sub(slice.len());
+                fits
+            });
+            tcp.try_write_vectored(&slices[..fitting.count()])
+        }
+    }
+}
+
+/// Waits for the next word of the socket, as nothing is left of what it said last.
+fn clear(tcp: &TcpStream, interest: Interest) {
+    // The error is how it is said.
+    let _ = tcp.try_io(interest, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+}
