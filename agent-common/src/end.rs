@@ -1,5 +1,7 @@
 //! How the two ends of a connection find each other.
 
+use core::net::{IpAddr, Ipv6Addr, SocketAddr};
+
 use crate::V4_MAPPED;
 
 /// One end of an enrolled connection: the key of the map `SOCKS`.
@@ -44,6 +46,12 @@ impl End {
         }
     }
 
+    /// The end's own address, and the other's.
+    #[must_use]
+    pub fn addresses(&self) -> (SocketAddr, SocketAddr) {
+        (address(self.own, self.own_port), address(self.other, self.other_port))
+    }
+
     /// Whether the connection is an IPv4 one, also through IPv6 sockets.
     #[inline(always)]
     #[must_use]
@@ -51,6 +59,13 @@ impl End {
         let [a, b, c, _] = self.own;
         a == 0 && b == 0 && c == V4_MAPPED
     }
+}
+
+fn address(words: [u32; 4], port: u32) -> SocketAddr {
+    let [a, b, c, d] = words.map(|word| u128::from(u32::from_be(word)));
+    let ip = Ipv6Addr::from(a << 96 | b << 64 | c << 32 | d);
+    #[expect(clippy::cast_possible_truncation, reason = "a port has 16 bits")]
+    SocketAddr::new(IpAddr::V6(ip).to_canonical(), port as u16)
 }
 
 #[cfg(test)]
@@ -73,6 +88,15 @@ mod tests {
         assert_eq!((peer.netns, peer.own, peer.other), (7, END.other, END.own));
         assert_eq!((peer.own_port, peer.other_port, peer.sends, peer.receives), (4, 3, 6, 5));
         assert_eq!(peer.peer(), END);
+    }
+
+    #[test]
+    fn addresses_are_read_back() {
+        let words = |address: &str| crate::Listener::new(7, address.parse().unwrap()).address;
+        let v4 = End { own: words("127.0.0.1:1"), other: words("10.1.2.3:1"), ..END };
+        assert_eq!(v4.addresses(), ("127.0.0.1:3".parse().unwrap(), "10.1.2.3:4".parse().unwrap()));
+        let v6 = End { own: words("[fe80::1]:1"), other: words("[::1]:1"), ..END };
+        assert_eq!(v6.addresses(), ("[fe80::1]:3".parse().unwrap(), "[::1]:4".parse().unwrap()));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Rule for changing it: fields are only ever added, with `#[serde(default)]`; a field that changes its meaning
 //! gets a new name; anything else is a new [`VERSION`] under a new path (`/v1/…`).
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// The version of the admin API, which is the first part of every path.
@@ -93,7 +95,7 @@ pub struct CallStats {
 }
 
 /// The kernel path.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq)]
 pub struct KernelStatus {
     /// Whether the programs are loaded and attached.
     pub attached: bool,
@@ -101,6 +103,103 @@ pub struct KernelStatus {
     pub reason: Option<String>,
     /// Connections to the agent's listeners that the programs saw established.
     pub established: u64,
+    /// Whether new connections are taken onto the kernel path.
+    #[serde(default)]
+    pub on: bool,
+    /// Bytes that went through the kernel, on both local legs of calls, since the programs were first attached.
+    #[serde(default)]
+    pub redirected_bytes: u64,
+    /// The share of them in all that this agent has read and written on both legs, from 0 to 1.
+    #[serde(default)]
+    pub share: f64,
+    /// Why `kernel.mode = "auto"` decided as it did.
+    #[serde(default)]
+    pub decision: Option<String>,
+}
+
+/// `GET /v1/kernel`, `POST /v1/kernel/on`, `POST /v1/kernel/off`: the kernel path in detail.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq)]
+pub struct Kernel {
+    /// As in `GET /v1/status`.
+    pub status: KernelStatus,
+    /// The cgroup whose sockets the programs see.
+    pub cgroup: String,
+    /// The folder of the pins; none if nothing is pinned.
+    pub pins: Option<String>,
+    /// Bytes that may wait at either end of a connection.
+    pub leg_bytes_max: u64,
+    /// Sockets that are enrolled now.
+    pub enrolled: u64,
+    /// Sockets that were ever enrolled.
+    pub enrolled_total: u64,
+    /// Sent by applications and services to the agent, and redirected.
+    pub to_agent: Sent,
+    /// Sent by the agent, and redirected.
+    pub from_agent: Sent,
+    /// Sent on enrolled sockets, and left to TCP.
+    pub tcp: Sent,
+    /// Bytes that this agent has read and written on all connections, redirected or not.
+    pub bytes_total: u64,
+    /// Directions that went over to TCP, by reason.
+    pub fallbacks: BTreeMap<String, u64>,
+    /// Connections that were not enrolled, by reason.
+    pub refusals: BTreeMap<String, u64>,
+    /// The programs.
+    pub programs: Vec<KernelProgram>,
+    /// The maps.
+    pub maps: Vec<KernelMap>,
+    /// What was tried at the start, and what came of it.
+    pub probes: Vec<KernelProbe>,
+}
+
+/// Messages and their bytes.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Sent {
+    /// How many: each is what one `send` gave the kernel at once.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// A kernel program.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct KernelProgram {
+    /// Its name.
+    pub name: String,
+    /// The kernel's number for it.
+    pub id: u32,
+    /// The kernel's checksum of its instructions, in hexadecimal.
+    pub tag: String,
+    /// When it was loaded, in milliseconds since 1970.
+    pub loaded_unix_ms: u64,
+    /// How often it ran, while `kernel.bpf_stats_enabled` was 1.
+    pub runs: u64,
+    /// How long it ran altogether then.
+    pub run_ns: u64,
+}
+
+/// A kernel map.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct KernelMap {
+    /// Its name.
+    pub name: String,
+    /// The kernel's number for it.
+    pub id: u32,
+    /// Entries that it has; none where they are not counted.
+    pub entries: Option<u64>,
+    /// Entries that it can have.
+    pub entries_max: u32,
+}
+
+/// Something that the kernel was tried for.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct KernelProbe {
+    /// What.
+    pub name: String,
+    /// Whether it is as it must be.
+    pub ok: bool,
+    /// What was seen.
+    pub found: String,
 }
 
 /// `GET /v1/services`: one service.

@@ -75,9 +75,9 @@ impl Node {
     pub fn stop(self) {
         self.proxy.stop();
         if let Ok(kernel) = self.kernel
-            && !kernel.detach(DETACH_WITHIN)
+            && let Err(error) = kernel.detach(DETACH_WITHIN)
         {
-            tracing::warn!("applications have not read all that was sent to them: the kernel programs stay until they have (moa kernel uninstall)");
+            tracing::warn!("the kernel programs stay until the next start, or moa kernel uninstall: {error}");
         }
     }
 
@@ -133,14 +133,49 @@ impl Node {
     }
 
     fn kernel_status(&self) -> api::KernelStatus {
-        let (counted, reason) = match &self.kernel {
-            Ok(kernel) => match kernel.established() {
-                Ok(counts) => (counts.accepted(), None),
-                Err(error) => (0, Some(error.to_string())),
-            },
-            Err(reason) => (0, Some(reason.clone())),
+        let kernel = match &self.kernel {
+            Ok(kernel) => kernel,
+            Err(reason) => return api::KernelStatus { reason: Some(reason.clone()), ..api::KernelStatus::default() },
         };
-        api::KernelStatus { attached: self.kernel.is_ok(), reason, established: counted }
+        let counted = kernel.established().and_then(|counts| Ok((counts, kernel.verdicts()?)));
+        let (counts, verdicts) = match counted {
+            Ok(counted) => counted,
+            Err(error) => {
+                return api::KernelStatus { attached: true, reason: Some(error.to_string()), ..api::KernelStatus::default() };
+            }
+        };
+        let redirected = verdicts.to_agent.bytes + verdicts.from_agent.bytes;
+        api::KernelStatus {
+            attached: true,
+            reason: None,
+            established: counts.accepted(),
+            on: kernel.is_on(),
+            redirected_bytes: redirected,
+            share: share(redirected.saturating_sub(kernel.redirected_before()), self.proxy.bytes_total()),
+            decision: None,
+        }
+    }
+
+    /// `GET /v1/kernel`.
+    ///
+    /// # Errors
+    /// There are no kernel programs, or the kernel does not let them be looked at.
+    pub fn kernel(&self) -> Result<api::Kernel, String> {
+        let kernel = self.kernel.as_ref().map_err(|reason| format!("the kernel programs are not attached: {reason}"))?;
+        let described = kernel.describe().map_err(|error| error.to_string())?;
+        Ok(api::Kernel { status: self.kernel_status(), bytes_total: self.proxy.bytes_total(), ..described })
+    }
+
+    /// `POST /v1/kernel/on` and `/off`.
+    ///
+    /// # Errors
+    /// As for [`Node::kernel`].
+    pub fn switch_kernel(&self, on: bool) -> Result<api::Kernel, String> {
+        if let Ok(kernel) = &self.kernel {
+            if on { kernel.turn_on() } else { kernel.turn_off() }
+            tracing::info!("the kernel path is turned {}", if on { "on" } else { "off" });
+        }
+        self.kernel()
     }
 
     fn lock(&self) -> MutexGuard<'_, Loaded> {
@@ -158,6 +193,13 @@ impl Loaded {
         };
         Self { checked, source }
     }
+}
+
+/// What part of all bytes was redirected.
+#[expect(clippy::cast_precision_loss, reason = "a share for people")]
+fn share(redirected: u64, total: u64) -> f64 {
+    // The agent counts what it reads when it has read it: for a moment there may be more redirected than read.
+    if total == 0 { 0.0 } else { (redirected as f64 / total as f64).min(1.0) }
 }
 
 /// Milliseconds since 1970.

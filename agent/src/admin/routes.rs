@@ -29,6 +29,9 @@ pub(super) fn routes(admin: Admin) -> Router {
         .route("/v1/status", get(async |State(admin): State<Admin>| Json(admin.node.status())))
         .route("/v1/services", get(async |State(admin): State<Admin>| Json(admin.node.proxy.services())))
         .route("/v1/conns", get(conns))
+        .route("/v1/kernel", get(async |State(admin): State<Admin>| kernel(admin.node.kernel())))
+        .route("/v1/kernel/on", post(async |State(admin): State<Admin>| kernel(admin.node.switch_kernel(true))))
+        .route("/v1/kernel/off", post(async |State(admin): State<Admin>| kernel(admin.node.switch_kernel(false))))
         .route("/v1/config", get(config))
         .route("/v1/config/reload", post(reload))
         .fallback(no_such_path)
@@ -46,6 +49,13 @@ async fn conns(State(admin): State<Admin>, query: Result<Query<ConnsQuery>, Quer
     match query {
         Ok(Query(query)) => Json(admin.node.proxy.conns(query.limit.unwrap_or(CONNS_DEFAULT)).await).into_response(),
         Err(wrong) => error(StatusCode::BAD_REQUEST, format!("{}; the one parameter is limit=NUMBER", wrong.body_text())),
+    }
+}
+
+fn kernel(kernel: Result<api::Kernel, String>) -> Response {
+    match kernel {
+        Ok(kernel) => Json(kernel).into_response(),
+        Err(why) => error(StatusCode::CONFLICT, why),
     }
 }
 

@@ -10,6 +10,7 @@ mod completions;
 mod config;
 mod conns;
 mod doctor;
+mod kernel;
 mod out;
 mod redis;
 mod services;
@@ -61,6 +62,8 @@ enum Verb {
     Conns(conns::Conns),
     /// Call a service through an agent, as an application does.
     Call(call::Call),
+    /// Show the kernel path, turn it on and off, remove it.
+    Kernel(kernel::Kernel),
     /// Check this machine and the agent, and say how to mend what is wrong.
     Doctor(doctor::Doctor),
     /// Check, show and reload configurations.
@@ -99,6 +102,7 @@ fn run(verb: Verb, global: &Global, out: &Out) -> anyhow::Result<ExitCode> {
         Verb::Services(services) => services.run(global, out),
         Verb::Conns(conns) => conns.run(global, out),
         Verb::Call(call) => call.run(global, out),
+        Verb::Kernel(kernel) => kernel.run(global, out),
         Verb::Doctor(doctor) => doctor.run(global, out),
         Verb::Config(config) => config.run(global, out),
         Verb::Completions(completions) => completions.run(out),

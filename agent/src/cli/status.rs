@@ -76,8 +76,13 @@ fn calls(calls: &CallStats) -> String {
 
 fn kernel(kernel: &KernelStatus) -> String {
     match &kernel.reason {
-        None => format!("{}, {} connections seen", OUT.good("attached"), count(kernel.established)),
         Some(reason) => format!("{}: {reason}", OUT.doubtful("userspace only")),
+        None => {
+            let state = if kernel.on { OUT.good("on") } else { OUT.doubtful("off") };
+            let share = format!("{} through the kernel, {:.1} % of all on both legs", bytes(kernel.redirected_bytes), kernel.share * 100.0);
+            let why = kernel.decision.as_ref().map_or(String::new(), |why| format!(" ({why})"));
+            format!("{state}{why}, {} connections seen, {share}", count(kernel.established))
+        }
     }
 }
 
@@ -117,7 +122,7 @@ mod tests {
                 p50_us: 87,
                 p99_us: 1_200,
             },
-            kernel: KernelStatus { attached: false, reason: Some("no cgroup2".into()), established: 0 },
+            kernel: KernelStatus { reason: Some("no cgroup2".into()), ..KernelStatus::default() },
         };
         let expected = "\
 agent     default, serving for 3m12s (version 0.1.0, pid 7, 2 workers)

@@ -270,6 +270,8 @@ mod tests {
             for (kind, count, words) in skipped.into_iter().chain([(16, 0, 0), (17, 0, 1), (19, 2, 6)]) {
                 made.add("skipped", kind << 24 | count, 1, &vec![1; words]);
             }
+            let names = [made.name("SOCK_DEAD"), 0, made.name("SOCK_ZEROCOPY"), 18];
+            made.add("sock_flags", ENUM << 24 | 2, 4, &names);
             let flags = made.structure("", UNION, 0, &[("skc_flags", 1, 0), ("skc_listener", 2, 0)]);
             let common = made.structure("sock_common", STRUCT, 0, &[("skc_family", 1, 0), ("", flags, 96 * 8)]);
             made.structure("sock", STRUCT, 0, &[("__sk_common", common, 0)]);
@@ -318,11 +320,12 @@ mod tests {
         let offsets = offsets(Path::new("/sys/kernel/btf/vmlinux")).unwrap();
         assert!(offsets.flags > 0 && offsets.flags < offsets.ulp_ops && offsets.ulp_ops < offsets.write_seq, "{offsets:?}");
         assert_eq!((offsets.flags | offsets.ulp_ops | offsets.write_seq) % 4, 0, "{offsets:?}");
+        assert!((1..64).contains(&offsets.zerocopy), "{offsets:?}");
     }
 
     #[test]
     fn follows_nested_nameless_and_qualified_types() {
-        assert_eq!(find(&Made::with(16 * 8).bytes()).unwrap(), Offsets { write_seq: 2020, ulp_ops: 1232, flags: 96 });
+        assert_eq!(find(&Made::with(16 * 8).bytes()).unwrap(), Offsets { write_seq: 2020, ulp_ops: 1232, flags: 96, zerocopy: 18 });
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use agent_common::{Offsets, WATCHED};
+use agent_common::{End, Offsets, WATCHED, mode};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{HashMap, Map, MapData, MapError, ProgramArray, SockHash},
@@ -54,12 +54,13 @@ fn try_load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options
     let mut programs = load_object(object, &offsets, pins.as_ref())?;
     // Before any map is taken out, as programs name them by their descriptors.
     program::<SockOps>(&mut programs, ESTABLISHED)?.load().map_err(|error| AttachError::program(ESTABLISHED, error))?;
-    for name in [STUB, LEG] {
+    let adopted = pins.as_ref().is_some_and(|pins| pins.stub().exists());
+    for name in [STUB, LEG].into_iter().skip(usize::from(adopted)) {
         program::<SkMsg>(&mut programs, name)?.load().map_err(|error| AttachError::program(name, error))?;
     }
     exclude(&mut programs, &options.exclude_namespaces)?;
     let socks: SockHash<_, _> = take(&mut programs, "SOCKS")?;
-    attach_stub(&mut programs, &socks, pins.as_ref())?;
+    let stub = attach_stub(&mut programs, &socks, pins.as_ref())?;
     fill_slot(&mut programs)?;
     let legs = Legs {
         shared: shared_page(&mut programs)?,
@@ -71,7 +72,7 @@ fn try_load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options
     };
     let (counts, verdicts) = (take(&mut programs, "COUNTS")?, take(&mut programs, "VERDICTS")?);
     let link = attach_established(&mut programs, &cgroup, pins.as_ref())?;
-    Ok(Kernel { counts, verdicts, socks, legs: Arc::new(legs), cgroup: cgroup.path, pinned: pins.zip(link), programs })
+    Ok(Kernel { counts, verdicts, socks, legs: Arc::new(legs), cgroup: cgroup.path, pinned: pins.zip(link), stub, probes: Vec::new(), mode: mode::TO_AGENT | mode::FROM_AGENT, redirected_before: 0, programs })
 }
 
 /// Creates the maps, or opens those that are pinned.
@@ -113,12 +114,14 @@ fn shared_page(programs: &mut Ebpf) -> Result<SharedPage, AttachError> {
     SharedPage::map(shared.fd()).map_err(|source| AttachError::Mapping { source })
 }
 
-/// Attaches the program that sockets keep for as long as they live. One that is pinned is attached already.
-fn attach_stub(programs: &mut Ebpf, socks: &SockHash<MapData, agent_common::End>, pins: Option<&Pins>) -> Result<(), AttachError> {
-    if pins.is_some_and(|pins| pins.stub().exists()) {
-        return Ok(());
-    }
+/// Attaches the program that sockets keep for as long as they live. One that is pinned is attached already: it is returned.
+fn attach_stub(programs: &mut Ebpf, socks: &SockHash<MapData, End>, pins: Option<&Pins>) -> Result<Option<SkMsg>, AttachError> {
     let refused = |error| AttachError::program(STUB, error);
+    if let Some(pins) = pins
+        && pins.stub().exists()
+    {
+        return SkMsg::from_pin(pins.stub()).map(Some).map_err(refused);
+    }
     let stub: &mut SkMsg = program(programs, STUB)?;
     let link = stub.attach(socks.fd()).map_err(refused)?;
     if let Some(pins) = pins {
@@ -126,7 +129,7 @@ fn attach_stub(programs: &mut Ebpf, socks: &SockHash<MapData, agent_common::End>
         mem::forget(stub.take_link(link).map_err(refused)?);
         stub.pin(pins.stub()).map_err(|source| AttachError::pin(&pins.stub(), source))?;
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Puts the program into the slot that the stub of every socket, old or new, looks into.

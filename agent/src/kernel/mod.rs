@@ -5,6 +5,7 @@
 
 mod btf;
 mod cgroup;
+mod describe;
 mod diag;
 mod error;
 mod legs;
@@ -14,6 +15,7 @@ mod netns;
 mod object;
 mod pins;
 pub mod probe;
+mod remove;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -22,25 +24,28 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 pub use agent_common::{Counts, Pass, Refusal, Sent, Verdicts};
-use agent_common::{End, mode};
+use agent_common::End;
 use aya::{
     Ebpf,
-    maps::{MapData, MapError, PerCpuArray, SockHash},
-    programs::links::PinnedLink,
+    maps::{MapData, PerCpuArray, SockHash},
+    programs::{SkMsg, links::PinnedLink},
 };
 use nix::time::{ClockId, clock_gettime};
 
-pub use self::error::{AttachError, ReadError};
+pub use self::{
+    error::{AttachError, ReadError},
+    remove::{RemoveError, uninstall},
+};
 use self::{
     legs::{Legs, sum},
     pins::Pins,
     probe::Roots,
 };
-use crate::proxy::KernelPath;
+use crate::{api, proxy::KernelPath};
 
 /// How the kernel programs are attached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -63,6 +68,14 @@ pub struct Kernel {
     legs: Arc<Legs>,
     cgroup: PathBuf,
     pinned: Option<(Pins, PinnedLink)>,
+    /// The directions that are redirected when the path is on.
+    mode: u32,
+    /// Bytes that were redirected for a former process.
+    redirected_before: u64,
+    /// The stub, if a former process has loaded it.
+    stub: Option<SkMsg>,
+    /// What was tried at the start.
+    probes: Vec<api::KernelProbe>,
     /// Owns the programs, and their links if those are not pinned.
     programs: Ebpf,
 }
@@ -76,12 +89,14 @@ impl Kernel {
         let object = object::embedded()?;
         let cgroup = cgroup::choose(options.cgroup.as_deref(), &Roots::default())?;
         let pins = options.name.as_deref().map(|name| Pins::of(Path::new(pins::BPFFS), name));
-        let kernel = load::load(object, cgroup, pins, options)?;
+        let mut kernel = load::load(object, cgroup, pins, options)?;
+        let verdicts = kernel.verdicts().unwrap_or_default();
+        kernel.redirected_before = verdicts.to_agent.bytes + verdicts.from_agent.bytes;
         kernel.legs.clear_listeners().map_err(|error| AttachError::map("LISTENERS", error))?;
         kernel.legs.clear_reads().map_err(|error| AttachError::map("READS", error))?;
         kernel.legs.shared.set_bound(options.bound);
         kernel.beat();
-        kernel.turn_on(mode::TO_AGENT | mode::FROM_AGENT);
+        kernel.turn_on();
         Ok(kernel)
     }
 
@@ -98,9 +113,9 @@ impl Kernel {
         self.legs.shared.set_alive(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    /// Enrols new connections from now on, and redirects these directions of them.
-    pub fn turn_on(&self, mode: u32) {
-        self.legs.shared.set_mode(mode);
+    /// Enrols new connections from now on, and redirects what the kernel has been seen to redirect rightly.
+    pub fn turn_on(&self) {
+        self.legs.shared.set_mode(self.mode);
     }
 
     /// Has everything go by TCP: what is enrolled, for life, and what comes. Nothing is taken out of a map.
@@ -113,6 +128,12 @@ impl Kernel {
     #[must_use]
     pub fn is_on(&self) -> bool {
         self.legs.shared.mode() != 0
+    }
+
+    /// Bytes that were redirected before this process attached the programs.
+    #[must_use]
+    pub fn redirected_before(&self) -> u64 {
+        self.redirected_before
     }
 
     /// Connections to the agent's listeners, over all CPUs.
@@ -145,27 +166,19 @@ impl Kernel {
         &self.cgroup
     }
 
-    /// Detaches the programs and removes what is pinned, once no application has anything left to read. False if some had
-    /// after that long: then all stays pinned, as removing it would lose those bytes.
-    pub fn detach(self, within: Duration) -> bool {
+    /// Detaches the programs and removes what is pinned.
+    ///
+    /// # Errors
+    /// Somebody had not read everything after `within`: then all stays pinned, as removing it would lose those bytes.
+    pub fn detach(self, within: Duration) -> Result<(), RemoveError> {
         self.turn_off();
-        // Best effort: what is left of it is of nobody who connects.
+        // What is left of it is of nobody who connects.
         let _ = self.legs.clear_listeners();
-        let Some((pins, link)) = self.pinned else { return true };
-        drop(link.unpin());
-        let deadline = Instant::now() + within;
-        while is_empty(&self.socks).is_ok_and(|empty| !empty) {
-            if Instant::now() > deadline {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        pins.remove().is_ok()
+        let Some((pins, link)) = self.pinned else { return Ok(()) };
+        drop(link);
+        remove::remove(pins.folder(), within, false)?;
+        Ok(pins.remove()?)
     }
-}
-
-fn is_empty(socks: &SockHash<MapData, End>) -> Result<bool, MapError> {
-    socks.keys().next().transpose().map(|first| first.is_none())
 }
 
 impl fmt::Debug for Kernel {

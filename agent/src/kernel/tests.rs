@@ -10,7 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{AttachError, Counts, Kernel, Options, cgroup, probe::Roots};
+use agent_common::{Listener, WATCHED};
+
+use super::{AttachError, Counts, Kernel, Options, cgroup, legs::lock, probe::Roots};
 
 /// Listens and connects on command, so that its sockets belong to its cgroup.
 const PEER: &str = r"
@@ -58,8 +60,13 @@ impl Peer {
     }
 
     fn attach(&self, listeners: &[SocketAddr]) -> Kernel {
-        let options = Options { cgroup: Some(self.cgroup.clone()), listeners: listeners.to_vec() };
-        Kernel::attach(&options).expect("run as root, after cargo xtask build")
+        let options = Options { cgroup: Some(self.cgroup.clone()), bound: 1 << 20, ..Options::default() };
+        let kernel = Kernel::attach(&options).expect("run as root, after cargo xtask build");
+        for listener in listeners {
+            let key = Listener::new(kernel.legs.netns, *listener);
+            lock(&kernel.legs.listeners).insert(key, WATCHED, 0).unwrap();
+        }
+        kernel
     }
 
     /// Listens at the address, on any port; the address with the port.
@@ -226,7 +233,7 @@ fn dropping_it_detaches() {
 }
 
 fn program(kernel: &Kernel) -> u32 {
-    kernel._programs.program("established").unwrap().info().unwrap().id()
+    kernel.programs.program("established").unwrap().info().unwrap().id()
 }
 
 fn loaded(program: u32) -> bool {
@@ -236,7 +243,7 @@ fn loaded(program: u32) -> bool {
 
 #[test]
 fn a_wrong_cgroup_is_named() {
-    let attach = |path: PathBuf| Kernel::attach(&Options { cgroup: Some(path), listeners: Vec::new() }).unwrap_err();
+    let attach = |path: PathBuf| Kernel::attach(&Options { cgroup: Some(path), ..Options::default() }).unwrap_err();
     let folder = tempfile::tempdir().unwrap();
     let error = attach(folder.path().to_path_buf());
     assert!(matches!(error, AttachError::NotCgroup2 { .. }), "{error}");

@@ -191,6 +191,12 @@ impl Proxy {
         }
     }
 
+    /// Bytes read and written on all connections, if there is a kernel path.
+    #[must_use]
+    pub fn bytes_total(&self) -> u64 {
+        self.workers.iter().map(|worker| worker.counters.bytes.get()).sum()
+    }
+
     /// Calls over all services, those without one included.
     #[must_use]
     pub fn call_stats(&self) -> api::CallStats {

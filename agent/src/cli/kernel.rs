@@ -1,0 +1,212 @@
+//! `moa kernel`.
+
+use std::{collections::BTreeMap, fmt::Write as _, process::ExitCode, time::Duration};
+
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::{
+    Global, Out,
+    out::OUT,
+    table::{
+        Side::{Left, Right},
+        Table,
+    },
+    units::{bytes, count},
+};
+use crate::{
+    api::{Kernel as Shown, Sent},
+    kernel,
+};
+
+/// Show the kernel path, turn it on and off, remove it.
+#[derive(Debug, Args)]
+pub(super) struct Kernel {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Take new connections onto the kernel path. Those that are open stay as they are.
+    On,
+    /// Have everything go by TCP, also what is open. Nothing is lost, and nobody reconnects.
+    Off,
+    /// Remove what an agent that no longer runs has left in the kernel.
+    Uninstall(Uninstall),
+}
+
+#[derive(Debug, Args)]
+struct Uninstall {
+    /// How long applications have for reading what was sent to them last.
+    #[arg(long, value_name = "MS", default_value_t = 5_000)]
+    within_ms: u64,
+    /// Remove it even if they have not, and lose those bytes.
+    #[arg(long)]
+    force: bool,
+}
+
+/// What `moa kernel uninstall --json` says.
+#[derive(Debug, Serialize)]
+struct Uninstalled {
+    removed: bool,
+}
+
+impl Kernel {
+    pub(super) fn run(self, global: &Global, out: &Out) -> Result<ExitCode> {
+        let shown: Shown = match self.verb {
+            None => global.client().get("/v1/kernel")?,
+            Some(Verb::On) => global.client().post("/v1/kernel/on")?,
+            Some(Verb::Off) => global.client().post("/v1/kernel/off")?,
+            Some(Verb::Uninstall(uninstall)) => return uninstall.run(global, out),
+        };
+        out.show(&shown, render)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Uninstall {
+    fn run(&self, global: &Global, out: &Out) -> Result<ExitCode> {
+        if global.client().get::<serde_json::Value>("/v1/status").is_ok() {
+            bail!("the agent {} runs and uses them: stop it first, or turn the path off by `moa kernel off`", global.name);
+        }
+        let removed = kernel::uninstall(&global.name.to_string(), Duration::from_millis(self.within_ms), self.force)?;
+        let text = if removed { "removed: nothing is left in the kernel\n" } else { "there was nothing to remove\n" };
+        out.show(&Uninstalled { removed }, |_| text.to_owned())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn render(shown: &Shown) -> String {
+    let state = if shown.status.on { OUT.good("on") } else { OUT.doubtful("off: everything goes by TCP") };
+    let mut lines = vec![("path", state)];
+    lines.extend(shown.status.decision.clone().map(|decision| ("", decision)));
+    let pins = shown.pins.as_deref().unwrap_or("nothing is pinned");
+    lines.extend([
+        ("cgroup", shown.cgroup.clone()),
+        ("pins", pins.to_owned()),
+        ("enrolled", format!("{} sockets now, {} ever", count(shown.enrolled), count(shown.enrolled_total))),
+        ("bound", format!("{} at either end of a connection", bytes(shown.leg_bytes_max))),
+        ("share", format!("{:.1} % of {} on both legs", shown.status.share * 100.0, bytes(shown.bytes_total))),
+    ]);
+    let mut text = lines.into_iter().fold(String::new(), |mut text, (title, line)| {
+        let _ = writeln!(text, "{}  {line}", OUT.bold(&format!("{title:<8}")));
+        text
+    });
+    for table in [paths(shown), reasons("GONE OVER TO TCP", &shown.fallbacks), reasons("NOT ENROLLED", &shown.refusals)] {
+        text += &table;
+    }
+    text + &programs(shown) + &maps(shown) + &probes(shown)
+}
+
+fn paths(shown: &Shown) -> String {
+    let mut table = Table::new(&[("PATH", Left), ("MESSAGES", Right), ("BYTES", Right)]);
+    let all = [("kernel, to the agent", shown.to_agent), ("kernel, from the agent", shown.from_agent), ("TCP", shown.tcp)];
+    for (path, Sent { messages, bytes: sent }) in all {
+        table.row([path.to_owned(), count(messages), bytes(sent)]);
+    }
+    format!("\n{}", table.render())
+}
+
+/// Only what has happened; a line that says so if nothing has.
+fn reasons(title: &str, reasons: &BTreeMap<String, u64>) -> String {
+    let mut text = format!("\n{}", OUT.bold(title));
+    let happened: Vec<_> = reasons.iter().filter(|(_, times)| **times > 0).collect();
+    if happened.is_empty() {
+        return text + "  nothing\n";
+    }
+    let width = happened.iter().map(|(reason, _)| reason.len()).max().unwrap_or_default();
+    text += "\n";
+    for (reason, times) in happened {
+        let _ = writeln!(text, "{reason:width$}  {}", count(*times));
+    }
+    text
+}
+
+fn programs(shown: &Shown) -> String {
+    let mut table = Table::new(&[("PROGRAM", Left), ("ID", Right), ("TAG", Left), ("RUNS", Right), ("NS PER RUN", Right)]);
+    for program in &shown.programs {
+        let each = program.run_ns.checked_div(program.runs).map_or_else(|| "-".into(), count);
+        let runs = if program.runs == 0 { "-".into() } else { count(program.runs) };
+        table.row([program.name.clone(), program.id.to_string(), program.tag.clone(), runs, each]);
+    }
+    format!("\n{}", table.render())
+}
+
+fn maps(shown: &Shown) -> String {
+    let mut table = Table::new(&[("MAP", Left), ("ID", Right), ("ENTRIES", Right), ("OF", Right)]);
+    for map in &shown.maps {
+        let entries = map.entries.map_or_else(|| "-".into(), count);
+        table.row([map.name.clone(), map.id.to_string(), entries, count(u64::from(map.entries_max))]);
+    }
+    format!("\n{}", table.render())
+}
+
+fn probes(shown: &Shown) -> String {
+    if shown.probes.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&[("TRIED AT THE START", Left), ("", Left), ("SEEN", Left)]);
+    for probe in &shown.probes {
+        let mark = if probe.ok { OUT.good("ok") } else { OUT.bad("wrong") };
+        table.row([probe.name.clone(), mark, probe.found.clone()]);
+    }
+    format!("\n{}", table.render())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{KernelMap, KernelProbe, KernelProgram, KernelStatus};
+
+    #[test]
+    fn everything_is_named_and_lines_up() {
+        let some = |pairs: &[(&str, u64)]| pairs.iter().map(|(name, times)| ((*name).to_owned(), *times)).collect();
+        let shown = Shown {
+            status: KernelStatus { attached: true, on: true, share: 0.987, ..KernelStatus::default() },
+            cgroup: "/sys/fs/cgroup".into(),
+            pins: Some("/sys/fs/bpf/moa/default/v2".into()),
+            leg_bytes_max: 2 << 20,
+            enrolled: 4,
+            enrolled_total: 1_004,
+            to_agent: Sent { messages: 10, bytes: 1_024 },
+            from_agent: Sent { messages: 9, bytes: 2_048 },
+            tcp: Sent { messages: 1, bytes: 40 },
+            bytes_total: 3_112,
+            fallbacks: some(&[("bound-at-agent", 1), ("turned-off", 0)]),
+            refusals: some(&[("remote", 0)]),
+            programs: vec![KernelProgram { name: "leg".into(), id: 7, tag: "0a".into(), runs: 10, run_ns: 1_230, ..KernelProgram::default() }],
+            maps: vec![KernelMap { name: "SOCKS".into(), id: 3, entries: Some(4), entries_max: 262_144 }],
+            probes: vec![KernelProbe { name: "order".into(), ok: true, found: "kept".into() }],
+        };
+        let expected = "\
+path      on
+cgroup    /sys/fs/cgroup
+pins      /sys/fs/bpf/moa/default/v2
+enrolled  4 sockets now, 1,004 ever
+bound     2.0 MiB at either end of a connection
+share     98.7 % of 3.0 KiB on both legs
+
+PATH                    MESSAGES    BYTES
+kernel, to the agent          10  1.0 KiB
+kernel, from the agent         9  2.0 KiB
+TCP                            1     40 B
+
+GONE OVER TO TCP
+bound-at-agent  1
+
+NOT ENROLLED  nothing
+
+PROGRAM  ID  TAG  RUNS  NS PER RUN
+leg       7  0a     10         123
+
+MAP    ID  ENTRIES       OF
+SOCKS   3        4  262,144
+
+TRIED AT THE START      SEEN
+order               ok  kept
+";
+        assert_eq!(render(&shown), expected);
+    }
+}

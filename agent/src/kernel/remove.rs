@@ -1,0 +1,99 @@
+//! Taking the kernel path away without losing a byte.
+//!
+//! A socket that leaves the map loses what waits in its queue. So nothing is removed before every application and service
+//! has read what was redirected to it; then those that are still connected go on by TCP.
+
+use std::{
+    io,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use agent_common::End;
+use aya::maps::{Map, MapData, SockHash};
+
+use super::{
+    diag::Diag,
+    netns,
+    pins::{BPFFS, Pins, remove_folder},
+};
+
+/// How often it is looked whether everything has been read.
+const EVERY: Duration = Duration::from_millis(5);
+
+/// Why the pins of an agent are still there.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    /// Somebody has not read what was redirected.
+    #[error(
+        "{sockets} of the applications and services have not read what was sent to them: wait until they have, or end them; \
+         --force drops those bytes"
+    )]
+    Unread {
+        /// How many sockets.
+        sockets: usize,
+    },
+    /// The kernel refused.
+    #[error("the pins cannot be removed ({source}): run as root")]
+    Io {
+        /// What it said.
+        #[from]
+        source: io::Error,
+    },
+}
+
+/// Removes what an agent that no longer runs has left in the kernel. False if there was nothing.
+///
+/// # Errors
+/// Somebody has not read everything after `within`, unless it is forced; or the kernel refused.
+pub fn uninstall(name: &str, within: Duration, force: bool) -> Result<bool, RemoveError> {
+    let pins = Pins::of(Path::new(BPFFS), name);
+    let former = pins.former();
+    if !pins.exist() && former.is_empty() {
+        return Ok(false);
+    }
+    for folder in former.iter().map(Path::new).chain([pins.folder()]) {
+        remove(folder, within, force)?;
+    }
+    pins.remove()?;
+    Ok(true)
+}
+
+/// Removes the pins in one folder once everything was read.
+pub(super) fn remove(folder: &Path, within: Duration, force: bool) -> Result<(), RemoveError> {
+    // Without it, nobody else is enrolled meanwhile.
+    match std::fs::remove_file(folder.join("established")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    if !force && let Some(socks) = open_socks(folder) {
+        wait_until_read(&socks, within)?;
+    }
+    Ok(remove_folder(folder)?)
+}
+
+/// Waits until no enrolled socket has anything left to read.
+pub(super) fn wait_until_read(socks: &SockHash<MapData, End>, within: Duration) -> Result<(), RemoveError> {
+    let (diag, netns) = (Diag::open()?, netns::cookie()?);
+    let deadline = Instant::now() + within;
+    loop {
+        // Sockets of other namespaces cannot be asked from here: they count as if they had something.
+        let unread = |end: &End| {
+            let (own, other) = end.addresses();
+            end.netns != netns || diag.receive_bytes(own, other).is_ok_and(|bytes| bytes.is_some_and(|bytes| bytes > 0))
+        };
+        let sockets = socks.keys().flatten().filter(unread).count();
+        if sockets == 0 {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(RemoveError::Unread { sockets });
+        }
+        thread::sleep(EVERY);
+    }
+}
+
+fn open_socks(folder: &Path) -> Option<SockHash<MapData, End>> {
+    Map::SockHash(MapData::from_pin(folder.join("SOCKS")).ok()?).try_into().ok()
+}
