@@ -4,11 +4,14 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::{AsRawFd, BorrowedFd},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use agent_common::{End, Leg, Listener, Pass, WATCHED, role};
-use aya::maps::{HashMap, MapData, MapError, PerCpuArray, SkStorage};
+use aya::maps::{HashMap, MapData, MapError, PerCpuArray, SkStorage, SockHash};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 
 use super::{diag::Diag, shared::SharedPage};
@@ -21,7 +24,11 @@ pub(super) struct Legs {
     pub(super) legs: Mutex<SkStorage<MapData, Leg>>,
     pub(super) reads: Mutex<HashMap<MapData, End, u64>>,
     pub(super) listeners: Mutex<HashMap<MapData, Listener, u32>>,
+    pub(super) socks: Mutex<SockHash<MapData, End>>,
     pub(super) diag: Mutex<Diag>,
+    /// Whether a socket is taken out of the map when what it is sent goes over to TCP. Some kernels answer `FIONREAD` with 0
+    /// for what comes by TCP to a socket that is in one.
+    pub(super) unenrols: AtomicBool,
     /// The namespace that the agent's sockets are in.
     pub(super) netns: u64,
 }
@@ -77,7 +84,12 @@ impl KernelPath for Legs {
             Fallback::Bound => Pass::AgentBound,
             Fallback::Off => Pass::Off,
         };
-        legs.insert(&socket.as_raw_fd(), Leg { tcp: 1, why: why as u32, ..leg }, 0).map_err(io::Error::other)
+        legs.insert(&socket.as_raw_fd(), Leg { tcp: 1, why: why as u32, ..leg }, 0).map_err(io::Error::other)?;
+        if self.unenrols.load(Relaxed) {
+            // Its queue is empty, and nobody but this end could have filled it. One that is closed is gone already.
+            let _ = lock(&self.socks).remove(&leg.peer);
+        }
+        Ok(())
     }
 
     fn unread(&self, own: SocketAddr, other: SocketAddr) -> io::Result<u64> {

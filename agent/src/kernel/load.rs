@@ -3,7 +3,7 @@
 use std::{
     mem,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
 use agent_common::{End, Offsets, WATCHED, mode};
@@ -59,7 +59,7 @@ fn try_load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options
         program::<SkMsg>(&mut programs, name)?.load().map_err(|error| AttachError::program(name, error))?;
     }
     exclude(&mut programs, &options.exclude_namespaces)?;
-    let socks: SockHash<_, _> = take(&mut programs, "SOCKS")?;
+    let socks: SockHash<_, End> = take(&mut programs, "SOCKS")?;
     let stub = attach_stub(&mut programs, &socks, pins.as_ref())?;
     fill_slot(&mut programs)?;
     let legs = Legs {
@@ -67,12 +67,14 @@ fn try_load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options
         legs: Mutex::new(take(&mut programs, "LEGS")?),
         reads: Mutex::new(take(&mut programs, "READS")?),
         listeners: Mutex::new(take(&mut programs, "LISTENERS")?),
+        socks: Mutex::new(socks),
+        unenrols: AtomicBool::new(false),
         diag: Mutex::new(Diag::open().map_err(|source| AttachError::Diag { source })?),
         netns: netns::cookie().map_err(|source| AttachError::Namespace { source })?,
     };
     let (counts, verdicts) = (take(&mut programs, "COUNTS")?, take(&mut programs, "VERDICTS")?);
     let link = attach_established(&mut programs, &cgroup, pins.as_ref())?;
-    Ok(Kernel { counts, verdicts, socks, legs: Arc::new(legs), cgroup: cgroup.path, pinned: pins.zip(link), stub, probes: Vec::new(), mode: mode::TO_AGENT | mode::FROM_AGENT, redirected_before: 0, programs })
+    Ok(Kernel { counts, verdicts, legs: Arc::new(legs), cgroup: cgroup.path, pinned: pins.zip(link), stub, probes: Vec::new(), mode: mode::TO_AGENT | mode::FROM_AGENT, redirected_before: 0, programs })
 }
 
 /// Creates the maps, or opens those that are pinned.

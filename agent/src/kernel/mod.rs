@@ -19,19 +19,19 @@ mod remove;
 mod shared;
 #[cfg(test)]
 mod tests;
+pub mod trials;
 
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 pub use agent_common::{Counts, Pass, Refusal, Sent, Verdicts};
-use agent_common::End;
 use aya::{
     Ebpf,
-    maps::{MapData, PerCpuArray, SockHash},
+    maps::{MapData, PerCpuArray},
     programs::{SkMsg, links::PinnedLink},
 };
 use nix::time::{ClockId, clock_gettime};
@@ -41,9 +41,10 @@ pub use self::{
     remove::{RemoveError, uninstall},
 };
 use self::{
-    legs::{Legs, sum},
+    legs::{Legs, lock, sum},
     pins::Pins,
     probe::Roots,
+    trials::Tried,
 };
 use crate::{api, proxy::KernelPath};
 
@@ -64,7 +65,6 @@ pub struct Options {
 pub struct Kernel {
     counts: PerCpuArray<MapData, Counts>,
     verdicts: PerCpuArray<MapData, Verdicts>,
-    socks: SockHash<MapData, End>,
     legs: Arc<Legs>,
     cgroup: PathBuf,
     pinned: Option<(Pins, PinnedLink)>,
@@ -130,6 +130,27 @@ impl Kernel {
         self.legs.shared.mode() != 0
     }
 
+    /// Uses the path as far as this kernel was seen to do rightly what it relies on.
+    pub fn apply(&mut self, tried: Tried) {
+        self.mode = tried.mode;
+        self.probes = tried.probes;
+        if tried.unenrols {
+            self.unenrol_after_fallback();
+        }
+        if self.is_on() {
+            self.turn_on();
+        }
+    }
+
+    /// Takes a socket out of the map when what it is sent has gone over to TCP.
+    fn unenrol_after_fallback(&self) {
+        self.legs.unenrols.store(true, Relaxed);
+    }
+
+    fn unenrols_after_fallback(&self) -> bool {
+        self.legs.unenrols.load(Relaxed)
+    }
+
     /// Bytes that were redirected before this process attached the programs.
     #[must_use]
     pub fn redirected_before(&self) -> u64 {
@@ -157,7 +178,7 @@ impl Kernel {
     /// # Errors
     /// The kernel refused to read the map.
     pub fn enrolled(&self) -> Result<usize, ReadError> {
-        self.socks.keys().try_fold(0, |count, key| key.map(|_| count + 1)).map_err(ReadError::new)
+        lock(&self.legs.socks).keys().try_fold(0, |count, key| key.map(|_| count + 1)).map_err(ReadError::new)
     }
 
     /// The cgroup that the programs are attached to.

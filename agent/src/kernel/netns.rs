@@ -1,12 +1,12 @@
 //! Which network namespace this thread is in.
 
-use std::{fs::File, io, path::Path, thread};
+use std::{fs::File, io, os::fd::AsRawFd, path::Path, thread};
 
 use nix::{
     getsockopt_impl, libc,
-    sched::{CloneFlags, setns},
+    sched::{CloneFlags, setns, unshare},
     sockopt_impl,
-    sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket},
+    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, getsockopt, recv, send, socket},
 };
 
 // The option is newer than the names that the C library has for options.
@@ -37,6 +37,39 @@ pub(super) fn cookie_of(path: &Path) -> io::Result<u64> {
         cookie()
     });
     asked.join().map_err(|_| io::Error::other("the thread that asked for it ended"))?
+}
+
+/// Moves the calling thread into a namespace that nobody else is in, with a loopback that works. It goes with its sockets.
+pub(super) fn enter_new() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    raise_loopback()
+}
+
+/// Sets the flag of the loopback device that says that it is up.
+fn raise_loopback() -> io::Result<()> {
+    /// The first device of every namespace.
+    const LOOPBACK: i32 = 1;
+    let up = libc::IFF_UP as u32;
+    let mut message = Vec::new();
+    // A header of netlink: length, type, flags, sequence number, sender; then what is changed (`struct ifinfomsg`).
+    message.extend(32_u32.to_ne_bytes());
+    message.extend(libc::RTM_NEWLINK.to_ne_bytes());
+    message.extend((libc::NLM_F_REQUEST as u16 | libc::NLM_F_ACK as u16).to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend([0; 4]);
+    message.extend(LOOPBACK.to_ne_bytes());
+    message.extend(up.to_ne_bytes());
+    message.extend(up.to_ne_bytes());
+    let netlink = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+    send(netlink.as_raw_fd(), &message, MsgFlags::empty())?;
+    let mut answer = [0; 64];
+    let len = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    // Behind the header, the number of the error.
+    match answer.get(16..20).filter(|_| len >= 20).and_then(|error| error.try_into().ok()).map(i32::from_ne_bytes) {
+        Some(0) => Ok(()),
+        Some(error) => Err(io::Error::from_raw_os_error(-error)),
+        None => Err(io::ErrorKind::InvalidData.into()),
+    }
 }
 
 #[cfg(test)]

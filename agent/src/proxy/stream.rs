@@ -91,8 +91,8 @@ enum State {
     Redirected,
     /// Waits for the other end to have read everything.
     Draining(Box<Draining>),
-    /// By TCP, for life.
-    Tcp,
+    /// By TCP, for life. After a fall-back the other end may be out of the map, and then sends by TCP without a word.
+    Tcp { fell_back: bool },
 }
 
 struct Draining {
@@ -124,7 +124,7 @@ impl Stream {
             let room = buffer.capacity() - buffer.len();
             match self.tcp.try_read_buf(buffer) {
                 Ok(read) => {
-                    if read > 0 && read < room && leg.path.kernel.fallbacks() == leg.reads.seen {
+                    if read > 0 && read < room && leg.nothing_behind() {
                         clear(&self.tcp, Interest::READABLE);
                     }
                     leg.has_read(&self.tcp, read as u64);
@@ -170,6 +170,11 @@ impl Drop for Stream {
 }
 
 impl Leg {
+    /// Whether a short read means that there is nothing more to read.
+    fn nothing_behind(&self) -> bool {
+        !matches!(self.writes.state, State::Tcp { fell_back: true }) && self.path.kernel.fallbacks() == self.reads.seen
+    }
+
     fn has_read(&mut self, tcp: &TcpStream, bytes: u64) {
         self.path.counters.bytes.add(bytes);
         let reads = &mut self.reads;
@@ -203,7 +208,7 @@ impl Leg {
             } else if writes.unproven + len <= bound {
                 return Poll::Ready(Some(len));
             } else if kernel.enrolled(tcp.as_fd()).is_none_or(|enrolled| enrolled.by_tcp) {
-                writes.state = State::Tcp;
+                writes.state = State::Tcp { fell_back: false };
             } else {
                 writes.unproven = unread(&**kernel, tcp).unwrap_or(bound);
                 if writes.unproven <= bound / 2 {
@@ -230,7 +235,7 @@ impl Writes {
         let enrolled = kernel.enrolled(tcp.as_fd()).is_some_and(|enrolled| !enrolled.by_tcp);
         let read = !enrolled || unread(kernel, tcp).is_ok_and(|unread| unread == 0);
         if read && (!enrolled || kernel.keep_to_tcp(tcp.as_fd(), draining.why).is_ok()) {
-            self.state = State::Tcp;
+            self.state = State::Tcp { fell_back: enrolled };
             return Poll::Ready(());
         }
         draining.until = Instant::now() + draining.delay;
