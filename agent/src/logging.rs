@@ -20,7 +20,9 @@ pub struct FilterError {
 /// # Errors
 /// The filter is not valid.
 pub fn init(filter: &str) -> Result<(), FilterError> {
-    let parsed = EnvFilter::builder().parse(filter).map_err(|source| FilterError { filter: filter.to_owned(), source })?;
+    // The loader of the kernel programs tells of every relocation; who wants to know names it.
+    let quiet = if filter.contains("aya") { filter.to_owned() } else { format!("{filter},aya=info,aya_obj=info") };
+    let parsed = EnvFilter::builder().parse(&quiet).map_err(|source| FilterError { filter: filter.to_owned(), source })?;
     let terminal = stderr().is_terminal();
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let log = fmt().with_env_filter(parsed).with_writer(stderr).with_ansi(terminal && !plain).with_target(false);

@@ -152,7 +152,7 @@ impl Node {
             on: kernel.is_on(),
             redirected_bytes: redirected,
             share: share(redirected.saturating_sub(kernel.redirected_before()), self.proxy.bytes_total()),
-            decision: None,
+            decision: kernel.objection().or_else(|| kernel.decision()),
         }
     }
 
@@ -173,6 +173,9 @@ impl Node {
     pub fn switch_kernel(&self, on: bool) -> Result<api::Kernel, String> {
         if let Ok(kernel) = &self.kernel {
             if on { kernel.turn_on() } else { kernel.turn_off() }
+            if on && !kernel.is_on() {
+                return Err(kernel.objection().unwrap_or_default());
+            }
             tracing::info!("the kernel path is turned {}", if on { "on" } else { "off" });
         }
         self.kernel()

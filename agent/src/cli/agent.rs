@@ -141,8 +141,10 @@ impl Agent {
         let metrics = TcpListener::bind(address).await;
         let metrics = metrics
             .with_context(|| format!("can't listen on {address} for metrics; use another --port-base or metrics.listen"))?;
-        let kernel = attach(&name, &checked.config.kernel);
+        let mut kernel = attach(&name, &checked.config.kernel);
         let path = kernel.as_ref().ok().map(Kernel::path);
+        let log = kernel.as_mut().ok().and_then(Kernel::take_log);
+        log.map(|log| tokio::spawn(kernel::log(log)));
         let options = proxy::Options { name: format!("{name}@{}", host_name()), kernel: path };
         let proxy = Proxy::start(checked.clone(), &options)?;
         Ok(Bound { admin, metrics, node: Arc::new(Node::new(name, proxy, kernel, checked)) })
@@ -160,10 +162,16 @@ fn attach(name: &Name, config: &config::Kernel) -> Result<Kernel, String> {
         bound: config.leg_bytes_max,
         exclude_namespaces: config.exclude_namespaces.clone(),
     };
-    Kernel::attach(&options).map_err(|error| {
+    let attached = Kernel::begin(&options, config.mode == KernelMode::Auto).map_err(|error| {
         tracing::warn!("userspace only: {error}");
         error.to_string()
-    })
+    });
+    if let Ok(kernel) = &attached
+        && let Some(objection) = kernel.objection()
+    {
+        tracing::warn!("{objection}");
+    }
+    attached
 }
 
 impl Servers {

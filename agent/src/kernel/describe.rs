@@ -38,7 +38,7 @@ impl Kernel {
             refusals: refusals(&verdicts),
             programs: self.programs(),
             maps: self.maps(),
-            probes: self.probes.clone(),
+            probes: self.tried.as_ref().map_or_else(Vec::new, |tried| tried.probes.clone()),
         })
     }
 

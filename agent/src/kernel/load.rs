@@ -15,6 +15,8 @@ use aya::{
         links::{FdLink, PinnedLink},
     },
 };
+use aya_log::EbpfLogger;
+use tracing::level_filters::LevelFilter;
 
 use super::{
     AttachError, Kernel, Options, btf,
@@ -58,6 +60,8 @@ fn try_load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options
     for name in [STUB, LEG].into_iter().skip(usize::from(adopted)) {
         program::<SkMsg>(&mut programs, name)?.load().map_err(|error| AttachError::program(name, error))?;
     }
+    // Without it nothing is lost but words.
+    let log = EbpfLogger::init(&mut programs).ok();
     exclude(&mut programs, &options.exclude_namespaces)?;
     let socks: SockHash<_, End> = take(&mut programs, "SOCKS")?;
     let stub = attach_stub(&mut programs, &socks, pins.as_ref())?;
@@ -74,19 +78,34 @@ fn try_load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options
     };
     let (counts, verdicts) = (take(&mut programs, "COUNTS")?, take(&mut programs, "VERDICTS")?);
     let link = attach_established(&mut programs, &cgroup, pins.as_ref())?;
-    Ok(Kernel { counts, verdicts, legs: Arc::new(legs), cgroup: cgroup.path, pinned: pins.zip(link), stub, probes: Vec::new(), mode: mode::TO_AGENT | mode::FROM_AGENT, redirected_before: 0, programs })
+    Ok(Kernel { counts, verdicts, legs: Arc::new(legs), cgroup: cgroup.path, pinned: pins.zip(link), stub, tried: None, speed: None, log, mode: mode::TO_AGENT | mode::FROM_AGENT, redirected_before: 0, programs })
 }
 
 /// Creates the maps, or opens those that are pinned.
 fn load_object(object: &[u8], offsets: &Offsets, pins: Option<&Pins>) -> Result<Ebpf, AttachError> {
     let mut loader = EbpfLoader::new();
     loader.override_global("MOA_OFFSETS", offsets, true);
+    let level = log_level();
+    loader.override_global(aya_log::LEVEL, &level, false);
     for name in pins::MAPS {
         if let Some(pins) = pins {
             loader.map_pin_path(name, pins.map(name));
         }
     }
     loader.load(object).map_err(AttachError::load)
+}
+
+/// What the programs log: as much as the process does. It is fixed when they are loaded, so that what is not logged costs
+/// nothing.
+fn log_level() -> u8 {
+    match LevelFilter::current() {
+        LevelFilter::OFF => 0,
+        LevelFilter::ERROR => 1,
+        LevelFilter::WARN => 2,
+        LevelFilter::INFO => 3,
+        LevelFilter::DEBUG => 4,
+        _ => 5,
+    }
 }
 
 fn exclude(programs: &mut Ebpf, namespaces: &[std::path::PathBuf]) -> Result<(), AttachError> {

@@ -34,6 +34,7 @@ use aya::{
     maps::{MapData, PerCpuArray},
     programs::{SkMsg, links::PinnedLink},
 };
+use aya_log::EbpfLogger;
 use nix::time::{ClockId, clock_gettime};
 
 pub use self::{
@@ -44,9 +45,11 @@ use self::{
     legs::{Legs, lock, sum},
     pins::Pins,
     probe::Roots,
-    trials::Tried,
+    trials::{Speed, TrialError, Tried},
 };
-use crate::{api, proxy::KernelPath};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::proxy::KernelPath;
 
 /// How the kernel programs are attached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -75,7 +78,10 @@ pub struct Kernel {
     /// The stub, if a former process has loaded it.
     stub: Option<SkMsg>,
     /// What was tried at the start.
-    probes: Vec<api::KernelProbe>,
+    tried: Option<Tried>,
+    /// What was measured then.
+    speed: Option<Speed>,
+    log: Option<EbpfLogger<&'static dyn log::Log>>,
     /// Owns the programs, and their links if those are not pinned.
     programs: Ebpf,
 }
@@ -130,16 +136,39 @@ impl Kernel {
         self.legs.shared.mode() != 0
     }
 
-    /// Uses the path as far as this kernel was seen to do rightly what it relies on.
-    pub fn apply(&mut self, tried: Tried) {
-        self.mode = tried.mode;
-        self.probes = tried.probes;
-        if tried.unenrols {
-            self.unenrol_after_fallback();
+    /// As [`Kernel::attach`], after trying what this kernel does, and if asked for, only if it is faster than TCP.
+    ///
+    /// # Errors
+    /// As for [`Kernel::attach`], or nothing could be tried.
+    pub fn begin(options: &Options, if_it_pays: bool) -> Result<Self, TrialError> {
+        let tried = trials::run()?;
+        let speed = if_it_pays.then(trials::measure).transpose()?;
+        let mut kernel = Self::attach(options)?;
+        kernel.mode = tried.mode;
+        kernel.tried = Some(tried);
+        kernel.speed = speed;
+        if kernel.tried.as_ref().is_some_and(|tried| tried.unenrols) {
+            kernel.unenrol_after_fallback();
         }
-        if self.is_on() {
-            self.turn_on();
-        }
+        if speed.is_none_or(|speed| speed.pays()) { kernel.turn_on() } else { kernel.turn_off() }
+        Ok(kernel)
+    }
+
+    /// Why the path, or a direction of it, is not used with this kernel.
+    #[must_use]
+    pub fn objection(&self) -> Option<String> {
+        self.tried.as_ref()?.objection()
+    }
+
+    /// What was measured to decide whether it is used.
+    #[must_use]
+    pub fn decision(&self) -> Option<String> {
+        self.speed.map(|speed| speed.to_string())
+    }
+
+    /// The log of the programs, once.
+    pub fn take_log(&mut self) -> Option<EbpfLogger<&'static dyn log::Log>> {
+        self.log.take()
     }
 
     /// Takes a socket out of the map when what it is sent has gone over to TCP.
@@ -199,6 +228,17 @@ impl Kernel {
         drop(link);
         remove::remove(pins.folder(), within, false)?;
         Ok(pins.remove()?)
+    }
+}
+
+/// Hands on what the programs log, for as long as they are attached.
+pub async fn log(log: EbpfLogger<&'static dyn log::Log>) {
+    // Without it nothing is lost but words.
+    #[expect(deprecated, reason = "the logger keeps its descriptor open, but does not say so by AsFd")]
+    let Ok(mut log) = AsyncFd::with_interest(log, Interest::READABLE) else { return };
+    while let Ok(mut readable) = log.readable_mut().await {
+        readable.get_inner_mut().flush();
+        readable.clear_ready();
     }
 }
 

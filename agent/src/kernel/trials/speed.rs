@@ -1,7 +1,7 @@
 //! Whether the kernel path is faster than TCP on this machine.
 
 use std::{
-    io,
+    fmt, io,
     time::{Duration, Instant},
 };
 
@@ -31,6 +31,16 @@ impl Speed {
     #[must_use]
     pub fn pays(&self) -> bool {
         self.kernel_ns < self.tcp_ns
+    }
+}
+
+impl fmt::Display for Speed {
+    #[expect(clippy::cast_precision_loss, reason = "times for people")]
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let micros = |ns: u64| ns as f64 / 1000.0;
+        let is = if self.pays() { "faster" } else { "not faster" };
+        let (kernel, tcp) = (micros(self.kernel_ns), micros(self.tcp_ns));
+        write!(f, "auto: {is} on this machine, {kernel:.1} µs a call's sends and receives against {tcp:.1} µs by TCP")
     }
 }
 
