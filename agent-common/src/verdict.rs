@@ -24,16 +24,8 @@ pub enum Pass {
 
 impl Pass {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
-        Self::NoPeer,
-        Self::NotFirst,
-        Self::Bound,
-        Self::AgentBound,
-        Self::Off,
-        Self::Ulp,
-        Self::ZeroCopy,
-        Self::Unproven,
-    ];
+    pub const ALL: [Self; 8] =
+        [Self::NoPeer, Self::NotFirst, Self::Bound, Self::AgentBound, Self::Off, Self::Ulp, Self::ZeroCopy, Self::Unproven];
 
     /// Its name, as the operator sees it.
     #[must_use]
@@ -75,16 +67,8 @@ pub enum Refusal {
 
 impl Refusal {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
-        Self::Remote,
-        Self::Excluded,
-        Self::Off,
-        Self::Stale,
-        Self::Ulp,
-        Self::Full,
-        Self::Busy,
-        Self::Kernel,
-    ];
+    pub const ALL: [Self; 8] =
+        [Self::Remote, Self::Excluded, Self::Off, Self::Stale, Self::Ulp, Self::Full, Self::Busy, Self::Kernel];
 
     /// Its name, as the operator sees it.
     #[must_use]

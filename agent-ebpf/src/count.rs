@@ -38,7 +38,11 @@ pub(crate) fn fell_back(why: u32) {
 /// A message was redirected, towards the agent or by it.
 #[inline(always)]
 pub(crate) fn redirected(by_agent: bool, bytes: u64) {
-    if by_agent { sent(|all| unsafe { &raw mut (*all).from_agent }, bytes) } else { sent(|all| unsafe { &raw mut (*all).to_agent }, bytes) }
+    if by_agent {
+        sent(|all| unsafe { &raw mut (*all).from_agent }, bytes)
+    } else {
+        sent(|all| unsafe { &raw mut (*all).to_agent }, bytes)
+    }
 }
 
 /// A message was left to TCP.

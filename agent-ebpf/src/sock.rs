@@ -35,8 +35,7 @@ pub(crate) unsafe fn set_leg(sk: *mut bpf_sock, value: &mut Leg) -> bool {
     let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
     // SAFETY: as above.
     let stored = unsafe {
-        bpf_sk_storage_get(ptr::from_ref(&LEGS).cast_mut().cast(), sk.cast(), ptr::from_mut(value).cast(), create)
-            .cast::<Leg>()
+        bpf_sk_storage_get(ptr::from_ref(&LEGS).cast_mut().cast(), sk.cast(), ptr::from_mut(value).cast(), create).cast::<Leg>()
     };
     // SAFETY: as above. A value that was there already is not replaced by the helper.
     unsafe { stored.as_mut() }.map(|stored| *stored = *value).is_some()

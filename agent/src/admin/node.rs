@@ -8,13 +8,8 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use crate::{
-    api,
-    config::Checked,
-    instance::Name,
-    kernel::{Counts, Kernel},
-    proxy::Proxy,
-};
+use super::metrics::KernelCounts;
+use crate::{api, config::Checked, instance::Name, kernel::Kernel, proxy::Proxy};
 
 /// How long applications have for reading what was sent to them last.
 const DETACH_WITHIN: Duration = Duration::from_secs(1);
@@ -116,8 +111,10 @@ impl Node {
     }
 
     /// What the kernel programs counted; none if there are none.
-    pub(super) fn kernel_counts(&self) -> Option<Counts> {
-        self.kernel.as_ref().ok()?.established().ok()
+    pub(super) fn kernel_counts(&self) -> Option<KernelCounts> {
+        let kernel = self.kernel.as_ref().ok()?;
+        let (counts, verdicts) = (kernel.established().ok()?, kernel.verdicts().ok()?);
+        Some(KernelCounts { counts, verdicts, on: kernel.is_on() })
     }
 
     pub(super) fn take_over(&self, checked: Arc<Checked>) -> api::ConfigSource {
@@ -172,7 +169,11 @@ impl Node {
     /// As for [`Node::kernel`].
     pub fn switch_kernel(&self, on: bool) -> Result<api::Kernel, String> {
         if let Ok(kernel) = &self.kernel {
-            if on { kernel.turn_on() } else { kernel.turn_off() }
+            if on {
+                kernel.turn_on()
+            } else {
+                kernel.turn_off()
+            }
             if on && !kernel.is_on() {
                 return Err(kernel.objection().unwrap_or_default());
             }

@@ -191,7 +191,13 @@ impl Addresses {
     pub(super) fn given(&self, name: &Name) -> Result<Given> {
         let base = self.port_base.unwrap_or_else(|| name.port_base());
         let (app_default, metrics_default) = instance::listeners(base).map_err(|error| anyhow!(error))?;
-        Ok(Given { app_default, metrics_default, app_listen: self.app_listen, metrics_listen: self.metrics_listen, kernel_mode: self.kernel })
+        Ok(Given {
+            app_default,
+            metrics_default,
+            app_listen: self.app_listen,
+            metrics_listen: self.metrics_listen,
+            kernel_mode: self.kernel,
+        })
     }
 }
 

@@ -176,7 +176,14 @@ mod tests {
             bytes_total: 3_112,
             fallbacks: some(&[("bound-at-agent", 1), ("turned-off", 0)]),
             refusals: some(&[("remote", 0)]),
-            programs: vec![KernelProgram { name: "leg".into(), id: 7, tag: "0a".into(), runs: 10, run_ns: 1_230, ..KernelProgram::default() }],
+            programs: vec![KernelProgram {
+                name: "leg".into(),
+                id: 7,
+                tag: "0a".into(),
+                runs: 10,
+                run_ns: 1_230,
+                ..KernelProgram::default()
+            }],
             maps: vec![KernelMap { name: "SOCKS".into(), id: 3, entries: Some(4), entries_max: 262_144 }],
             probes: vec![KernelProbe { name: "order".into(), ok: true, found: "kept".into() }],
         };

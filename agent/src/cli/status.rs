@@ -79,7 +79,11 @@ fn kernel(kernel: &KernelStatus) -> String {
         Some(reason) => format!("{}: {reason}", OUT.doubtful("userspace only")),
         None => {
             let state = if kernel.on { OUT.good("on") } else { OUT.doubtful("off") };
-            let share = format!("{} through the kernel, {:.1} % of all on both legs", bytes(kernel.redirected_bytes), kernel.share * 100.0);
+            let share = format!(
+                "{} through the kernel, {:.1} % of all on both legs",
+                bytes(kernel.redirected_bytes),
+                kernel.share * 100.0
+            );
             let why = kernel.decision.as_ref().map_or(String::new(), |why| format!(" ({why})"));
             format!("{state}{why}, {} connections seen, {share}", count(kernel.established))
         }

@@ -325,7 +325,10 @@ mod tests {
 
     #[test]
     fn follows_nested_nameless_and_qualified_types() {
-        assert_eq!(find(&Made::with(16 * 8).bytes()).unwrap(), Offsets { write_seq: 2020, ulp_ops: 1232, flags: 96, zerocopy: 18 });
+        assert_eq!(
+            find(&Made::with(16 * 8).bytes()).unwrap(),
+            Offsets { write_seq: 2020, ulp_ops: 1232, flags: 96, zerocopy: 18 }
+        );
     }
 
     #[test]

@@ -78,7 +78,21 @@ fn try_load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options
     };
     let (counts, verdicts) = (take(&mut programs, "COUNTS")?, take(&mut programs, "VERDICTS")?);
     let link = attach_established(&mut programs, &cgroup, pins.as_ref())?;
-    Ok(Kernel { counts, verdicts, legs: Arc::new(legs), cgroup: cgroup.path, pinned: pins.zip(link), stub, tried: None, speed: None, log, mode: mode::TO_AGENT | mode::FROM_AGENT, redirected_before: 0, programs })
+    Ok(Kernel {
+        counts,
+        verdicts,
+        legs: Arc::new(legs),
+        cgroup: cgroup.path,
+        pinned: pins.zip(link),
+        stub,
+        tried: None,
+        speed: None,
+        log,
+        mode: mode::TO_AGENT | mode::FROM_AGENT,
+        relieved: AtomicBool::new(false),
+        redirected_before: 0,
+        programs,
+    })
 }
 
 /// Creates the maps, or opens those that are pinned.
@@ -117,8 +131,7 @@ fn exclude(programs: &mut Ebpf, namespaces: &[std::path::PathBuf]) -> Result<(),
         let _ = excluded.remove(&cookie);
     }
     for path in namespaces {
-        let cookie =
-            netns::cookie_of(path).map_err(|source| AttachError::OtherNamespace { path: path.clone(), source })?;
+        let cookie = netns::cookie_of(path).map_err(|source| AttachError::OtherNamespace { path: path.clone(), source })?;
         excluded.insert(cookie, WATCHED, 0).map_err(|error| AttachError::map("EXCLUDED", error))?;
     }
     Ok(())

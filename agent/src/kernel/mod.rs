@@ -14,6 +14,7 @@ mod mounts;
 mod netns;
 mod object;
 mod pins;
+mod pressure;
 pub mod probe;
 mod remove;
 mod shared;
@@ -24,7 +25,10 @@ pub mod trials;
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -44,6 +48,7 @@ pub use self::{
 use self::{
     legs::{Legs, lock, sum},
     pins::Pins,
+    pressure::Pressure,
     probe::Roots,
     trials::{Speed, TrialError, Tried},
 };
@@ -73,6 +78,8 @@ pub struct Kernel {
     pinned: Option<(Pins, PinnedLink)>,
     /// The directions that are redirected when the path is on.
     mode: u32,
+    /// It is off only for as long as the kernel is short of memory.
+    relieved: AtomicBool,
     /// Bytes that were redirected for a former process.
     redirected_before: u64,
     /// The stub, if a former process has loaded it.
@@ -101,6 +108,7 @@ impl Kernel {
         kernel.legs.clear_listeners().map_err(|error| AttachError::map("LISTENERS", error))?;
         kernel.legs.clear_reads().map_err(|error| AttachError::map("READS", error))?;
         kernel.legs.shared.set_bound(options.bound);
+        kernel.sweep_former();
         kernel.beat();
         kernel.turn_on();
         Ok(kernel)
@@ -112,20 +120,37 @@ impl Kernel {
         self.legs.clone()
     }
 
-    /// Says that the agent lives; without it for some seconds, nothing more is enrolled.
+    /// Says that the agent lives; without it for some seconds, nothing more is enrolled. And looks whether the kernel is short
+    /// of memory: while it is, everything goes by TCP.
     pub fn beat(&self) {
+        self.relieve();
         // A clock that cannot be read is one that the kernel does not have.
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
         self.legs.shared.set_alive(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
     }
 
+    fn relieve(&self) {
+        let high = Pressure::read(&Roots::default().proc).is_some_and(Pressure::is_high);
+        let was_high = self.relieved.load(Relaxed);
+        if high && self.is_on() {
+            tracing::warn!("the kernel is short of memory for TCP (net.ipv4.tcp_mem): the kernel path is off until it is not");
+            self.turn_off();
+            self.relieved.store(true, Relaxed);
+        } else if !high && was_high {
+            tracing::info!("the kernel path is on again");
+            self.turn_on();
+        }
+    }
+
     /// Enrols new connections from now on, and redirects what the kernel has been seen to redirect rightly.
     pub fn turn_on(&self) {
+        self.relieved.store(false, Relaxed);
         self.legs.shared.set_mode(self.mode);
     }
 
     /// Has everything go by TCP: what is enrolled, for life, and what comes. Nothing is taken out of a map.
     pub fn turn_off(&self) {
+        self.relieved.store(false, Relaxed);
         self.legs.shared.set_mode(0);
         self.legs.shared.next_generation();
     }
@@ -150,7 +175,11 @@ impl Kernel {
         if kernel.tried.as_ref().is_some_and(|tried| tried.unenrols) {
             kernel.unenrol_after_fallback();
         }
-        if speed.is_none_or(|speed| speed.pays()) { kernel.turn_on() } else { kernel.turn_off() }
+        if speed.is_none_or(|speed| speed.pays()) {
+            kernel.turn_on()
+        } else {
+            kernel.turn_off()
+        }
         Ok(kernel)
     }
 
@@ -163,12 +192,25 @@ impl Kernel {
     /// What was measured to decide whether it is used.
     #[must_use]
     pub fn decision(&self) -> Option<String> {
+        if self.relieved.load(Relaxed) {
+            return Some("the kernel is short of memory for TCP".into());
+        }
         self.speed.map(|speed| speed.to_string())
     }
 
     /// The log of the programs, once.
     pub fn take_log(&mut self) -> Option<EbpfLogger<&'static dyn log::Log>> {
         self.log.take()
+    }
+
+    /// Removes what agents of this name with another schema have left, unless somebody has not read everything of it. The
+    /// next start looks again.
+    fn sweep_former(&self) {
+        for folder in self.pinned.iter().flat_map(|(pins, _)| pins.former()) {
+            if let Err(error) = remove::remove(&folder, Duration::ZERO, false) {
+                tracing::info!(folder = %folder.display(), "pins of another version stay for now: {error}");
+            }
+        }
     }
 
     /// Takes a socket out of the map when what it is sent has gone over to TCP.

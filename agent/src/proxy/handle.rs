@@ -105,7 +105,8 @@ impl Proxy {
     pub fn start(checked: Arc<Checked>, options: &Options) -> Result<Self, StartError> {
         let listen = checked.config.app.listen;
         let count = worker_count(&checked);
-        let listeners = listen::bind(listen, count, options.kernel.as_deref()).map_err(|source| StartError::Listen { address: listen, source })?;
+        let listeners = listen::bind(listen, count, options.kernel.as_deref())
+            .map_err(|source| StartError::Listen { address: listen, source })?;
         let connections_max = connections_max(&checked);
         let routes = Arc::new(Routes::new(checked, None));
         let open = Arc::new(AtomicUsize::new(0));

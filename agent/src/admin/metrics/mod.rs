@@ -17,6 +17,7 @@ use axum::{
 };
 use prometheus_client::{encoding::text::encode, registry::Registry};
 
+pub(super) use self::scrape::KernelCounts;
 use self::{process::Process, scrape::Scrape};
 use super::{Node, routes::error};
 

@@ -15,7 +15,7 @@ use prometheus_client::{
 use super::process::Process;
 use crate::{
     api,
-    kernel::Counts,
+    kernel::{Counts, Pass, Refusal, Verdicts},
     proxy::stats::{CallSums, Histogram, InstanceSnapshot, ServiceSnapshot, Snapshot},
 };
 
@@ -32,8 +32,16 @@ pub(super) struct Scrape {
     pub(super) config: api::ConfigSource,
     pub(super) reloads_taken: u64,
     pub(super) reloads_refused: u64,
-    pub(super) kernel: Option<Counts>,
+    pub(super) kernel: Option<KernelCounts>,
     pub(super) process: Process,
+}
+
+/// What the kernel programs counted.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::admin) struct KernelCounts {
+    pub(in crate::admin) counts: Counts,
+    pub(in crate::admin) verdicts: Verdicts,
+    pub(in crate::admin) on: bool,
 }
 
 /// Labels with texts that live long enough.
@@ -131,8 +139,21 @@ impl Scrape {
 
     fn kernel(&self, out: &mut Out<'_>) -> Result<(), Error> {
         out.gauge("moa_kernel_attached", "1 if the kernel programs are attached", None, u64::from(self.kernel.is_some()))?;
-        let accepted = self.kernel.map_or(0, |counts| counts.accepted());
-        out.counter("moa_kernel_established", "Connections to the agent that the kernel programs saw", None, accepted)
+        let accepted = self.kernel.map_or(0, |kernel| kernel.counts.accepted());
+        out.counter("moa_kernel_established", "Connections to the agent that the kernel programs saw", None, accepted)?;
+        let KernelCounts { on, verdicts, .. } = self.kernel.unwrap_or_default();
+        out.gauge("moa_kernel_on", "1 if new connections are taken onto the kernel path", None, u64::from(on))?;
+        out.counter("moa_kernel_enrolled", "Sockets taken onto the kernel path", None, verdicts.enrolled)?;
+        let paths = [("to_agent", verdicts.to_agent), ("from_agent", verdicts.from_agent), ("tcp", verdicts.passed)];
+        let help = "Sent on sockets of the kernel path, by the way that it took";
+        let bytes = paths.map(|(path, sent)| (path, sent.bytes));
+        out.labelled("moa_kernel_sent", help, Some(&Unit::Bytes), "path", &bytes)?;
+        let help = "What was given to the kernel at once on sockets of the kernel path, by the way that it took";
+        out.labelled("moa_kernel_messages", help, None, "path", &paths.map(|(path, sent)| (path, sent.messages)))?;
+        let fallbacks: Vec<_> = Pass::ALL.into_iter().map(Pass::name).zip(verdicts.passes).collect();
+        out.labelled("moa_kernel_fallbacks", "Directions of connections that went over to TCP", None, "reason", &fallbacks)?;
+        let refusals: Vec<_> = Refusal::ALL.into_iter().map(Refusal::name).zip(verdicts.refusals).collect();
+        out.labelled("moa_kernel_refusals", "Connections not taken onto the kernel path", None, "reason", &refusals)
     }
 
     /// The calls of every instance, and of every service those that reached none.
@@ -173,6 +194,22 @@ impl Out<'_> {
 
     pub(super) fn counter(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: u64) -> Result<(), Error> {
         self.family(name, help, unit, MetricType::Counter)?.encode_counter::<NoLabelSet, _, u64>(&value, None)
+    }
+
+    /// A counter for each value of a label.
+    fn labelled(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+        label: &'static str,
+        counts: &[(&'static str, u64)],
+    ) -> Result<(), Error> {
+        let mut family = self.family(name, help, unit, MetricType::Counter)?;
+        counts.iter().try_for_each(|(value, count)| {
+            let labels: Labels<'_, 1> = [(label, value)];
+            encode_counter(&mut family, &labels, *count)
+        })
     }
 
     /// A gauge or a counter of seconds.

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::*;
 use crate::{
     api,
-    kernel::Counts,
     proxy::stats::{BUCKETS, CallSums, InstanceSnapshot, ServiceSnapshot, Snapshot},
 };
 
@@ -39,7 +38,7 @@ fn example() -> Scrape {
         config: api::ConfigSource { path: None, generation: 3, loaded_unix_ms: 1_500, last_error: Some("bad".into()) },
         reloads_taken: 2,
         reloads_refused: 1,
-        kernel: Some(Counts::default()),
+        kernel: Some(KernelCounts::default()),
         process: Process::read(),
     }
 }

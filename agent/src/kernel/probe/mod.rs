@@ -66,6 +66,7 @@ pub fn all(roots: &Roots) -> Vec<Check> {
         machine::somaxconn(roots),
         programs::embedded(),
         programs::attach(roots),
+        programs::trials(roots),
     ]
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Check, Roots};
-use crate::kernel::{AttachError, Kernel, Options, cgroup, mounts, object};
+use crate::kernel::{AttachError, Kernel, Options, cgroup, mounts, object, trials};
 
 pub(super) fn cgroup2(roots: &Roots) -> Check {
     const NAME: &str = "cgroup2";
@@ -70,6 +70,21 @@ pub(super) fn attach(roots: &Roots) -> Check {
             let mend = "report it with the text and the kernel's version; until then the agent serves in userspace";
             Check::fail(NAME, error.to_string(), mend)
         }
+    }
+}
+
+/// Whether this kernel does what the path relies on.
+pub(super) fn trials(roots: &Roots) -> Check {
+    const NAME: &str = "kernel path";
+    if attach(roots).mend.is_some() {
+        return Check::warn(NAME, "not tried, for want of: attaching", "mend that first");
+    }
+    match trials::run() {
+        Ok(tried) => match tried.objection() {
+            None => Check::ok(NAME, tried.summary()),
+            Some(objection) => Check::warn(NAME, objection, "use another kernel; until then what is wrong goes by TCP"),
+        },
+        Err(error) => Check::warn(NAME, error.to_string(), "run as root"),
     }
 }
 

@@ -89,6 +89,15 @@ impl Tried {
         Self { mode, unenrols: false, probes: probes.into_iter().map(|(_, probe)| probe).collect() }
     }
 
+    /// What was seen to be right, in a line, with what is peculiar to this kernel.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let names: Vec<&str> = self.probes.iter().map(|probe| probe.name.as_str()).collect();
+        let peculiar =
+            if self.unenrols { "; FIONREAD is wrong for TCP on sockets of the map: they leave it at a fall-back" } else { "" };
+        format!("does what it relies on: {}{peculiar}", names.join(", "))
+    }
+
     /// Why the path, or a direction of it, is not used.
     #[must_use]
     pub fn objection(&self) -> Option<String> {
