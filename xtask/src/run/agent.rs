@@ -73,14 +73,31 @@ impl Agent {
 
     /// Whether the kernel programs are there, and if not why not.
     pub(super) fn kernel_line(&self) -> String {
+        let kernel = self.kernel();
+        match (&kernel["attached"], &kernel["on"], &kernel["reason"]) {
+            (Value::Bool(true), Value::Bool(true), _) => {
+                "Between application, agent and service the bytes go through the kernel path.".to_owned()
+            }
+            (Value::Bool(true), ..) => {
+                format!("The kernel programs are attached, but not used: {}.", kernel["decision"].as_str().unwrap_or_default())
+            }
+            (.., Value::String(reason)) => format!("Userspace only: {reason}."),
+            _ => "It does not say whether the kernel programs are attached.".to_owned(),
+        }
+    }
+
+    /// The share of bytes that went through the kernel so far; none if there is no kernel path.
+    pub(super) fn kernel_share(&self) -> Option<f64> {
+        let kernel = self.kernel();
+        kernel["share"].as_f64().filter(|_| kernel["attached"] == Value::Bool(true))
+    }
+
+    /// What `moa status` says of the kernel path.
+    fn kernel(&self) -> Value {
         let ask = ["status".to_owned(), "--json".to_owned()];
         let status = command::printed(Command::new(&self.moa).args(ask).args(name_args(self.name.as_ref())));
         let status: Value = status.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default();
-        match (&status["kernel"]["attached"], &status["kernel"]["reason"]) {
-            (Value::Bool(true), _) => "The kernel programs are attached, and count its connections.".to_owned(),
-            (_, Value::String(reason)) => format!("Userspace only: {reason}."),
-            _ => "It does not say whether the kernel programs are attached.".to_owned(),
-        }
+        status["kernel"].clone()
     }
 
     /// What to type for a verb of its command line.

@@ -22,9 +22,9 @@ impl Live {
     }
 
     /// Adds a stretch of time to the whole, and shows it.
-    pub(super) fn show(&mut self, report: &Report) -> Result<()> {
+    pub(super) fn show(&mut self, report: &Report, kernel_share: Option<f64>) -> Result<()> {
         self.total.absorb(report)?;
-        let line = line(report, self.total.errors);
+        let line = line(report, self.total.errors, kernel_share);
         let mut out = stdout().lock();
         if self.in_place {
             write!(out, "\r\u{1b}[2K{line}")?;
@@ -46,11 +46,13 @@ impl Live {
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive and far below 2^63")]
-fn line(report: &Report, errors: u64) -> String {
+fn line(report: &Report, errors: u64, kernel_share: Option<f64>) -> String {
     let rate = thousands(report.per_second().round() as u64);
     let (p50, p99) = (milliseconds(report, 50.0), milliseconds(report, 99.0));
     let error = report.last_error.as_deref().unwrap_or_default().replace(['\r', '\n'], " ");
-    format!("{rate:>7} calls/s   p50 {p50:>8}   p99 {p99:>8}   errors {}   {error}", thousands(errors)).trim_end().to_owned()
+    let kernel = kernel_share.map_or_else(String::new, |share| format!("   kernel path {:.1} %", share * 100.0));
+    let text = format!("{rate:>7} calls/s   p50 {p50:>8}   p99 {p99:>8}   errors {}{kernel}   {error}", thousands(errors));
+    text.trim_end().to_owned()
 }
 
 fn milliseconds(report: &Report, percent: f64) -> String {

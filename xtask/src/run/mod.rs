@@ -97,6 +97,7 @@ impl Example {
         println!("  redis-cli -p {} GET '{}'", self.agent.listen.port(), CALLS[0]);
         println!("  {}", self.agent.to_type("status"));
         println!("  {}", self.agent.to_type("services"));
+        println!("  {}", self.agent.to_type("kernel"));
         println!("Ctrl-C ends it.\n");
     }
 
@@ -110,7 +111,7 @@ impl Example {
             if let Some(status) = self.service.ended()? {
                 bail!("the example service ended with {status}:\n{}", self.service.tail());
             }
-            live.show(&load.take()?)?;
+            live.show(&load.take()?, self.agent.kernel_share())?;
         }
         live.end(&load.stop()?)
     }
