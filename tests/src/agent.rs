@@ -191,6 +191,8 @@ impl Drop for Agent {
     fn drop(&mut self) {
         release_address(self.prepared.app);
         release_address(self.prepared.metrics);
+        self.process.kill();
+        self.prepared.clean_kernel();
         if std::thread::panicking() || self.killed {
             return;
         }
@@ -251,6 +253,14 @@ impl Prepared {
         run_verb(&words)
     }
 
+    /// Removes what an agent that was killed has left in the kernel, where only so many programs can be attached.
+    fn clean_kernel(&self) {
+        if Path::new("/sys/fs/bpf/moa").join(&self.name).exists() {
+            let outcome = self.verb(&["kernel", "uninstall", "--force"]);
+            assert!(outcome.status.success() || std::thread::panicking(), "moa kernel uninstall: {}", outcome.stderr);
+        }
+    }
+
     fn serve(&self) -> Process {
         let mut process = self.spawn();
         until("the agent to answer PING", || {
@@ -267,7 +277,7 @@ impl Prepared {
     fn spawn(&self) -> Process {
         fs::write(self.config_path(), &self.config).expect("writing the agent's configuration");
         let mut command = Command::new(binary());
-        command.args(["agent", "--name", &self.name, "--kernel", "off"]);
+        command.args(["agent", "--name", &self.name, "--kernel", &kernel()]);
         command.arg("--config").arg(self.config_path());
         command.args(["--app-listen", &self.app.to_string(), "--metrics-listen", &self.metrics.to_string()]);
         command.arg("--run-dir").arg(&self.run_dir);
@@ -303,4 +313,9 @@ pub fn binary() -> PathBuf {
     let path = dir.join("moa");
     assert!(path.is_file(), "{} is missing: run `cargo xtask build` first, or name the binary in MOA_BIN", path.display());
     path
+}
+
+/// Whether connections go by way of the kernel: `MOA_TEST_KERNEL`, else on.
+fn kernel() -> String {
+    env::var("MOA_TEST_KERNEL").unwrap_or_else(|_| "on".to_owned())
 }

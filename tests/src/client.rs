@@ -3,7 +3,7 @@
 use std::{
     io::{self, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -16,7 +16,7 @@ use crate::{
 
 /// One connection to an agent (or straight to a fake MOA server).
 pub struct Client {
-    reader: BufReader<TcpStream>,
+    reader: BufReader<Patient>,
 }
 
 impl Client {
@@ -34,12 +34,12 @@ impl Client {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { reader: BufReader::with_capacity(64 << 10, stream) })
+        Ok(Self { reader: BufReader::with_capacity(64 << 10, Patient(stream)) })
     }
 
     /// The connection itself.
     pub fn stream(&self) -> &TcpStream {
-        self.reader.get_ref()
+        &self.reader.get_ref().0
     }
 
     /// Sends these bytes.
@@ -52,7 +52,7 @@ impl Client {
     /// # Errors
     /// Those of the socket.
     pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
-        self.reader.get_mut().write_all(bytes.as_ref())
+        self.stream().write_all(bytes.as_ref())
     }
 
     /// Reads one reply.
@@ -124,6 +124,23 @@ impl Client {
     /// Expects that the connection still serves.
     pub fn expect_usable(&mut self) {
         assert_eq!(self.command(&["PING"]), Reply::Simple("PONG".to_owned()), "the connection no longer serves");
+    }
+}
+
+/// A socket that is read until something comes. On the kernel path, `recv` of a blocking socket is woken by the end of its own
+/// sending direction, and then says EAGAIN before any time is over (docs/kernel.md).
+#[derive(Debug)]
+struct Patient(TcpStream);
+
+impl Read for Patient {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.0.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {}
+                result => return result,
+            }
+        }
     }
 }
 

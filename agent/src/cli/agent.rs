@@ -146,7 +146,14 @@ impl Agent {
         let log = kernel.as_mut().ok().and_then(Kernel::take_log);
         log.map(|log| tokio::spawn(kernel::log(log)));
         let options = proxy::Options { name: format!("{name}@{}", host_name()), kernel: path };
-        let proxy = Proxy::start(checked.clone(), &options)?;
+        let proxy = match Proxy::start(checked.clone(), &options) {
+            Ok(proxy) => proxy,
+            Err(error) => {
+                // Nobody can have been enrolled by way of listeners that are not there.
+                let _ = kernel.map(|kernel| kernel.detach(Duration::ZERO));
+                return Err(error.into());
+            }
+        };
         Ok(Bound { admin, metrics, node: Arc::new(Node::new(name, proxy, kernel, checked)) })
     }
 }

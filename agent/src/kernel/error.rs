@@ -8,7 +8,7 @@ use std::{
 
 use aya::{EbpfError, maps::MapError, pin::PinError, programs::ProgramError};
 
-use nix::libc::EPERM;
+use nix::libc::{E2BIG, EPERM};
 
 use super::btf::BtfError;
 
@@ -77,6 +77,15 @@ pub enum AttachError {
     /// The kernel attaches programs only for as long as a process holds them.
     #[error("the kernel has no links for cgroups that outlive a process: use kernel 5.15 or later")]
     NoLinks,
+    /// No more programs fit on the cgroup.
+    #[error(
+        "the cgroup {path} has as many programs as it can have: bpftool cgroup show {path} lists them; what agents that were \
+         killed have left goes with moa kernel uninstall --name NAME (ls /sys/fs/bpf/moa)"
+    )]
+    Crowded {
+        /// The cgroup.
+        path: PathBuf,
+    },
     /// Where the kernel keeps its members is not known.
     #[error("{source}")]
     Btf {
@@ -159,6 +168,9 @@ impl AttachError {
     }
 
     pub(super) fn attach(cgroup: &Path, error: ProgramError) -> Self {
+        if raw_error(&error) == Some(E2BIG) {
+            return Self::Crowded { path: cgroup.to_path_buf() };
+        }
         let cgroup = cgroup.display();
         Self::refused(&format!("to attach to the cgroup {cgroup}"), &format!("to attach to the cgroup {cgroup}"), error)
     }
@@ -187,17 +199,22 @@ impl ReadError {
     }
 }
 
-/// Whether the cause of all is a lack of rights.
+/// Whether the cause of all is a lack of rights. The other error of that kind, EACCES, is what the verifier says of a program
+/// that it refuses.
 fn denied(error: &(dyn Error + 'static)) -> bool {
+    raw_error(error) == Some(EPERM)
+}
+
+/// What the kernel said, if that is the cause of all.
+fn raw_error(error: &(dyn Error + 'static)) -> Option<i32> {
     let mut next = Some(error);
     while let Some(error) = next {
-        // The other error of this kind, EACCES, is what the verifier says of a program that it refuses.
-        if error.downcast_ref::<io::Error>().is_some_and(|io| io.raw_os_error() == Some(EPERM)) {
-            return true;
+        if let Some(code) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return Some(code);
         }
         next = error.source();
     }
-    false
+    None
 }
 
 fn show(schema: Option<u32>) -> String {
