@@ -23,6 +23,7 @@ mod service;
 mod session;
 pub mod stats;
 mod stream;
+mod timer;
 mod turn;
 mod worker;
 

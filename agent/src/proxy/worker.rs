@@ -19,7 +19,7 @@ use tokio::{
     net::TcpStream,
     runtime,
     sync::{Notify, mpsc, oneshot},
-    time::{Instant, interval, sleep},
+    time::{Instant, sleep},
 };
 
 use super::{
@@ -36,6 +36,7 @@ use super::{
     session::About,
     stats::{CloseReason, WorkerCounters},
     stream::{Stream, WorkerPath},
+    timer::Timer,
 };
 use crate::{api, wire::resp};
 
@@ -128,8 +129,8 @@ pub(crate) fn run(start: Start) -> io::Result<()> {
         let worker = Rc::new(Worker::new(&start));
         worker.apply(&start.routes);
         let listener = tokio::net::TcpListener::from_std(start.listener)?;
-        tokio::task::spawn_local(timer(worker.clone()));
-        tokio::task::spawn_local(housekeeping(worker.clone()));
+        tokio::task::spawn_local(deadlines(worker.clone(), Timer::new()?));
+        tokio::task::spawn_local(housekeeping(worker.clone(), Timer::new()?));
         tokio::task::spawn_local(accept::run(worker.clone(), listener));
         obey(&worker, start.control).await;
         Ok(())
@@ -163,24 +164,23 @@ async fn obey(worker: &Rc<Worker>, mut control: mpsc::Receiver<Control>) {
 }
 
 /// Ends calls whose time is over. Sleeps without a clock while there are no calls.
-async fn timer(worker: Rc<Worker>) {
+async fn deadlines(worker: Rc<Worker>, timer: Timer) {
     loop {
         worker.timer.notified().await;
         while !worker.calls.borrow().is_empty() {
-            sleep(TICK).await;
+            timer.sleep(TICK).await;
             worker.expire();
         }
         worker.timing.set(false);
     }
 }
 
-async fn housekeeping(worker: Rc<Worker>) {
-    let mut every = interval(HOUSEKEEPING);
+async fn housekeeping(worker: Rc<Worker>, timer: Timer) {
     loop {
-        every.tick().await;
         worker.turn_begins();
         worker.look_after_pools();
         worker.close_stalled();
+        timer.sleep(HOUSEKEEPING).await;
     }
 }
 
