@@ -23,6 +23,8 @@ pub(super) struct Latency {
     pub(super) p99_us: f64,
     /// How many calls it was.
     pub(super) calls: u64,
+    /// The same, with those that do not count.
+    pub(super) calls_in_all: u64,
     /// The CPU time that they took.
     pub(super) used: Used,
 }
@@ -34,14 +36,14 @@ impl Latency {
         let cpu = bed.cpus.one();
         let mut load = Load { cpu, ..Load::new(address, vec![bed.call.request()]) }.start()?;
         thread::sleep(time / 10);
-        load.take()?;
+        let before = load.take()?.answered();
         let meter = Meter::start(bed.cpus, target.proxy)?;
         thread::sleep(time);
         let (report, used) = (load.take()?, meter.stop()?);
-        load.stop()?;
+        let calls_in_all = before + report.answered() + load.stop()?.answered();
         let error = report.last_error.as_deref().unwrap_or_default();
         ensure!(report.errors == 0 && report.answered() > 0, "{} calls failed: {error}", report.errors);
         let us = |percent| report.percentile_ns(percent) as f64 / 1e3;
-        Ok(Self { p50_us: us(50.0), p99_us: us(99.0), calls: report.answered(), used })
+        Ok(Self { p50_us: us(50.0), p99_us: us(99.0), calls: report.answered(), calls_in_all, used })
     }
 }

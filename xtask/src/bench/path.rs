@@ -1,6 +1,6 @@
 //! The kernel path of an agent: whether it is there, and what went by it.
 
-use std::{fs, path::Path, process::Command};
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -26,19 +26,27 @@ struct Attached {
 }
 
 /// What `moa kernel --json` says of it: sums since the agent was started.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-pub(super) struct Carried {
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(super) struct Kernel {
     to_agent: Sent,
     from_agent: Sent,
-    tcp: Sent,
-    /// Bytes that the agent has read and written, whichever way they took.
-    bytes_total: u64,
+    /// Directions that went over to TCP, by reason.
+    fallbacks: BTreeMap<String, u64>,
+    /// The programs.
+    pub(super) programs: Vec<KernelProgram>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
 struct Sent {
-    messages: u64,
     bytes: u64,
+}
+
+/// How often a program ran, and how long, while the kernel counted that.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(super) struct KernelProgram {
+    pub(super) name: String,
+    pub(super) runs: u64,
+    pub(super) run_ns: u64,
 }
 
 /// Why an agent on this machine has no kernel path; none if it has one.
@@ -58,30 +66,26 @@ pub(super) fn why_not(place: &Place, workshop: &Workshop) -> Result<Option<Strin
     Ok((!kernel.attached).then(|| kernel.reason.unwrap_or_else(|| "the agent does not say why".to_owned())))
 }
 
-impl Carried {
-    /// Asks the agent that takes calls on a port. None if this `moa` cannot say.
-    pub(super) fn now(moa: &Path, port: u16) -> Option<Self> {
-        ask(moa, "kernel", port)
+impl Kernel {
+    /// Asks the agent that takes calls on a port.
+    pub(super) fn now(moa: &Path, port: u16) -> Result<Self> {
+        ask(moa, "kernel", port).context("`moa kernel` has no answer")
     }
 
-    /// What came since then.
-    pub(super) fn since(self, before: Self) -> Self {
-        let sent = |now: Sent, before: Sent| Sent {
-            messages: now.messages.saturating_sub(before.messages),
-            bytes: now.bytes.saturating_sub(before.bytes),
+    /// Bytes that were redirected since then, on both legs.
+    pub(super) fn redirected_since(&self, before: &Self) -> u64 {
+        let redirected = |kernel: &Self| kernel.to_agent.bytes + kernel.from_agent.bytes;
+        redirected(self).saturating_sub(redirected(before))
+    }
+
+    /// Why directions have gone over to TCP since then.
+    pub(super) fn fallbacks_since(&self, before: &Self) -> String {
+        let news = |(why, count): (&String, &u64)| {
+            let new = count.saturating_sub(before.fallbacks.get(why).copied().unwrap_or(0));
+            (new > 0).then(|| format!("{why} {new}"))
         };
-        Self {
-            to_agent: sent(self.to_agent, before.to_agent),
-            from_agent: sent(self.from_agent, before.from_agent),
-            tcp: sent(self.tcp, before.tcp),
-            bytes_total: self.bytes_total.saturating_sub(before.bytes_total),
-        }
-    }
-
-    /// The share of all bytes that was redirected; none if there were no bytes.
-    pub(super) fn share(self) -> Option<f64> {
-        let redirected = self.to_agent.bytes + self.from_agent.bytes;
-        (self.bytes_total > 0).then(|| redirected as f64 / self.bytes_total as f64)
+        let news: Vec<String> = self.fallbacks.iter().filter_map(news).collect();
+        if news.is_empty() { "no direction went over to TCP meanwhile".to_owned() } else { news.join(", ") }
     }
 }
 
@@ -94,15 +98,19 @@ fn ask<T: for<'de> Deserialize<'de>>(moa: &Path, verb: &str, port: u16) -> Optio
 mod tests {
     use super::*;
 
+    fn kernel(to: u64, from: u64, fallbacks: &serde_json::Value) -> Kernel {
+        let sent = |bytes| serde_json::json!({ "messages": 1, "bytes": bytes });
+        let json = serde_json::json!({
+            "to_agent": sent(to), "from_agent": sent(from), "fallbacks": fallbacks, "programs": [], "more": 1
+        });
+        serde_json::from_value(json).unwrap()
+    }
+
     #[test]
-    fn the_share_is_of_what_came_meanwhile() {
-        let carried = |to, from, total| {
-            let sent = |bytes| serde_json::json!({ "messages": 1, "bytes": bytes });
-            let json = serde_json::json!({ "to_agent": sent(to), "from_agent": sent(from), "tcp": sent(0), "bytes_total": total, "more": 1 });
-            serde_json::from_value::<Carried>(json).unwrap()
-        };
-        let (before, after) = (carried(100, 100, 1_000), carried(140, 140, 1_100));
-        assert_eq!(after.since(before).share(), Some(0.8));
-        assert_eq!(before.since(before).share(), None);
+    fn what_came_before_does_not_count() {
+        let before = kernel(100, 100, &serde_json::json!({ "zerocopy": 3 }));
+        let after = kernel(140, 150, &serde_json::json!({ "zerocopy": 3, "bound-at-agent": 2, "ulp": 0 }));
+        assert_eq!(after.redirected_since(&before), 90);
+        assert_eq!(after.fallbacks_since(&before), "bound-at-agent 2");
     }
 }
