@@ -73,7 +73,8 @@ pub(super) struct Contender {
     pub(super) subject: Subject,
     program: Option<PathBuf>,
     serving: Option<Serving>,
-    kept: Vec<Sample>,
+    /// With the number of its round.
+    kept: Vec<(usize, Sample)>,
     dropped: Vec<Sample>,
 }
 
@@ -98,7 +99,7 @@ pub(super) fn measure(
         for contender in (round..round + count).map(|turn| turn % count) {
             let contender = &mut contenders[contender];
             if contender.kept.len() < effort.rounds {
-                progress.show(round, &contender.subject.name(), contender.take_turn(study, &bed, effort)?);
+                progress.show(round, &contender.subject.name(), contender.take_turn(round, study, &bed, effort)?);
             }
         }
     }
@@ -118,12 +119,17 @@ impl Contender {
 
     /// One value a round that counts.
     pub(super) fn values(&self, metric: Metric) -> Vec<f64> {
-        let values = self.kept.iter().flat_map(|sample| &sample.values);
-        values.filter(|(found, _)| *found == metric).map(|(_, value)| *value).collect()
+        self.by_round(metric).into_iter().map(|(_, value)| value).collect()
+    }
+
+    /// The same, with the round's number.
+    pub(super) fn by_round(&self, metric: Metric) -> Vec<(usize, f64)> {
+        let values = self.kept.iter().flat_map(|(round, sample)| sample.values.iter().map(|value| (*round, *value)));
+        values.filter(|(_, (found, _))| *found == metric).map(|(round, (_, value))| (round, value)).collect()
     }
 
     /// Takes one sample; tells whether it counts.
-    fn take_turn(&mut self, study: &impl Study, bed: &Bed, effort: Effort) -> Result<bool> {
+    fn take_turn(&mut self, round: usize, study: &impl Study, bed: &Bed, effort: Effort) -> Result<bool> {
         let name = self.subject.name();
         let mut serving = match self.serving.take() {
             Some(serving) => serving,
@@ -137,8 +143,11 @@ impl Contender {
         }
         let quiet = sample.foreign * 100.0 <= effort.foreign_max || !study.minds_strangers();
         let counts = quiet && sample.invalid.is_none();
-        let samples = if counts { &mut self.kept } else { &mut self.dropped };
-        samples.push(sample);
+        if counts {
+            self.kept.push((round, sample));
+        } else {
+            self.dropped.push(sample);
+        }
         Ok(counts)
     }
 }
@@ -160,7 +169,7 @@ pub(super) fn rows_of(study: &impl Study, contenders: &[Contender]) -> Vec<Row> 
 
 /// What the study is, how quiet the machine was, and what was invalid.
 pub(super) fn title(study: &impl Study, contenders: &[Contender], foreign_max: f64) -> String {
-    let samples = contenders.iter().flat_map(|one| one.kept.iter().chain(&one.dropped));
+    let samples = contenders.iter().flat_map(|one| one.kept.iter().map(|(_, sample)| sample).chain(&one.dropped));
     let foreign: Vec<f64> = samples.map(|sample| sample.foreign * 100.0).collect();
     let loud = contenders.iter().flat_map(|one| &one.dropped).filter(|sample| sample.foreign * 100.0 > foreign_max).count();
     let (usual, most) = (median(&foreign).unwrap_or(0.0), foreign.iter().copied().fold(0.0, f64::max));
