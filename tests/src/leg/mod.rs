@@ -3,6 +3,7 @@
 
 mod agent_end;
 mod netns;
+pub mod options;
 mod stamps;
 mod took;
 
