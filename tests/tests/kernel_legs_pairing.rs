@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use agent::kernel::{Kernel, Options, Pass, Refusal};
+use agent::kernel::{Options, Pass, Refusal, Verdicts};
 use agent_common::mode;
 use moa_tests::{
     PATIENCE,
@@ -338,24 +338,20 @@ fn one_direction_only() {
 
 #[test]
 fn nothing_is_enrolled_for_an_agent_that_is_silent() {
-    let kernel = Kernel::attach(&Options { bound: 1 << 20, ..Options::default() }).unwrap();
-    let socket = bound_socket("127.0.0.1:0".parse().unwrap());
-    let path = kernel.path();
-    path.listening(socket.as_fd(), socket.local_addr().unwrap().as_socket().unwrap()).unwrap();
-    socket.listen(16).unwrap();
-    let listener = TcpListener::from(socket);
-    exchange(Pair::accept(&listener, "127.0.0.1"), 1);
-    assert_eq!(kernel.verdicts().unwrap().enrolled, 2);
-    until_within(2 * PATIENCE, "the lease to end", || {
-        exchange(Pair::accept(&listener, "127.0.0.1"), 2);
-        let refused = kernel.verdicts().unwrap().refusals[Refusal::Stale as usize];
-        thread::sleep(Duration::from_millis(100));
-        (refused > 0).then_some(())
-    });
-    let enrolled = kernel.verdicts().unwrap().enrolled;
-    exchange(Pair::accept(&listener, "127.0.0.1"), 3);
-    assert_eq!(kernel.verdicts().unwrap().enrolled, enrolled);
-    kernel.beat();
-    exchange(Pair::accept(&listener, "127.0.0.1"), 4);
-    assert_eq!(kernel.verdicts().unwrap().enrolled, enrolled + 2);
+    let legs = Legs::attach();
+    let listener = legs.listen("127.0.0.1:0");
+    let connect = |stream| {
+        exchange(Pair::accept(&listener, "127.0.0.1"), stream);
+        legs.took()
+    };
+    assert_eq!(connect(1).enrolled, 2);
+    legs.silence();
+    let took = until_within(2 * PATIENCE, "the lease to end", || Some(connect(2)).filter(refused));
+    assert_eq!(connect(3).enrolled, took.enrolled);
+    legs.beat();
+    assert_eq!(connect(4).enrolled, took.enrolled + 2);
+}
+
+fn refused(took: &Verdicts) -> bool {
+    took.refusals[Refusal::Stale as usize] > 0
 }

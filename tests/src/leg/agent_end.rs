@@ -95,7 +95,8 @@ impl AgentWriter {
         if self.by_tcp { wanted } else { wanted.min(usize::try_from(bound - self.unproven).unwrap_or(usize::MAX)) }
     }
 
-    fn fall_back(&mut self, why: Fallback) {
+    /// Goes over to TCP, when the other end has read everything.
+    pub fn fall_back(&mut self, why: Fallback) {
         until_true("the other end to have read everything", || self.unread() == 0);
         self.path.keep_to_tcp(self.socket.as_fd(), why).expect("keeping to TCP");
         self.by_tcp = true;

@@ -1,7 +1,8 @@
-//! The kernel path, with the test as the agent: the programs are attached to all of cgroup2, and see this process's sockets
-//! as they would see anybody's. They know the listeners and sockets that the test marks, and no others.
+//! The kernel path, with the test as the agent: the programs are attached to a cgroup that this process is in, and see
+//! its sockets as they would see anybody's. They know the listeners and sockets that the test marks, and no others.
 
 mod agent_end;
+mod cgroup;
 mod netns;
 pub mod options;
 mod stamps;
@@ -12,7 +13,7 @@ use std::{
     ops::Deref,
     os::fd::AsFd,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -27,6 +28,7 @@ use socket2::{Domain, Socket, Type};
 
 pub use self::{
     agent_end::{AgentReader, AgentWriter},
+    cgroup::Inside,
     netns::{in_new_namespace, set as set_sysctl},
     stamps::Stamps,
     took::Took,
@@ -42,9 +44,12 @@ pub const FAMILIES: [(&str, &str); 3] = [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0
 pub struct Legs {
     kernel: Arc<Kernel>,
     path: Arc<dyn KernelPath>,
+    listener: Mutex<Option<TcpListener>>,
     before: Verdicts,
     stop: Arc<AtomicBool>,
     heart: Option<JoinHandle<()>>,
+    /// Dropped last, as the programs are attached to it.
+    _inside: Inside,
 }
 
 impl Legs {
@@ -63,7 +68,8 @@ impl Legs {
     /// # Panics
     /// If the programs are not built, or the kernel refuses them.
     pub fn with(options: &Options) -> Self {
-        let kernel = Kernel::attach(options);
+        let inside = Inside::enter();
+        let kernel = Kernel::attach(&Options { cgroup: Some(inside.path().to_path_buf()), ..options.clone() });
         let kernel = Arc::new(kernel.expect("this test attaches kernel programs: run cargo xtask build, and run it as root"));
         let before = kernel.verdicts().expect("the counters");
         let stop = Arc::new(AtomicBool::new(false));
@@ -74,7 +80,7 @@ impl Legs {
                 thread::park_timeout(Duration::from_secs(1));
             }
         });
-        Self { path: kernel.path(), kernel, before, stop, heart: Some(heart) }
+        Self { path: kernel.path(), kernel, listener: Mutex::new(None), before, stop, heart: Some(heart), _inside: inside }
     }
 
     /// The path, as the agent's connections use it.
@@ -117,15 +123,23 @@ impl Legs {
         Pair { app, agent }
     }
 
-    /// A connection that an application opens to the agent by IPv4.
+    /// A connection that an application opens to the agent by IPv4. All such have one listener, which stays: another
+    /// test's would be taken for it if it got the address of one that is gone.
     pub fn pair(&self) -> Pair {
-        self.accepted("127.0.0.1:0", "127.0.0.1")
+        // One at a time, so that the ends belong together.
+        let mut listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
+        Pair::accept(listener.get_or_insert_with(|| self.listen("127.0.0.1:0")), "127.0.0.1")
     }
 
     /// Has what the agent sends on a socket go by TCP, when the other end has read all that was redirected.
     pub fn keep_to_tcp(&self, agent: &TcpStream, why: Fallback) {
         until_true("the other end to have read everything", || self.unread_by_app(agent) == 0);
         self.path.keep_to_tcp(agent.as_fd(), why).expect("keeping to TCP");
+    }
+
+    /// Says no more that the agent lives.
+    pub fn silence(&self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 
     /// Bytes that the other end of the agent's socket has not read, as the kernel says.
@@ -150,6 +164,17 @@ impl Legs {
     #[track_caller]
     pub fn expect(&self, expected: &Took) {
         took::expect(&self.took(), expected);
+    }
+
+    /// As [`Legs::expect`], but for how many bytes went by TCP: of a send that does not block, the programs see what it
+    /// wants to send, not what TCP takes of it.
+    ///
+    /// # Panics
+    /// As [`Legs::expect`].
+    #[track_caller]
+    pub fn expect_of_nonblocking(&self, expected: &Took) {
+        let took = self.took();
+        took::expect(&took, &Took { passed: took.passed.bytes, ..*expected });
     }
 
     /// Expects that both ends of so many connections are enrolled, and that all bytes were redirected.
