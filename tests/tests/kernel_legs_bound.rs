@@ -1,4 +1,5 @@
 //! What waits at a reader that does not read: never more than the bound, and the rest by TCP, which has backpressure.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -123,7 +124,7 @@ fn many_threads_on_one_socket_do_not_exceed_the_bound() {
                 while at < EACH {
                     let piece = rng.random_range(1..20_000).min(EACH - at);
                     // Two bits of each byte say which thread it is of, six which of the thread's.
-                    let bytes: Vec<u8> = (at..at + piece).map(|at| thread << 6 | (at % 64) as u8).collect();
+                    let bytes: Vec<u8> = (at..at + piece).map(|at| thread << 6 | u8::try_from(at % 64).unwrap()).collect();
                     app.write_all(&bytes).unwrap();
                     at += piece;
                 }

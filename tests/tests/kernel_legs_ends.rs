@@ -1,4 +1,5 @@
 //! How connections end: close, half-close, reset, with and without bytes that nobody has read.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
     io::{ErrorKind, Read, Write},

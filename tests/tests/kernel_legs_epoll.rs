@@ -1,5 +1,6 @@
 //! Edge-triggered readers, as every asynchronous runtime is one: a socket says once that there is something, and a reader
 //! that stopped too early would wait for ever. Bytes come through both queues of a socket.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
     io::{ErrorKind, Read, Write},

@@ -1,5 +1,6 @@
 //! Bytes that are sent while a connection is being enrolled, or before: a direction is redirected from its first byte, or
 //! goes by TCP for life.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
     io::{Read, Write},

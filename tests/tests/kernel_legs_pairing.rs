@@ -1,4 +1,5 @@
 //! Which connections are enrolled: those of the agent's listeners and its own, with both ends, and nobody else's.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
     io::{Read, Write},
@@ -14,8 +15,8 @@ use agent::kernel::{Options, Pass, Refusal, Verdicts};
 use agent_common::mode;
 use moa_tests::{
     PATIENCE,
-    leg::{FAMILIES, Legs, Pair, Stamps, Took, bound_socket, in_new_namespace, port, stream_socket},
-    seed,
+    leg::{FAMILIES, Legs, Pair, Stamps, Took, bound_socket, in_new_namespace, port, readable, stream_socket},
+    seed, until_true,
     wait::until_within,
 };
 use rand::RngExt;
@@ -279,6 +280,52 @@ fn addresses_that_are_used_again() {
 }
 
 #[test]
+fn a_socket_that_connects_again() {
+    let legs = Legs::attach();
+    let (ours, stranger) = (legs.listen("127.0.0.1:0"), TcpListener::bind("127.0.0.1:0").unwrap());
+    let socket = stream_socket(ours.local_addr().unwrap());
+    // First to the agent, then to somebody else, then to the agent again.
+    for (at, listener) in (1..).zip([&ours, &stranger, &ours]) {
+        let address = listener.local_addr().unwrap();
+        until_true("the socket to connect", || socket.connect(&address.into()).is_ok());
+        let (agent, _) = listener.accept().unwrap();
+        let app = socket.try_clone().unwrap().into();
+        stay_connected(&app, &agent, at);
+        rustix::net::connect_unspec(&socket).unwrap();
+    }
+    legs.expect_redirected(2, 2 * BYTES, 2 * BYTES);
+}
+
+/// What the first connection left unread is not read on the second, nor sent to it.
+#[test]
+fn a_socket_that_connects_again_with_something_unread() {
+    let legs = Legs::attach();
+    for again in [legs.listen("127.0.0.1:0"), TcpListener::bind("127.0.0.1:0").unwrap()] {
+        let ours = legs.listen("127.0.0.1:0");
+        let socket = stream_socket(ours.local_addr().unwrap());
+        socket.connect(&ours.local_addr().unwrap().into()).unwrap();
+        let (mut agent, _) = ours.accept().unwrap();
+        agent.write_all(&[7; 1000]).unwrap();
+        until_true("the bytes", || readable(&socket) == 1000);
+        rustix::net::connect_unspec(&socket).unwrap();
+        socket.connect(&again.local_addr().unwrap().into()).unwrap();
+        let (other, _) = again.accept().unwrap();
+        assert_eq!(readable(&socket), 0, "bytes of the former connection");
+        assert!(agent.write(&[7; 1000]).is_err(), "the former connection still takes bytes");
+        stay_connected(&socket.try_clone().unwrap().into(), &other, 1);
+    }
+}
+
+/// Sends both ways, and leaves the connection as it is.
+fn stay_connected(mut app: &TcpStream, mut agent: &TcpStream, stream: u64) {
+    let mut rng = seed::rng("stay_connected");
+    Stamps::of(stream).send(&mut app, BYTES, 9_000, &mut rng);
+    Stamps::of(stream).receive(&mut agent, BYTES, &mut rng, |_| {});
+    Stamps::of(!stream).send(&mut agent, BYTES, 9_000, &mut rng);
+    Stamps::of(!stream).receive(&mut app, BYTES, &mut rng, |_| {});
+}
+
+#[test]
 fn a_full_map() {
     let legs = Legs::with(&Options { bound: 1 << 20, sockets_max: Some(3), ..Options::default() });
     let listener = legs.listen("127.0.0.1:0");
@@ -291,7 +338,7 @@ fn a_full_map() {
     legs.expect(&took);
     exchange(held, 2);
     legs.expect(&Took { to_agent: BYTES, from_agent: BYTES, ..took });
-    moa_tests::until_true("the places to be free again", || legs.enrolled().unwrap() == 0);
+    until_true("the places to be free again", || legs.enrolled().unwrap() == 0);
     exchange(Pair::accept(&listener, "127.0.0.1"), 3);
     legs.expect(&Took { enrolled: 5, to_agent: 2 * BYTES, from_agent: 2 * BYTES, ..took });
 }

@@ -1,4 +1,5 @@
 //! What applications do with their sockets beside plain reads and writes.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
     fs::File,

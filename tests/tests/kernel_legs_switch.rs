@@ -1,4 +1,5 @@
 //! The path is turned off and on, and its programs are replaced, while bytes flow.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
     fs,
@@ -191,6 +192,23 @@ fn programs_are_replaced_under_load() {
     let took = legs.verdicts().unwrap();
     assert_eq!((took.enrolled, took.passed.bytes, took.passes), (2 * (rounds + 1), 0, [0; 8]), "{took:?}");
     assert_eq!(took.refusals, [0; 8]);
+}
+
+/// While one process takes over from another, the program that enrols may be there twice.
+#[test]
+fn two_copies_of_the_program_enrol_once() {
+    let pinned = Pinned::new("twice");
+    let (_old, new) = (Legs::with(&pinned.options()), Legs::with(&pinned.options()));
+    for at in 1..=4 {
+        let mut pair = if at % 2 == 0 { new.pair() } else { new.dialled("127.0.0.1:0", "127.0.0.1") };
+        let mut rng = seed::rng("two_copies_of_the_program_enrol_once");
+        Stamps::of(1).send(&mut pair.app, 10_000, 1_000, &mut rng);
+        Stamps::of(1).receive(&mut pair.agent, 10_000, &mut rng, |_| {});
+        Stamps::of(2).send(&mut pair.agent, 10_000, 1_000, &mut rng);
+        Stamps::of(2).receive(&mut pair.app, 10_000, &mut rng, |_| {});
+        assert!(new.path().enrolled(pair.agent.as_fd()).is_some());
+        new.expect_redirected(at, at * 10_000, at * 10_000);
+    }
 }
 
 /// Sends and reads by turns, so that little waits; `total` is held under the bound by the number of turns.

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
     process,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -23,8 +24,13 @@ impl Inside {
         let mut inside = lock();
         let folder = root().join(format!("moa-legs-{}", process::id()));
         if *inside == 0 {
-            fs::create_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}: run this test as root", folder.display()));
-            enter(&folder);
+            match fs::create_dir(&folder) {
+                // A child of this process was still in it when the last test left.
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                    panic!("{}: {error}: run this test as root", folder.display())
+                }
+                _ => enter(&folder),
+            }
         }
         *inside += 1;
         Self(folder)
