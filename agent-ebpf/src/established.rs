@@ -103,6 +103,9 @@ fn connected(ctx: &SockOpsContext) -> Option<()> {
 /// Takes the socket among those whose bytes are redirected, or counts why not.
 #[inline(always)]
 fn enrol(ctx: &SockOpsContext, sk: *mut bpf_sock, own: &Listener, other: &Listener, role: u32) -> bool {
+    if is_enrolled(ctx, sk) {
+        return false;
+    }
     match try_enrol(ctx, sk, own, other, role) {
         Ok(()) => {
             count::enrolled();
@@ -122,6 +125,18 @@ fn enrol(ctx: &SockOpsContext, sk: *mut bpf_sock, own: &Listener, other: &Listen
             false
         }
     }
+}
+
+/// Whether another copy of this program has enrolled the socket for this connection, as both are attached for a moment
+/// when one replaces the other.
+#[inline(always)]
+fn is_enrolled(ctx: &SockOpsContext, sk: *mut bpf_sock) -> bool {
+    // SAFETY: not null.
+    unsafe { sock::leg(sk) }.is_some_and(|leg| {
+        leg.is_enrolled()
+            && leg.peer.receives == word::<{ offset_of!(bpf_sock_ops, snd_nxt) }>(ctx)
+            && leg.peer.sends == word::<{ offset_of!(bpf_sock_ops, rcv_nxt) }>(ctx)
+    })
 }
 
 #[inline(always)]
