@@ -9,7 +9,7 @@ use agent_common::{End, LEASE_NS, Leg, Listener, Pass, Refusal, V4_MAPPED, mode,
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, bpf_sock, bpf_sock_ops},
-    helpers::{bpf_get_netns_cookie, bpf_ktime_get_ns},
+    helpers::{bpf_get_netns_cookie, bpf_ktime_get_ns, generated::bpf_map_delete_elem},
     macros::sock_ops,
     programs::SockOpsContext,
 };
@@ -81,6 +81,7 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
 #[inline(always)]
 fn connected(ctx: &SockOpsContext) -> Option<()> {
     let sk = socket(ctx)?;
+    forget_former(ctx, sk);
     let (own, other) = (own_end(ctx)?, other_end(ctx)?);
     // SAFETY: not null.
     if unsafe { sock::leg(sk) }.is_some_and(|leg| leg.role == role::DIAL) {
@@ -125,6 +126,22 @@ fn enrol(ctx: &SockOpsContext, sk: *mut bpf_sock, own: &Listener, other: &Listen
             false
         }
     }
+}
+
+/// Takes a socket out of the map that was disconnected (`connect` to `AF_UNSPEC`) and connects again. What the former
+/// connection left unread goes with it, as it does with TCP, and would otherwise be read on this one.
+#[inline(always)]
+fn forget_former(ctx: &SockOpsContext, sk: *mut bpf_sock) {
+    // SAFETY: not null.
+    let Some(leg) = (unsafe { sock::leg(sk) }) else { return };
+    if !leg.is_enrolled() || is_enrolled(ctx, sk) {
+        return;
+    }
+    let mut former = leg.peer.peer();
+    // SAFETY: the key is one of the map's. That it is not there is as good.
+    unsafe { bpf_map_delete_elem((&raw const SOCKS).cast_mut().cast(), (&raw mut former).cast()) };
+    // SAFETY: not null.
+    unsafe { sock::forget_leg(sk) };
 }
 
 /// Whether another copy of this program has enrolled the socket for this connection, as both are attached for a moment
