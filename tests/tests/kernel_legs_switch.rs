@@ -16,7 +16,6 @@ use agent::{
     kernel::{Kernel, Options, Pass, Refusal, Verdicts},
     proxy::Fallback,
 };
-use agent_common::mode;
 use moa_tests::{
     leg::{AgentReader, AgentWriter, Inside, Legs, Pair, Stamps, Took},
     seed, until_true,
@@ -84,7 +83,7 @@ fn turned_off_and_on_in_mid_stream() {
             until_true("all four to go by TCP", || legs.took().passes[Pass::Off as usize] == 4 * round);
             // What comes while it is off is left alone, and stays so.
             stream(scope, legs, legs.pair(), &stop);
-            legs.turn_on(mode::TO_AGENT | mode::FROM_AGENT);
+            legs.turn_on();
             let off = legs.took();
             until_true("more bytes by TCP", || legs.took().passed.messages > off.passed.messages + 50);
             assert_eq!((legs.took().to_agent, legs.took().from_agent), (off.to_agent, off.from_agent), "it came back");
@@ -109,7 +108,7 @@ fn what_was_redirected_is_read_before_what_came_after_the_switch() {
     there.send(&mut app, 50_000, 5_000, &mut rng);
     back.send(&mut agent, 50_000, 5_000, &mut rng);
     legs.turn_off();
-    legs.turn_on(mode::TO_AGENT | mode::FROM_AGENT);
+    legs.turn_on();
     // The application's direction turns by itself, with bytes unread before it; the agent turns its own.
     there.send(&mut app, 50_000, 5_000, &mut rng);
     Stamps::of(1).receive(&mut agent, 100_000, &mut rng, |_| {});
@@ -234,7 +233,7 @@ fn what_is_pinned_outlives_the_process_and_goes_when_it_is_detached() {
     drop(kernel);
     assert!(folder.exists());
     let kernel = Kernel::attach(&pinned.options()).unwrap();
-    assert!(kernel.detach(moa_tests::PATIENCE));
+    kernel.detach(moa_tests::PATIENCE).unwrap();
     assert!(!folder.exists());
 }
 
