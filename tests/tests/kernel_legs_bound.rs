@@ -10,7 +10,7 @@ use std::{
 
 use agent::kernel::Pass;
 use moa_tests::{
-    leg::{AgentReader, AgentWriter, Legs, Pair, Route, Stamps, Took, readable},
+    leg::{AgentReader, AgentWriter, FAMILIES, Legs, Pair, Route, Stamps, Took, readable},
     seed, until_true,
 };
 use rand::{RngExt, rngs::StdRng};
@@ -84,17 +84,43 @@ fn a_stalled_agent_holds_the_bound_and_no_more() {
     }
 }
 
+/// The agent holds itself to the bound by what the kernel says of the other end.
+#[test]
+fn what_waits_is_known_in_every_family() {
+    let legs = Legs::bounded(BOUND);
+    let ways = FAMILIES.into_iter().chain([("[::]:0", "127.0.0.1")]);
+    let pairs: Vec<Pair> = ways.flat_map(|(listen, to)| [legs.accepted(listen, to), legs.dialled(listen, to)]).collect();
+    for Pair { mut app, mut agent } in pairs {
+        agent.write_all(&[1; 5_000]).unwrap();
+        app.write_all(&[1; 3_000]).unwrap();
+        assert_eq!((legs.unread_by_app(&agent), legs.held_by_agent(&agent)), (5_000, 3_000), "{agent:?}");
+        app.read_exact(&mut [0; 4_000]).unwrap();
+        agent.read_exact(&mut [0; 3_000]).unwrap();
+        until_true("what was read to be gone", || legs.held_by_agent(&agent) == 0);
+        assert!((1_000..=5_000).contains(&legs.unread_by_app(&agent)), "{agent:?}");
+        app.read_exact(&mut [0; 1_000]).unwrap();
+        assert_eq!(legs.unread_by_app(&agent), 0, "{agent:?}");
+    }
+    legs.expect_redirected(8, 8 * 3_000, 8 * 5_000);
+}
+
 #[test]
 fn what_an_agent_has_published_may_come_again() {
     let legs = Legs::bounded(BOUND);
-    let Pair { mut app, agent } = legs.pair();
+    goes_on_when_published(&legs, legs.pair());
+    let sent = legs.took().to_agent.bytes;
+    goes_on_when_published(&legs, legs.dialled("[::]:0", "::ffff:127.0.0.1"));
+    legs.expect_redirected(2, 2 * sent, 0);
+}
+
+fn goes_on_when_published(legs: &Legs, pair: Pair) {
+    let Pair { mut app, agent } = pair;
     let (mut sent, mut received, mut rng) = (Stamps::of(1), Stamps::of(1), seed::rng("what_an_agent_has_published"));
-    let mut agent = AgentReader::new(&legs, agent);
+    let mut agent = AgentReader::new(legs, agent);
     for _ in 0..seed::count(200, 2_000) {
         sent.send(&mut app, BOUND * 3 / 4, 50_000, &mut rng);
         received.receive(&mut agent, BOUND * 3 / 4, &mut rng, |_| {});
     }
-    legs.expect_redirected(1, sent.at(), 0);
 }
 
 #[test]

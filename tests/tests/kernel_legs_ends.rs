@@ -224,7 +224,7 @@ fn closing_in_mid_send_is_a_broken_pipe_unlike_tcp() {
     let mut rng = seed::rng("closing_in_mid_send_is_a_broken_pipe_unlike_tcp");
     for route in Route::ALL {
         let legs = Legs::bounded(LARGE);
-        let rounds = seed::count(50, 500) as u64;
+        let rounds = seed::count(200, 1_000) as u64;
         for _ in 0..rounds {
             let (mut sender, mut receiver) = route.open(&legs);
             let (piece, read) = (rng.random_range(1..100_000), rng.random_range(1..1_000_000));

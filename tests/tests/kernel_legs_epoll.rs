@@ -128,7 +128,7 @@ fn expect_some_at_the_bound(legs: &Legs, rounds: usize, total: u64) {
 #[test]
 fn an_agent_that_reads_until_there_is_nothing_more() {
     for legs in BOUNDS.map(Legs::bounded) {
-        let rounds = seed::count(200, 2_500);
+        let rounds = seed::count(800, 5_000);
         let total = to_agent(&legs, rounds, |socket, number, stamps, rng| {
             // One in two publishes what it reads.
             if number % 2 == 0 {
@@ -145,7 +145,7 @@ fn an_agent_that_reads_until_there_is_nothing_more() {
 #[test]
 fn an_agent_that_stops_after_short_reads_until_something_has_fallen_back() {
     for legs in BOUNDS.map(Legs::bounded) {
-        let rounds = seed::count(200, 2_500);
+        let rounds = seed::count(800, 5_000);
         let total = to_agent(&legs, rounds, |socket, _, stamps, rng| {
             let until = Until::ShortUnlessFallenBack(&**legs.path());
             let mut reader = AgentReader::new(&legs, socket.try_clone().unwrap());
@@ -159,7 +159,7 @@ fn an_agent_that_stops_after_short_reads_until_something_has_fallen_back() {
 #[test]
 fn an_application_that_stops_after_short_reads() {
     for legs in BOUNDS.map(Legs::bounded) {
-        application_stops_after_short_reads(&legs, seed::count(200, 2_500));
+        application_stops_after_short_reads(&legs, seed::count(800, 5_000));
     }
 }
 

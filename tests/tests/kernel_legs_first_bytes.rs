@@ -57,7 +57,7 @@ fn serve(listener: &TcpListener) -> u64 {
 #[test]
 fn bytes_at_once_after_connecting() {
     let legs = Legs::attach();
-    let count = seed::count(2_000, 20_000) as u64;
+    let count = seed::count(4_000, 20_000) as u64;
     let (mut there, mut back) = (0, 0);
     for (at, (listen, connect)) in (0..).zip(FAMILIES) {
         let sums = short_connections(&legs.listen(listen), connect, at * count, count);
@@ -71,7 +71,7 @@ fn bytes_at_once_from_several_threads() {
     const THREADS: u64 = 4;
     let legs = Legs::attach();
     let listener = legs.listen("127.0.0.1:0");
-    let count = seed::count(1_000, 10_000) as u64;
+    let count = seed::count(3_000, 10_000) as u64;
     let (there, back) = (AtomicU64::new(0), AtomicU64::new(0));
     thread::scope(|scope| {
         for at in 0..THREADS {
@@ -91,7 +91,7 @@ fn bytes_at_once_from_several_threads() {
 fn the_agent_sends_at_once_after_dialling() {
     let legs = Legs::attach();
     let service = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (count, mut rng) = (seed::count(2_000, 20_000) as u64, seed::rng("the_agent_sends_at_once_after_dialling"));
+    let (count, mut rng) = (seed::count(4_000, 20_000) as u64, seed::rng("the_agent_sends_at_once_after_dialling"));
     let (mut there, mut back) = (0, 0);
     for stream in 0..count {
         let mut agent = legs.dial(service.local_addr().unwrap());

@@ -245,7 +245,7 @@ fn addresses_that_are_used_again() {
     let legs = Legs::attach();
     let listener = legs.listen("127.0.0.1:0");
     let mut rng = seed::rng("addresses_that_are_used_again");
-    let rounds = seed::count(2_000, 20_000) as u64;
+    let rounds = seed::count(4_000, 20_000) as u64;
     let from: SocketAddr = {
         let probe = bound_socket("127.0.0.1:0".parse().unwrap());
         probe.local_addr().unwrap().as_socket().unwrap()

@@ -69,7 +69,7 @@ fn send_until(to: &mut impl Write, stream: u64, stop: &AtomicBool) {
 fn turned_off_and_on_in_mid_stream() {
     // Far more than waits while the readers keep up, so that nothing falls back but by the switch.
     let legs = Legs::bounded(64 << 20);
-    let rounds = seed::count(12, 100) as u64;
+    let rounds = seed::count(40, 200) as u64;
     for round in 1..=rounds {
         let stop = AtomicBool::new(false);
         let before = legs.took();
@@ -151,7 +151,7 @@ fn programs_are_replaced_under_load() {
     let pinned = Pinned::new("replaced");
     // Sockets belong to the cgroup in which they were made, for life.
     let _inside = Inside::enter();
-    let rounds = seed::count(10, 50) as u64;
+    let rounds = seed::count(25, 100) as u64;
     let stop = AtomicBool::new(false);
     let mut legs = Legs::with(&pinned.options());
     let mut before = legs.verdicts().unwrap();
