@@ -12,6 +12,7 @@ pub mod errors;
 pub mod external;
 pub mod fake;
 pub mod judge;
+pub mod leg;
 pub mod load;
 pub mod machine;
 pub mod process;
@@ -28,7 +29,7 @@ pub use fake::{Answer, FakeMoa, Gate};
 pub use judge::Judge;
 pub use resp::Reply;
 pub use transcript::ScriptedPeer;
-pub use wait::{PATIENCE, until};
+pub use wait::{PATIENCE, until, until_true};
 
 /// The service that most tests call.
 pub const DEMO: &str = "/service/demo";
