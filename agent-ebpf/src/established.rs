@@ -205,8 +205,8 @@ fn may_enrol(sk: *mut bpf_sock, own: &Listener, other: &Listener) -> Result<(), 
     }
     // SAFETY: not null.
     match unsafe { sock::tcp(sk) } {
-        Some(tcp) if !tcp.has_ulp => Ok(()),
-        Some(_) => Err(Refusal::Ulp),
+        Some(tcp) if !tcp.has_ulp && !tcp.zerocopy => Ok(()),
+        Some(_) => Err(Refusal::Special),
         None => Err(Refusal::Kernel),
     }
 }

@@ -170,7 +170,7 @@ fn mptcp_at_the_applications_end_is_left_alone() {
         enrolled: 1,
         passed: BYTES,
         passes: &[(Pass::NoPeer, 1)],
-        refusals: &[(Refusal::Ulp, 1)],
+        refusals: &[(Refusal::Special, 1)],
         ..Took::default()
     });
 }
