@@ -168,7 +168,7 @@ fn may_enrol(sk: *mut bpf_sock, own: &Listener, other: &Listener) -> Result<(), 
         return Err(Refusal::Stale);
     }
     // SAFETY: only whether there is an entry is looked at.
-    if unsafe { EXCLUDED.get(&own.netns) }.is_some() {
+    if unsafe { EXCLUDED.get(own.netns) }.is_some() {
         return Err(Refusal::Excluded);
     }
     // SAFETY: not null.

@@ -95,7 +95,7 @@ fn within_bound(leg: &mut Leg, bytes: u64) -> Result<(), Pass> {
         return Ok(());
     }
     // SAFETY: the value is copied at once.
-    let read = unsafe { READS.get(&leg.peer) }.copied().unwrap_or(0);
+    let read = unsafe { READS.get(leg.peer) }.copied().unwrap_or(0);
     leg.limit = read + shared.bound;
     if leg.redirected + bytes <= leg.limit { Ok(()) } else { Err(Pass::Bound) }
 }

@@ -170,9 +170,9 @@ impl Node {
     pub fn switch_kernel(&self, on: bool) -> Result<api::Kernel, String> {
         if let Ok(kernel) = &self.kernel {
             if on {
-                kernel.turn_on()
+                kernel.turn_on();
             } else {
-                kernel.turn_off()
+                kernel.turn_off();
             }
             if on && !kernel.is_on() {
                 return Err(kernel.objection().unwrap_or_default());

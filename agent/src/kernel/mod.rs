@@ -176,9 +176,9 @@ impl Kernel {
             kernel.unenrol_after_fallback();
         }
         if speed.is_none_or(|speed| speed.pays()) {
-            kernel.turn_on()
+            kernel.turn_on();
         } else {
-            kernel.turn_off()
+            kernel.turn_off();
         }
         Ok(kernel)
     }

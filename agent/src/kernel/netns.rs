@@ -49,17 +49,20 @@ pub(super) fn enter_new() -> io::Result<()> {
 fn raise_loopback() -> io::Result<()> {
     /// The first device of every namespace.
     const LOOPBACK: i32 = 1;
-    let up = libc::IFF_UP as u32;
+    /// `NLM_F_REQUEST` and `NLM_F_ACK`.
+    const FLAGS: u16 = 1 | 4;
+    /// `IFF_UP`.
+    const UP: u32 = 1;
     let mut message = Vec::new();
     // A header of netlink: length, type, flags, sequence number, sender; then what is changed (`struct ifinfomsg`).
     message.extend(32_u32.to_ne_bytes());
     message.extend(libc::RTM_NEWLINK.to_ne_bytes());
-    message.extend((libc::NLM_F_REQUEST as u16 | libc::NLM_F_ACK as u16).to_ne_bytes());
+    message.extend(FLAGS.to_ne_bytes());
     message.extend([0; 8]);
     message.extend([0; 4]);
     message.extend(LOOPBACK.to_ne_bytes());
-    message.extend(up.to_ne_bytes());
-    message.extend(up.to_ne_bytes());
+    message.extend(UP.to_ne_bytes());
+    message.extend(UP.to_ne_bytes());
     let netlink = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
     send(netlink.as_raw_fd(), &message, MsgFlags::empty())?;
     let mut answer = [0; 64];
