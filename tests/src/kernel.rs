@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, process::Command};
 
 use aya::{
-    maps::loaded_maps,
+    maps::MapInfo,
     programs::{loaded_links, loaded_programs},
 };
 use serde::Deserialize;
@@ -198,15 +198,18 @@ fn grown(now: &BTreeMap<String, u64>, before: &BTreeMap<String, u64>) -> BTreeMa
     growth.filter(|(_, count)| *count > 0).collect()
 }
 
+/// Which of an agent's programs and maps the kernel still has, but for the program array: one that is looked at while it goes
+/// stays for ever, as the kernel clears it each time that the last who looks has gone, and counts that twice.
+pub fn left_of(look: &Look) -> Vec<String> {
+    let programs = look.programs.iter().filter(|program| program_exists(program.id)).map(|program| program.name.clone());
+    let maps = look.maps.iter().filter(|map| map.name != "SLOTS" && MapInfo::from_id(map.id).is_ok());
+    programs.chain(maps.map(|map| map.name.clone())).collect()
+}
+
 /// Whether the kernel has a program with this number.
 pub fn program_exists(id: u32) -> bool {
     // One that ends while it is looked at is passed over.
     loaded_programs().flatten().any(|program| program.id() == id)
-}
-
-/// Whether the kernel has a map with this number.
-pub fn map_exists(id: u32) -> bool {
-    loaded_maps().flatten().any(|map| map.id() == id)
 }
 
 /// How many links the kernel has of the program with this number.
