@@ -55,8 +55,8 @@ pub enum Refusal {
     Off = 2,
     /// The agent has not said for long that it lives.
     Stale = 3,
-    /// A protocol is on top of the socket, as with MPTCP.
-    Ulp = 4,
+    /// A protocol is on top of the socket, as with MPTCP, or it waits for completions of `MSG_ZEROCOPY`.
+    Special = 4,
     /// The map of sockets is full.
     Full = 5,
     /// Somebody else has the socket in a map of theirs.
@@ -68,7 +68,7 @@ pub enum Refusal {
 impl Refusal {
     /// All of them, in the order of their numbers.
     pub const ALL: [Self; 8] =
-        [Self::Remote, Self::Excluded, Self::Off, Self::Stale, Self::Ulp, Self::Full, Self::Busy, Self::Kernel];
+        [Self::Remote, Self::Excluded, Self::Off, Self::Stale, Self::Special, Self::Full, Self::Busy, Self::Kernel];
 
     /// Its name, as the operator sees it.
     #[must_use]
@@ -78,7 +78,7 @@ impl Refusal {
             Self::Excluded => "namespace-excluded",
             Self::Off => "turned-off",
             Self::Stale => "agent-silent",
-            Self::Ulp => "ulp",
+            Self::Special => "ulp-or-zerocopy",
             Self::Full => "map-full",
             Self::Busy => "other-sockmap",
             Self::Kernel => "kernel",

@@ -9,7 +9,7 @@ use agent_common::{End, LEASE_NS, Leg, Listener, Pass, Refusal, V4_MAPPED, mode,
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, bpf_sock, bpf_sock_ops},
-    helpers::{bpf_get_netns_cookie, bpf_ktime_get_ns},
+    helpers::{bpf_get_netns_cookie, bpf_ktime_get_ns, generated::bpf_map_delete_elem},
     macros::sock_ops,
     programs::SockOpsContext,
 };
@@ -81,6 +81,7 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
 #[inline(always)]
 fn connected(ctx: &SockOpsContext) -> Option<()> {
     let sk = socket(ctx)?;
+    forget_former(ctx, sk);
     let (own, other) = (own_end(ctx)?, other_end(ctx)?);
     // SAFETY: not null.
     if unsafe { sock::leg(sk) }.is_some_and(|leg| leg.role == role::DIAL) {
@@ -103,6 +104,9 @@ fn connected(ctx: &SockOpsContext) -> Option<()> {
 /// Takes the socket among those whose bytes are redirected, or counts why not.
 #[inline(always)]
 fn enrol(ctx: &SockOpsContext, sk: *mut bpf_sock, own: &Listener, other: &Listener, role: u32) -> bool {
+    if is_enrolled(ctx, sk) {
+        return false;
+    }
     match try_enrol(ctx, sk, own, other, role) {
         Ok(()) => {
             count::enrolled();
@@ -122,6 +126,34 @@ fn enrol(ctx: &SockOpsContext, sk: *mut bpf_sock, own: &Listener, other: &Listen
             false
         }
     }
+}
+
+/// Takes a socket out of the map that was disconnected (`connect` to `AF_UNSPEC`) and connects again. What the former
+/// connection left unread goes with it, as it does with TCP, and would otherwise be read on this one.
+#[inline(always)]
+fn forget_former(ctx: &SockOpsContext, sk: *mut bpf_sock) {
+    // SAFETY: not null.
+    let Some(leg) = (unsafe { sock::leg(sk) }) else { return };
+    if !leg.is_enrolled() || is_enrolled(ctx, sk) {
+        return;
+    }
+    let mut former = leg.peer.peer();
+    // SAFETY: the key is one of the map's. That it is not there is as good.
+    unsafe { bpf_map_delete_elem((&raw const SOCKS).cast_mut().cast(), (&raw mut former).cast()) };
+    // SAFETY: not null.
+    unsafe { sock::forget_leg(sk) };
+}
+
+/// Whether another copy of this program has enrolled the socket for this connection, as both are attached for a moment
+/// when one replaces the other.
+#[inline(always)]
+fn is_enrolled(ctx: &SockOpsContext, sk: *mut bpf_sock) -> bool {
+    // SAFETY: not null.
+    unsafe { sock::leg(sk) }.is_some_and(|leg| {
+        leg.is_enrolled()
+            && leg.peer.receives == word::<{ offset_of!(bpf_sock_ops, snd_nxt) }>(ctx)
+            && leg.peer.sends == word::<{ offset_of!(bpf_sock_ops, rcv_nxt) }>(ctx)
+    })
 }
 
 #[inline(always)]
@@ -173,8 +205,8 @@ fn may_enrol(sk: *mut bpf_sock, own: &Listener, other: &Listener) -> Result<(), 
     }
     // SAFETY: not null.
     match unsafe { sock::tcp(sk) } {
-        Some(tcp) if !tcp.has_ulp => Ok(()),
-        Some(_) => Err(Refusal::Ulp),
+        Some(tcp) if !tcp.has_ulp && !tcp.zerocopy => Ok(()),
+        Some(_) => Err(Refusal::Special),
         None => Err(Refusal::Kernel),
     }
 }

@@ -13,6 +13,7 @@ pub mod external;
 pub mod fake;
 pub mod judge;
 pub mod kernel;
+pub mod leg;
 pub mod load;
 pub mod machine;
 pub mod mixed;
@@ -30,7 +31,7 @@ pub use fake::{Answer, FakeMoa, Gate};
 pub use judge::Judge;
 pub use resp::Reply;
 pub use transcript::ScriptedPeer;
-pub use wait::{PATIENCE, until};
+pub use wait::{PATIENCE, until, until_true};
 
 /// The service that most tests call.
 pub const DEMO: &str = "/service/demo";

@@ -14,6 +14,11 @@ pub fn rng(test: &str) -> StdRng {
     StdRng::seed_from_u64(seed)
 }
 
+/// A random generator for what need not differ from run to run.
+pub fn fixed(seed: u64) -> StdRng {
+    StdRng::seed_from_u64(seed)
+}
+
 /// Whether the full counts are wanted (`MOA_TEST_LONG=1`).
 pub fn long() -> bool {
     env::var("MOA_TEST_LONG").is_ok_and(|value| value == "1")

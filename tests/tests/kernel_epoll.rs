@@ -12,7 +12,7 @@ use moa_tests::{
     config, envelope,
     kernel::{self, Look, receive_memory},
     seed::{self, rng},
-    wait::until_true,
+    until_true,
 };
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use rand::{RngExt, rngs::StdRng};

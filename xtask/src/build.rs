@@ -19,21 +19,26 @@ pub(crate) struct Args {
     debug: bool,
 }
 
-/// Builds the kernel programs, then the binary with them in it, and says where it is.
+/// Builds everything, and says where it is.
 pub(crate) fn run(place: &Place, args: &Args) -> Result<()> {
+    moa(place, args.debug)?;
+    println!("built {}", place.moa(args.debug).display());
+    Ok(())
+}
+
+/// Builds the kernel programs, then the binary with them in it.
+pub(crate) fn moa(place: &Place, debug: bool) -> Result<()> {
     match setup::ensure_kernel(place) {
         Ok(toolchain) => kernel::build(place, &toolchain)?,
         // The agent is whole without them, so that a lack of rights or of a network is told, and no error.
-        Err(error) => println!("building {}: {error:#}", without(place)),
+        Err(error) => eprintln!("building {}: {error:#}", without(place)),
     }
     let mut build = cargo();
     build.args(["build", "--bin", "moa"]).current_dir(&place.root);
-    if !args.debug {
+    if !debug {
         build.arg("--release");
     }
-    command::run(&mut build).context("the binary cannot be built")?;
-    println!("built {}", place.moa(args.debug).display());
-    Ok(())
+    command::run(&mut build).context("the binary cannot be built")
 }
 
 /// What the binary will have in place of kernel programs of today.

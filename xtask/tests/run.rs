@@ -108,7 +108,7 @@ fn ends_by_itself_with_a_sum() {
     let mut task = Task::start(&["--seconds", "2", "--no-kernel"]);
     let (said, status) = task.end();
     assert!(status.success(), "{said}");
-    assert!(said.contains("Userspace only: --kernel off"), "{said}");
+    assert!(said.contains("Userspace only: kernel.mode is off"), "{said}");
     assert!(said.contains(" calls in 2 s: p50 "), "{said}");
     task.nothing_runs();
 }

@@ -168,6 +168,7 @@ fn attach(name: &Name, config: &config::Kernel) -> Result<Kernel, String> {
         name: Some(name.to_string()),
         bound: config.leg_bytes_max,
         exclude_namespaces: config.exclude_namespaces.clone(),
+        sockets_max: None,
     };
     let attached = Kernel::begin(&options, config.mode == KernelMode::Auto).map_err(|error| {
         tracing::warn!("userspace only: {error}");

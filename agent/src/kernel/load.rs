@@ -53,7 +53,7 @@ pub(super) fn load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &
 
 fn try_load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options) -> Result<Kernel, AttachError> {
     let offsets = btf::offsets(Path::new(BTF)).map_err(|source| AttachError::Btf { source })?;
-    let mut programs = load_object(object, &offsets, pins.as_ref())?;
+    let mut programs = load_object(object, &offsets, pins.as_ref(), options.sockets_max)?;
     // Before any map is taken out, as programs name them by their descriptors.
     program::<SockOps>(&mut programs, ESTABLISHED)?.load().map_err(|error| AttachError::program(ESTABLISHED, error))?;
     let adopted = pins.as_ref().is_some_and(|pins| pins.stub().exists());
@@ -96,8 +96,11 @@ fn try_load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options
 }
 
 /// Creates the maps, or opens those that are pinned.
-fn load_object(object: &[u8], offsets: &Offsets, pins: Option<&Pins>) -> Result<Ebpf, AttachError> {
+fn load_object(object: &[u8], offsets: &Offsets, pins: Option<&Pins>, sockets_max: Option<u32>) -> Result<Ebpf, AttachError> {
     let mut loader = EbpfLoader::new();
+    if let Some(sockets_max) = sockets_max {
+        loader.map_max_entries("SOCKS", sockets_max);
+    }
     loader.override_global("MOA_OFFSETS", offsets, true);
     let level = log_level();
     loader.override_global(aya_log::LEVEL, &level, false);

@@ -67,6 +67,9 @@ pub struct Options {
     pub bound: u64,
     /// Files of network namespaces whose connections are left alone.
     pub exclude_namespaces: Vec<PathBuf>,
+    /// Sockets that are enrolled at most, two for a connection. None: as many as the programs say. Of no effect on a map
+    /// that is adopted.
+    pub sockets_max: Option<u32>,
 }
 
 /// The attached kernel programs. Dropping it detaches them, unless they are pinned.

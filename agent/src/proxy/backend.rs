@@ -41,12 +41,14 @@ const EXCERPT: usize = 200;
 pub(crate) async fn run(worker: Rc<Worker>, pool: Rc<Pool>) {
     let policy = pool.policy();
     let within = Duration::from_millis(policy.connect_timeout_ms);
-    let path = worker.path().filter(|_| policy.kernel);
-    let kernel = path.as_ref().map(|path| &*path.kernel);
-    let connected = timeout(within, connect(pool.instance.address, kernel)).await;
+    let kernel = worker.kernel().filter(|_| policy.kernel);
+    let connected = timeout(within, connect(pool.instance.address, kernel.as_deref())).await;
     worker.turn_begins();
     match connected {
-        Ok(Ok(tcp)) => serve(worker, pool, Stream::new(tcp, path), policy.pipelined).await,
+        Ok(Ok(tcp)) => {
+            let stream = Stream::new(tcp, worker.counters.clone(), kernel);
+            serve(worker, pool, stream, policy.pipelined).await;
+        }
         Ok(Err(error)) => pool.connect_failed(&worker, &format!("can't connect: {error}")),
         Err(_) => pool.connect_failed(&worker, &format!("can't connect within {} ms", within.as_millis())),
     }

@@ -192,7 +192,7 @@ impl Proxy {
         }
     }
 
-    /// Bytes read and written on all connections, if there is a kernel path.
+    /// Bytes read and written on all connections.
     #[must_use]
     pub fn bytes_total(&self) -> u64 {
         self.workers.iter().map(|worker| worker.counters.bytes.get()).sum()

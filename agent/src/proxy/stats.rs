@@ -271,11 +271,19 @@ pub(crate) struct WorkerCounters {
     pub(crate) accepted: Counter,
     pub(crate) refused: Counter,
     pub(crate) queued_bytes: Counter,
-    /// Read and written on all connections, if there is a kernel path.
+    /// Read and written on all connections.
     pub(crate) bytes: Counter,
     /// Calls without a service, which no other counter has.
     pub(crate) unrouted: UnroutedCounters,
     pub(crate) closed: [Counter; CloseReason::ALL.len()],
+}
+
+impl WorkerCounters {
+    /// Counts bytes that were read or written.
+    pub(crate) fn moved(&self, bytes: usize) -> usize {
+        self.bytes.add(bytes as u64);
+        bytes
+    }
 }
 
 /// Calls that named no known service.

@@ -10,7 +10,6 @@ use std::{
     io::{self, IoSlice},
     os::fd::AsFd,
     pin::Pin,
-    rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -37,21 +36,16 @@ const PUBLISHED_PER_BOUND: u64 = 4;
 /// What `fallbacks` never is: what was read so far may be less than there is.
 const NEVER: u64 = u64::MAX;
 
-/// The kernel path, as the connections of one worker use it.
-pub(crate) struct WorkerPath {
-    pub(crate) kernel: Arc<dyn KernelPath>,
-    pub(crate) counters: Arc<WorkerCounters>,
-}
-
 /// One connection's socket.
 pub(crate) struct Stream {
     tcp: TcpStream,
+    counters: Arc<WorkerCounters>,
     leg: Option<Leg>,
 }
 
 /// What is known of a connection that may be on the kernel path.
 struct Leg {
-    path: Rc<WorkerPath>,
+    kernel: Arc<dyn KernelPath>,
     reads: Reads,
     writes: Writes,
 }
@@ -102,22 +96,24 @@ struct Draining {
 }
 
 impl Stream {
-    pub(crate) fn new(tcp: TcpStream, path: Option<Rc<WorkerPath>>) -> Self {
-        let leg = path.map(|path| Leg {
+    pub(crate) fn new(tcp: TcpStream, counters: Arc<WorkerCounters>, kernel: Option<Arc<dyn KernelPath>>) -> Self {
+        let leg = kernel.map(|kernel| Leg {
             reads: Reads { read: 0, published: 0, seen: NEVER, end: Known::NotYet },
-            writes: Writes { unproven: 0, generation: path.kernel.generation(), state: State::Redirected },
-            path,
+            writes: Writes { unproven: 0, generation: kernel.generation(), state: State::Redirected },
+            kernel,
         });
-        Self { tcp, leg }
+        Self { tcp, counters, leg }
     }
 
     /// Reads what there is, once, and makes room for it. 0 at the end of the stream.
     pub(crate) fn poll_read_buf(&mut self, cx: &mut Context<'_>, buffer: &mut BytesMut) -> Poll<io::Result<usize>> {
-        let Some(leg) = &mut self.leg else { return poll_read_buf(Pin::new(&mut self.tcp), cx, buffer) };
+        let Some(leg) = &mut self.leg else {
+            return poll_read_buf(Pin::new(&mut self.tcp), cx, buffer).map_ok(|read| self.counters.moved(read));
+        };
         loop {
             ready!(self.tcp.poll_read_ready(cx))?;
             // Read before the socket is: what falls back later is not taken for seen.
-            let fallbacks = leg.path.kernel.fallbacks();
+            let fallbacks = leg.kernel.fallbacks();
             if buffer.capacity() == buffer.len() {
                 buffer.reserve(1);
             }
@@ -128,7 +124,7 @@ impl Stream {
                         clear(&self.tcp, Interest::READABLE);
                     }
                     leg.has_read(&self.tcp, read as u64);
-                    return Poll::Ready(Ok(read));
+                    return Poll::Ready(Ok(self.counters.moved(read)));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => leg.reads.seen = fallbacks,
                 Err(error) => return Poll::Ready(Err(error)),
@@ -138,15 +134,20 @@ impl Stream {
 
     /// Writes slices at once, as much of them as there is room for.
     pub(crate) fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let Some(leg) = &mut self.leg else { return write_tcp(&mut self.tcp, cx, slices) };
+        let Some(leg) = &mut self.leg else {
+            return write_tcp(&mut self.tcp, cx, slices).map_ok(|written| self.counters.moved(written));
+        };
         loop {
             let len: usize = slices.iter().map(|slice| slice.len()).sum();
             let Some(room) = ready!(leg.poll_room(&self.tcp, cx, len as u64)) else {
-                return write_tcp(&mut self.tcp, cx, slices).map_ok(|written| leg.has_written(written));
+                return write_tcp(&mut self.tcp, cx, slices).map_ok(|written| self.counters.moved(written));
             };
             ready!(self.tcp.poll_write_ready(cx))?;
             match write_some(&self.tcp, slices, usize::try_from(room).unwrap_or(usize::MAX)) {
-                Ok(written) => return Poll::Ready(Ok(leg.has_written(written))),
+                Ok(written) => {
+                    leg.writes.unproven += written as u64;
+                    return Poll::Ready(Ok(self.counters.moved(written)));
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // The kernel has no memory for what has no backpressure. TCP waits for it.
                 Err(error) if error.raw_os_error() == Some(ENOMEM) => leg.writes.drain(Fallback::Bound),
@@ -163,8 +164,8 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if let Some(Leg { path, reads: Reads { end: Known::Enrolled(end), .. }, .. }) = &self.leg {
-            path.kernel.forget(end);
+        if let Some(Leg { kernel, reads: Reads { end: Known::Enrolled(end), .. }, .. }) = &self.leg {
+            kernel.forget(end);
         }
     }
 }
@@ -172,14 +173,12 @@ impl Drop for Stream {
 impl Leg {
     /// Whether a short read means that there is nothing more to read.
     fn nothing_behind(&self) -> bool {
-        !matches!(self.writes.state, State::Tcp { fell_back: true }) && self.path.kernel.fallbacks() == self.reads.seen
+        !matches!(self.writes.state, State::Tcp { fell_back: true }) && self.kernel.fallbacks() == self.reads.seen
     }
 
     fn has_read(&mut self, tcp: &TcpStream, bytes: u64) {
-        self.path.counters.bytes.add(bytes);
-        let reads = &mut self.reads;
+        let (kernel, reads) = (&self.kernel, &mut self.reads);
         reads.read += bytes;
-        let kernel = &self.path.kernel;
         if matches!(reads.end, Known::Plain) || (reads.read - reads.published) * PUBLISHED_PER_BOUND < kernel.bound() {
             return;
         }
@@ -192,15 +191,9 @@ impl Leg {
         }
     }
 
-    fn has_written(&mut self, written: usize) -> usize {
-        self.path.counters.bytes.add(written as u64);
-        self.writes.unproven = self.writes.unproven.saturating_add(written as u64);
-        written
-    }
-
     /// How much of so many bytes may be redirected; none: they go by TCP, which knows itself how many it takes.
     fn poll_room(&mut self, tcp: &TcpStream, cx: &mut Context<'_>, len: u64) -> Poll<Option<u64>> {
-        let (kernel, writes) = (&self.path.kernel, &mut self.writes);
+        let (kernel, writes) = (&self.kernel, &mut self.writes);
         let bound = kernel.bound();
         if let State::Redirected = writes.state {
             if kernel.generation() != writes.generation {

@@ -35,7 +35,7 @@ use super::{
     service::{self, Service, Services},
     session::About,
     stats::{CloseReason, WorkerCounters},
-    stream::{Stream, WorkerPath},
+    stream::Stream,
     timer::Timer,
 };
 use crate::{api, wire::resp};
@@ -110,7 +110,7 @@ pub(crate) struct Worker {
     open: Arc<AtomicUsize>,
     connections_max: usize,
     shared: Rc<Shared>,
-    path: Option<Rc<WorkerPath>>,
+    kernel: Option<Arc<dyn KernelPath>>,
     started: Instant,
     now: Cell<Instant>,
     timer: Notify,
@@ -202,7 +202,7 @@ impl Worker {
             open: start.open.clone(),
             connections_max: start.connections_max,
             shared: Rc::default(),
-            path: start.kernel.clone().map(|kernel| Rc::new(WorkerPath { kernel, counters: start.counters.clone() })),
+            kernel: start.kernel.clone(),
             started: now,
             now: Cell::new(now),
             timer: Notify::new(),
@@ -354,13 +354,13 @@ impl Worker {
             entry.insert(app.clone());
             app
         };
-        let stream = Stream::new(stream, self.path());
+        let stream = Stream::new(stream, self.counters.clone(), self.kernel());
         tokio::task::spawn_local(AppConn::new(self.clone(), app, stream));
     }
 
-    /// The way of its connections through the kernel, if there is one.
-    pub(crate) fn path(&self) -> Option<Rc<WorkerPath>> {
-        self.path.clone()
+    /// The kernel path, if there is one.
+    pub(crate) fn kernel(&self) -> Option<Arc<dyn KernelPath>> {
+        self.kernel.clone()
     }
 
     pub(crate) fn app_ended(&self, app: &App, reason: CloseReason) {

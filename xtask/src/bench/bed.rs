@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail};
 
 use super::{
     call::{Call, Connection},
-    case::{Case, Target},
-    cpu::{self, Cpus},
+    cpu::Cpus,
+    rounds::{Study, Target},
     subject::{Setting, Subject, installed},
     workshop::{Program, Workshop},
 };
@@ -23,7 +23,7 @@ use crate::run::children::Process;
 const START_WITHIN: Duration = Duration::from_secs(15);
 const LOOK: Duration = Duration::from_millis(20);
 
-/// A server with the case's answer.
+/// A server with the answer of a study.
 pub(super) struct Bed<'a> {
     /// What every client calls.
     pub(super) call: Call,
@@ -44,10 +44,10 @@ pub(super) struct Serving {
 
 impl<'a> Bed<'a> {
     /// Starts the server.
-    pub(super) fn start(case: Case, workshop: &'a Workshop) -> Result<Self> {
-        let cpus = if case == Case::OneCpu { Cpus::One(cpu::last()?) } else { Cpus::All };
-        let workers = case.workers(thread::available_parallelism()?.get());
-        let (call, server_port) = (Call::new(case.answer_bytes()), free_port()?);
+    pub(super) fn start(study: &impl Study, workshop: &'a Workshop) -> Result<Self> {
+        let cpus = study.cpus()?;
+        let workers = if cpus.one().is_some() { 1 } else { thread::available_parallelism()?.get() };
+        let (call, server_port) = (study.call(), free_port()?);
         let options = format!("--bind 127.0.0.1 --port {server_port} --appendonly no --maxclients 16000 --save");
         let args = options.split(' ').chain([""]).map(str::to_owned).collect();
         let mut server = workshop.start("redis-server", &Program { file: installed("redis-server")?, args }, cpus)?;
@@ -85,7 +85,8 @@ impl Serving {
     }
 }
 
-fn wait_until(process: &mut Process, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
+/// Tries until it succeeds, for as long as the process lives and a start may take.
+pub(super) fn wait_until(process: &mut Process, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
     let deadline = Instant::now() + START_WITHIN;
     while let Err(error) = attempt() {
         lives(process)?;
@@ -105,7 +106,7 @@ fn lives(process: &mut Process) -> Result<()> {
 }
 
 /// A port that nobody listens on. Below those that the kernel gives to clients, or one of these could take it first.
-fn free_port() -> Result<u16> {
+pub(super) fn free_port() -> Result<u16> {
     static NEXT: AtomicU16 = AtomicU16::new(24_000);
     let mut ports = std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed)).take(8_000);
     let free = ports.find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());

@@ -36,9 +36,21 @@ impl Call {
         Self { key, value: format!("{head}{filler}{tail}") }
     }
 
+    /// A call of so many bytes whose answer has as many.
+    pub(super) fn echo(bytes: usize) -> Self {
+        let (head, tail) = (r#"{"action":"/service/bench","params":{"m":"get","args":[""#, r#""]}}"#);
+        let filler = "x".repeat(bytes - head.len() - tail.len());
+        Self { key: format!("{head}{filler}{tail}"), ..Self::new(bytes) }
+    }
+
     /// The call as it goes over the wire.
     pub(super) fn request(&self) -> Vec<u8> {
         load::get(&self.key)
+    }
+
+    /// Bytes of the call and its answer on the wire.
+    pub(super) fn wire_bytes(&self) -> usize {
+        self.request().len() + self.answer().len()
     }
 
     /// Puts the answer where a Redis server finds it.
@@ -47,13 +59,16 @@ impl Call {
         let set = format!("*3\r\n$3\r\nSET\r\n${}\r\n{key}\r\n${}\r\n{value}\r\n", key.len(), value.len());
         Connection::with(port, set.into_bytes(), b"+OK\r\n".to_vec())?.call()
     }
+
+    fn answer(&self) -> Vec<u8> {
+        format!("${}\r\n{}\r\n", self.value.len(), self.value).into_bytes()
+    }
 }
 
 impl Connection {
     /// Connects to a port on this machine.
     pub(super) fn open(port: u16, call: &Call) -> Result<Self> {
-        let answer = format!("${}\r\n{}\r\n", call.value.len(), call.value);
-        Self::with(port, call.request(), answer.into_bytes())
+        Self::with(port, call.request(), call.answer())
     }
 
     /// Makes the call; fails if the answer is not the right one.
@@ -76,6 +91,16 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_call_is_as_long_as_its_answer() {
+        for bytes in [64, 1 << 20] {
+            let call = Call::echo(bytes);
+            assert_eq!((call.key.len(), call.value.len()), (bytes, bytes));
+            let envelope: serde_json::Value = serde_json::from_str(&call.key).unwrap();
+            assert_eq!((&envelope["action"], &envelope["params"]["m"]), (&"/service/bench".into(), &"get".into()));
+        }
+    }
 
     #[test]
     fn an_answer_has_the_size_that_was_asked_for() {

@@ -1,23 +1,21 @@
 //! The cases: what is done, how often, and what is measured.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    thread,
-    time::Duration,
-};
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::ValueEnum;
 
 use super::{
     bed::Bed,
-    cpu::{Meter, Used},
+    call::Call,
+    cpu::{self, Cpus, Meter, Used},
+    latency::Latency,
     memory,
     redis_benchmark::RedisBenchmark,
+    rounds::{Sample, Study, Target},
     rows::Metric,
     subject::Subject,
 };
-use crate::load::Load;
 
 /// A case, under the name that reports have for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -39,44 +37,7 @@ pub(super) enum Case {
     Memory,
 }
 
-/// Where a sample is taken.
-pub(super) struct Target {
-    /// What takes the calls.
-    pub(super) port: u16,
-    /// The proxy's process; none for a direct call.
-    pub(super) proxy: Option<u32>,
-}
-
-/// One subject's share of a round.
-pub(super) struct Sample {
-    /// What was found.
-    pub(super) values: Vec<(Metric, f64)>,
-    /// The share of CPU that went to strangers meanwhile.
-    pub(super) foreign: f64,
-}
-
 impl Case {
-    /// The name in reports, and on the command line.
-    pub(super) fn name(self) -> String {
-        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
-    }
-
-    /// What is done, in words.
-    pub(super) fn about(self) -> String {
-        let help = self.to_possible_value().and_then(|value| value.get_help().map(ToString::to_string));
-        help.unwrap_or_default()
-    }
-
-    /// Bytes of an answer.
-    pub(super) fn answer_bytes(self) -> usize {
-        if self == Self::Large { 16 << 10 } else { 64 }
-    }
-
-    /// The threads that each proxy gets, as far as it can have several: one a CPU.
-    pub(super) fn workers(self, cpus: usize) -> usize {
-        if self == Self::OneCpu { 1 } else { cpus }
-    }
-
     /// Samples of each subject. Memory is the same every time, so it needs few.
     pub(super) fn rounds(self, wanted: Option<usize>, quick: bool) -> usize {
         let default = match self {
@@ -86,23 +47,39 @@ impl Case {
         wanted.unwrap_or(if quick { default.1 } else { default.0 })
     }
 
-    /// Whether others that use the CPUs change what is measured.
-    pub(super) fn minds_strangers(self) -> bool {
-        self != Self::Memory
-    }
-
-    /// Whether every sample needs a process that has served nobody yet.
-    pub(super) fn wants_fresh_processes(self) -> bool {
-        self == Self::Memory
-    }
-
     /// Whether it says anything about a subject.
     pub(super) fn applies_to(self, subject: Subject) -> bool {
         self != Self::Memory || subject != Subject::Direct
     }
+}
 
-    /// Measures once.
-    pub(super) fn sample(self, target: &Target, bed: &Bed, quick: bool) -> Result<Sample> {
+impl Study for Case {
+    fn name(&self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    fn about(&self) -> String {
+        let help = self.to_possible_value().and_then(|value| value.get_help().map(ToString::to_string));
+        help.unwrap_or_default()
+    }
+
+    fn call(&self) -> Call {
+        Call::new(if *self == Self::Large { 16 << 10 } else { 64 })
+    }
+
+    fn cpus(&self) -> Result<Cpus> {
+        Ok(if *self == Self::OneCpu { Cpus::One(cpu::last()?) } else { Cpus::All })
+    }
+
+    fn minds_strangers(&self) -> bool {
+        *self != Self::Memory
+    }
+
+    fn wants_fresh_processes(&self) -> bool {
+        *self == Self::Memory
+    }
+
+    fn sample(&self, _: Subject, target: &Target, bed: &Bed, quick: bool) -> Result<Sample> {
         let share = if quick { 5 } else { 1 };
         let bench = |pipeline, calls| RedisBenchmark { connections: 50, pipeline, calls: calls / share };
         match self {
@@ -117,21 +94,10 @@ impl Case {
 
 /// The client is on the same CPU as all else.
 fn latency(target: &Target, bed: &Bed, time: Duration) -> Result<Sample> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, target.port));
-    let cpu = bed.cpus.one();
-    let mut load = Load { cpu, ..Load::new(address, vec![bed.call.request()]) }.start()?;
-    thread::sleep(time / 10);
-    load.take()?;
-    let meter = Meter::start(bed.cpus, target.proxy)?;
-    thread::sleep(time);
-    let (report, used) = (load.take()?, meter.stop()?);
-    load.stop()?;
-    let error = report.last_error.as_deref().unwrap_or_default();
-    ensure!(report.errors == 0 && report.answered() > 0, "{} calls failed: {error}", report.errors);
-    let us = |percent| report.percentile_ns(percent) as f64 / 1e3;
-    let mut values = vec![(Metric::P50, us(50.0)), (Metric::P99, us(99.0))];
-    values.extend(cpu_per_call(target, used, report.answered()));
-    Ok(Sample { values, foreign: used.foreign })
+    let found = Latency::measure(target, bed, time)?;
+    let mut values = vec![(Metric::P50, found.p50_us), (Metric::P99, found.p99_us)];
+    values.extend(cpu_per_call(target, found.used, found.calls));
+    Ok(Sample::new(values, found.used.foreign))
 }
 
 fn throughput(target: &Target, bed: &Bed, bench: &RedisBenchmark) -> Result<Sample> {
@@ -140,7 +106,7 @@ fn throughput(target: &Target, bed: &Bed, bench: &RedisBenchmark) -> Result<Samp
     let used = meter.stop()?;
     let mut values = vec![(Metric::Throughput, calls_per_s)];
     values.extend(cpu_per_call(target, used, bench.calls));
-    Ok(Sample { values, foreign: used.foreign })
+    Ok(Sample::new(values, used.foreign))
 }
 
 fn cpu_per_call(target: &Target, used: Used, calls: u64) -> Option<(Metric, f64)> {

@@ -43,6 +43,8 @@ pub(super) struct Meter {
 pub(super) struct Used {
     /// CPU time of the subject with its descendants.
     pub(super) subject_ns: u64,
+    /// CPU time of the client, the server and all subjects, of which one is called and the others idle.
+    pub(super) own_ns: u64,
     /// The share of the case's CPUs that neither was idle nor went to the bench, the server or a subject.
     pub(super) foreign: f64,
 }
@@ -60,8 +62,9 @@ impl Meter {
         let subject_ns = self.subject.map_or(0, tree_ns).saturating_sub(self.subject_ns);
         let wall_ns = nanos(self.started.elapsed().as_secs_f64()) * count(self.cpus)? as u64;
         let busy_ns = wall_ns.saturating_sub(idle_ns(self.cpus)?.saturating_sub(self.idle_ns));
-        let foreign_ns = busy_ns.saturating_sub(own_ns()?.saturating_sub(self.own_ns));
-        Ok(Used { subject_ns, foreign: foreign_ns as f64 / wall_ns as f64 })
+        let own_ns = own_ns()?.saturating_sub(self.own_ns);
+        let foreign_ns = busy_ns.saturating_sub(own_ns);
+        Ok(Used { subject_ns, own_ns, foreign: foreign_ns as f64 / wall_ns as f64 })
     }
 }
 

@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use super::{
     bed::Bed,
     call::Connection,
-    case::{Sample, Target},
     cpu::{self, Meter},
+    rounds::{Sample, Target},
     rows::Metric,
 };
 
@@ -44,7 +44,7 @@ pub(super) fn sample(target: &Target, bed: &Bed) -> Result<Sample> {
     let values = vec![(Metric::Rss, per_connection(after.rss, before.rss)), (Metric::Pss, per_connection(after.pss, before.pss))];
     // Closing them belongs to the sample: the next subject should not have to share the CPU with it.
     drop(connections);
-    Ok(Sample { values, foreign: meter.stop()?.foreign })
+    Ok(Sample::new(values, meter.stop()?.foreign))
 }
 
 /// The memory once it is the same twice in a row.

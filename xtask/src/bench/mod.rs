@@ -4,10 +4,15 @@ mod bed;
 mod call;
 mod case;
 mod cpu;
+mod latency;
+mod legs;
 mod local;
 mod memory;
+mod path;
+mod prepare;
 mod progress;
 mod redis_benchmark;
+mod rounds;
 mod rows;
 mod subject;
 mod workshop;
@@ -22,11 +27,14 @@ use crate::place::Place;
 pub(crate) enum Bench {
     /// Everything on this machine: latency, throughput, CPU and memory, next to other proxies
     Local(local::Args),
+    /// The kernel path: what the agent adds to a call with it and without, for calls of 64 B to 1 MiB
+    KernelLegs(legs::Args),
 }
 
 /// Runs a benchmark.
 pub(crate) fn run(place: &Place, bench: &Bench) -> Result<()> {
     match bench {
         Bench::Local(args) => local::run(place, args),
+        Bench::KernelLegs(args) => legs::run(place, args),
     }
 }

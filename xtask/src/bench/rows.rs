@@ -11,8 +11,18 @@ pub(super) enum Metric {
     P99,
     /// Calls per second.
     Throughput,
+    /// What a proxy adds to a direct call, in medians.
+    AddedHop,
     /// CPU time of the proxy's processes.
     CpuPerCall,
+    /// CPU time of client, proxy and server.
+    CpuOfAll,
+    /// The share of the bytes that went by the kernel path.
+    Redirected,
+    /// How often a kernel program ran.
+    RunsPerCall,
+    /// How long it ran each time.
+    TimePerRun,
     /// Growth of resident memory.
     Rss,
     /// The same, with shared pages divided among their users.
@@ -21,14 +31,31 @@ pub(super) enum Metric {
 
 impl Metric {
     /// In the order of reports.
-    pub(super) const ALL: [Self; 6] = [Self::P50, Self::P99, Self::Throughput, Self::CpuPerCall, Self::Rss, Self::Pss];
+    pub(super) const ALL: [Self; 11] = [
+        Self::P50,
+        Self::P99,
+        Self::AddedHop,
+        Self::Throughput,
+        Self::CpuPerCall,
+        Self::CpuOfAll,
+        Self::Redirected,
+        Self::RunsPerCall,
+        Self::TimePerRun,
+        Self::Rss,
+        Self::Pss,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::P50 => "p50",
             Self::P99 => "p99",
             Self::Throughput => "throughput",
+            Self::AddedHop => "added_hop",
             Self::CpuPerCall => "cpu_per_call",
+            Self::CpuOfAll => "cpu_per_call_of_all",
+            Self::Redirected => "redirected",
+            Self::RunsPerCall => "runs_per_call",
+            Self::TimePerRun => "time_per_run",
             Self::Rss => "rss_per_connection",
             Self::Pss => "pss_per_connection",
         }
@@ -36,7 +63,10 @@ impl Metric {
 
     fn unit(self) -> &'static str {
         match self {
-            Self::P50 | Self::P99 | Self::CpuPerCall => "us",
+            Self::P50 | Self::P99 | Self::AddedHop | Self::CpuPerCall | Self::CpuOfAll => "us",
+            Self::Redirected => "%",
+            Self::RunsPerCall => "runs",
+            Self::TimePerRun => "ns",
             Self::Throughput => "calls/s",
             Self::Rss | Self::Pss => "B",
         }
@@ -93,13 +123,16 @@ pub(super) fn median(values: &[f64]) -> Option<f64> {
 /// The rows of one case, aligned.
 pub(super) fn table(rows: &[Row]) -> String {
     let head = ["subject", "metric", "unit", "median", "min", "max", "ratio", "rounds"].map(str::to_owned);
-    let lines: Vec<[String; 8]> = std::iter::once(head).chain(rows.iter().map(cells)).collect();
+    aligned(std::iter::once(head).chain(rows.iter().map(cells)).collect(), 3)
+}
+
+/// Lines of cells as text; so many columns of words, the rest numbers.
+pub(super) fn aligned<const COLUMNS: usize>(lines: Vec<[String; COLUMNS]>, words: usize) -> String {
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..8).map(width).collect();
-    let line = |cells: &[String; 8]| {
-        let pad = |(column, cell): (usize, &String)| match column {
-            0..3 => format!("{cell:<0$}", widths[column]),
-            _ => format!("{cell:>0$}", widths[column]),
+    let widths: Vec<usize> = (0..COLUMNS).map(width).collect();
+    let line = |cells: &[String; COLUMNS]| {
+        let pad = |(column, cell): (usize, &String)| {
+            if column < words { format!("{cell:<0$}", widths[column]) } else { format!("{cell:>0$}", widths[column]) }
         };
         cells.iter().enumerate().map(pad).collect::<Vec<_>>().join("  ") + "\n"
     };

@@ -16,7 +16,11 @@ pub(super) enum Subject {
     /// No proxy: what the others are compared to
     Direct,
     /// `moa agent`, in userspace only
-    Agent,
+    AgentOff,
+    /// `moa agent`, by way of the kernel where that is possible
+    AgentOn,
+    /// The same, but that the service is left to TCP
+    AgentOptedOut,
     /// HAProxy, TCP mode
     Haproxy,
     /// nginx, stream module
@@ -46,6 +50,30 @@ pub(super) struct Setting<'a> {
 const NGINX_STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
 impl Subject {
+    /// What `bench local` compares.
+    pub(super) const LOCAL: [Self; 8] = [
+        Self::Direct,
+        Self::AgentOff,
+        Self::AgentOn,
+        Self::Haproxy,
+        Self::Nginx,
+        Self::Nutcracker,
+        Self::EnvoyTcp,
+        Self::EnvoyRedis,
+    ];
+    /// What `bench kernel-legs` compares.
+    pub(super) const LEGS: [Self; 4] = [Self::Direct, Self::AgentOff, Self::AgentOn, Self::AgentOptedOut];
+
+    /// Whether it is `moa agent`.
+    pub(super) fn is_agent(self) -> bool {
+        matches!(self, Self::AgentOff | Self::AgentOn | Self::AgentOptedOut)
+    }
+
+    /// Whether it is nothing but [`Self::AgentOff`] where the kernel path cannot be attached.
+    pub(super) fn needs_kernel(self) -> bool {
+        matches!(self, Self::AgentOn | Self::AgentOptedOut)
+    }
+
     /// The name in reports, and on the command line.
     pub(super) fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
@@ -55,7 +83,7 @@ impl Subject {
     pub(super) fn program(self, place: &Place) -> Result<Option<PathBuf>> {
         Ok(Some(match self {
             Self::Direct => return Ok(None),
-            Self::Agent => place.moa(false),
+            Self::AgentOff | Self::AgentOn | Self::AgentOptedOut => place.moa(false),
             Self::Haproxy => installed("haproxy")?,
             Self::Nginx => installed("nginx")?,
             Self::Nutcracker => installed("nutcracker")?,
@@ -67,12 +95,14 @@ impl Subject {
     pub(super) fn configure(self, setting: &Setting) -> Result<Vec<String>> {
         let Some((name, template)) = self.template() else { bail!("a direct call has nothing to configure") };
         let file = setting.folder.join(name);
-        fs::write(&file, fill(template, setting)).with_context(|| format!("{} cannot be written", file.display()))?;
+        let text = fill(template, setting).replace("@KERNEL@", &(self != Self::AgentOptedOut).to_string());
+        fs::write(&file, text).with_context(|| format!("{} cannot be written", file.display()))?;
         let (file, folder) = (file.display(), setting.folder.display());
         let Setting { listen, extra, workers, .. } = setting;
         let args = match self {
             Self::Direct => String::new(),
-            Self::Agent => format!("agent --name bench-{listen} --kernel off --config {file}"),
+            Self::AgentOff => format!("agent --name {} --kernel off --config {file}", agent_name(*listen)),
+            Self::AgentOn | Self::AgentOptedOut => format!("agent --name {} --kernel on --config {file}", agent_name(*listen)),
             Self::Haproxy => format!("-db -f {file}"),
             Self::Nginx => format!("-e stderr -p {folder} -c {file}"),
             Self::Nutcracker => format!("-s {extra} -c {file}"),
@@ -84,7 +114,7 @@ impl Subject {
     fn template(self) -> Option<(&'static str, &'static str)> {
         Some(match self {
             Self::Direct => return None,
-            Self::Agent => ("agent.toml", include_str!("conf/agent.toml")),
+            Self::AgentOff | Self::AgentOn | Self::AgentOptedOut => ("agent.toml", include_str!("conf/agent.toml")),
             Self::Haproxy => ("haproxy.cfg", include_str!("conf/haproxy.cfg")),
             Self::Nginx => ("nginx.conf", include_str!("conf/nginx.conf")),
             Self::Nutcracker => ("nutcracker.yml", include_str!("conf/nutcracker.yml")),
@@ -92,6 +122,11 @@ impl Subject {
             Self::EnvoyRedis => ("envoy-redis.yaml", include_str!("conf/envoy-redis.yaml")),
         })
     }
+}
+
+/// The name of the agent that takes calls on a port.
+pub(super) fn agent_name(listen: u16) -> String {
+    format!("bench-{listen}")
 }
 
 /// A program that must be installed.

@@ -4,6 +4,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     process,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
 };
 
 use super::{Check, Roots};
@@ -106,7 +107,8 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(root: &Path) -> Result<Self, Trial> {
-        let path = root.join(format!("moa-doctor-{}", process::id()));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let path = root.join(format!("moa-doctor-{}-{}", process::id(), NUMBER.fetch_add(1, Relaxed)));
         match fs::create_dir(&path) {
             Ok(()) => Ok(Self(path)),
             Err(source) => Err(Trial::Cgroup { path, source }),
