@@ -31,6 +31,8 @@ pub struct Prepared {
     app: SocketAddr,
     metrics: SocketAddr,
     run_dir: PathBuf,
+    kernel: Option<String>,
+    log: Option<String>,
 }
 
 /// A running agent.
@@ -68,6 +70,8 @@ impl Agent {
             config: config.to_owned(),
             app: free_address(),
             metrics: free_address(),
+            kernel: Some(kernel()),
+            log: None,
         }
     }
 
@@ -223,6 +227,27 @@ impl Prepared {
         self
     }
 
+    /// Has it use the kernel path like this, whatever `MOA_TEST_KERNEL` says.
+    #[must_use]
+    pub fn kernel(mut self, mode: &str) -> Self {
+        self.kernel = Some(mode.to_owned());
+        self
+    }
+
+    /// Has its configuration alone say whether it uses the kernel path.
+    #[must_use]
+    pub fn kernel_as_configured(mut self) -> Self {
+        self.kernel = None;
+        self
+    }
+
+    /// Has it log as much as this.
+    #[must_use]
+    pub fn log(mut self, level: &str) -> Self {
+        self.log = Some(level.to_owned());
+        self
+    }
+
     /// Its name.
     pub fn agent_name(&self) -> &str {
         &self.name
@@ -277,7 +302,9 @@ impl Prepared {
     fn spawn(&self) -> Process {
         fs::write(self.config_path(), &self.config).expect("writing the agent's configuration");
         let mut command = Command::new(binary());
-        command.args(["agent", "--name", &self.name, "--kernel", &kernel()]);
+        command.args(["agent", "--name", &self.name]);
+        command.args(self.kernel.iter().flat_map(|mode| ["--kernel", mode]));
+        command.args(self.log.iter().flat_map(|level| ["--log", level]));
         command.arg("--config").arg(self.config_path());
         command.args(["--app-listen", &self.app.to_string(), "--metrics-listen", &self.metrics.to_string()]);
         command.arg("--run-dir").arg(&self.run_dir);

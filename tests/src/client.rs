@@ -17,6 +17,7 @@ use crate::{
 /// One connection to an agent (or straight to a fake MOA server).
 pub struct Client {
     reader: BufReader<Patient>,
+    sent: u64,
 }
 
 impl Client {
@@ -34,12 +35,18 @@ impl Client {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { reader: BufReader::with_capacity(64 << 10, Patient(stream)) })
+        let socket = Patient { stream, received: 0 };
+        Ok(Self { reader: BufReader::with_capacity(64 << 10, socket), sent: 0 })
+    }
+
+    /// Bytes that were sent whole, and bytes that were received.
+    pub fn traffic(&self) -> (u64, u64) {
+        (self.sent, self.reader.get_ref().received)
     }
 
     /// The connection itself.
     pub fn stream(&self) -> &TcpStream {
-        &self.reader.get_ref().0
+        &self.reader.get_ref().stream
     }
 
     /// Sends these bytes.
@@ -52,7 +59,9 @@ impl Client {
     /// # Errors
     /// Those of the socket.
     pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
-        self.stream().write_all(bytes.as_ref())
+        self.stream().write_all(bytes.as_ref())?;
+        self.sent += bytes.as_ref().len() as u64;
+        Ok(())
     }
 
     /// Reads one reply.
@@ -130,15 +139,21 @@ impl Client {
 /// A socket that is read until something comes. On the kernel path, `recv` of a blocking socket is woken by the end of its own
 /// sending direction, and then says EAGAIN before any time is over (docs/kernel.md).
 #[derive(Debug)]
-struct Patient(TcpStream);
+struct Patient {
+    stream: TcpStream,
+    received: u64,
+}
 
 impl Read for Patient {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match self.0.read(buffer) {
+            match self.stream.read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {}
-                result => return result,
+                result => {
+                    self.received += result.as_ref().map_or(0, |count| *count as u64);
+                    return result;
+                }
             }
         }
     }

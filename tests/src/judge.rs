@@ -42,6 +42,12 @@ impl Judge {
         let text = text(NEXT.fetch_add(1, Ordering::Relaxed), size);
         Ask { json: envelope(service, "echo", &format!("\"{text}\"")), text }
     }
+
+    /// A call of `service`, which is a [`mixed`](crate::mixed) one, whose answer is so many times as long as its request.
+    pub fn ask_repeated(&self, service: &str, size: usize, times: usize) -> Ask {
+        let text = text(NEXT.fetch_add(1, Ordering::Relaxed), size);
+        Ask { json: envelope(service, "repeat", &format!("\"{text}\",{times}")), text: text.repeat(times) }
+    }
 }
 
 impl Ask {

@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     fs,
-    net::{SocketAddr, TcpStream},
+    net::{Ipv6Addr, SocketAddr, TcpStream},
     sync::{LazyLock, Mutex},
 };
 
@@ -31,7 +31,12 @@ pub fn free_address() -> SocketAddr {
     panic!("no free port in {PORTS:?} on 127.0.0.1");
 }
 
-/// Gives an address back that [`free_address`] gave.
+/// As [`free_address`], on IPv6's loopback.
+pub fn free_address_v6() -> SocketAddr {
+    SocketAddr::from((Ipv6Addr::LOCALHOST, free_address().port()))
+}
+
+/// Gives an address back that one of these gave.
 pub fn release_address(address: SocketAddr) {
     GIVEN.lock().expect("the set of ports").remove(&address.port());
 }

@@ -52,8 +52,9 @@ impl Kernel {
     }
 
     fn maps(&self) -> Vec<api::KernelMap> {
-        let ids = self.programs.programs().filter_map(|(_, program)| program.info().ok()?.map_ids().ok()?).flatten();
-        let ids: BTreeSet<u32> = ids.collect();
+        let programs = self.programs.programs().filter_map(|(_, program)| program.info().ok());
+        let programs = programs.chain(self.stub.as_ref().and_then(|stub| stub.info().ok()));
+        let ids: BTreeSet<u32> = programs.filter_map(|program| program.map_ids().ok()?).flatten().collect();
         ids.into_iter().filter_map(|id| MapInfo::from_id(id).ok()).map(|info| self.describe_map(&info)).collect()
     }
 

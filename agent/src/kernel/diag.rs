@@ -36,6 +36,8 @@ const HEADER: u32 = 16;
 const LOOKUP: u32 = 56;
 /// `struct inet_diag_msg`, what is said of a socket before its attributes.
 const SOCKET: usize = 72;
+/// Where in it the bytes are that came by TCP and wait (`idiag_rqueue`).
+const RECEIVE_QUEUE: usize = 56;
 /// Far more than the kernel says of a socket when it is asked for one attribute.
 const REPLY_MAX: usize = 4096;
 /// The kernel answers before it takes the next call: this only bounds the wait if it did not.
@@ -75,11 +77,19 @@ impl Diag {
     /// # Errors
     /// One address is IPv4 and the other is not, or the kernel does not answer as it should.
     pub(super) fn receive_bytes(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
+        Ok(self.unread(local, remote)?.map(|unread| unread.memory))
+    }
+
+    /// As [`Diag::receive_bytes`], with what of it came by TCP.
+    ///
+    /// # Errors
+    /// As for [`Diag::receive_bytes`].
+    pub(super) fn unread(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<Unread>> {
         let tuple = (plain(local), plain(remote));
         let sequence = self.send(NLM_F_REQUEST, &lookup(tuple, device(local).max(device(remote)))?)?;
         match self.receive(sequence)? {
             // For a connection that is not there, the kernel names the listener that would take it.
-            Reply::Socket(found) => Ok(found.receive_bytes.filter(|_| found.tuple == tuple)),
+            Reply::Socket(found) => Ok(found.unread.filter(|_| found.tuple == tuple)),
             Reply::Refused(Errno::ENOENT) => Ok(None),
             Reply::Refused(errno) => Err(errno.into()),
             Reply::Done => Err(invalid("names no socket")),
@@ -146,7 +156,16 @@ enum Reply {
 struct Found {
     tuple: Tuple,
     /// None: the kernel keeps little more than the address, of a socket that is closed or not open yet.
-    receive_bytes: Option<u32>,
+    unread: Option<Unread>,
+}
+
+/// What a socket has received and its application has not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Unread {
+    /// Bytes of memory, with the kernel's overhead.
+    pub(super) memory: u32,
+    /// Bytes that came by TCP, without it; the end of the stream counts as one.
+    pub(super) by_tcp: u32,
 }
 
 impl Reply {
@@ -174,7 +193,9 @@ impl Found {
         let attributes = body.get(SOCKET..).ok_or_else(|| invalid("is cut short"))?;
         // The first of its numbers (SK_MEMINFO_RMEM_ALLOC).
         let memory = attribute(attributes, INET_DIAG_SKMEMINFO)?.map(|memory| array(memory, 0)).transpose()?;
-        Ok(Self { tuple: (plain(address(8, 4)?), plain(address(24, 6)?)), receive_bytes: memory.map(u32::from_ne_bytes) })
+        let by_tcp = u32::from_ne_bytes(array(body, RECEIVE_QUEUE)?);
+        let unread = memory.map(|memory| Unread { memory: u32::from_ne_bytes(memory), by_tcp });
+        Ok(Self { tuple: (plain(address(8, 4)?), plain(address(24, 6)?)), unread })
     }
 }
 

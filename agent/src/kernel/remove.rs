@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    net::{Ipv4Addr, TcpListener, TcpStream},
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -14,13 +15,16 @@ use agent_common::End;
 use aya::maps::{Map, MapData, SockHash};
 
 use super::{
-    diag::Diag,
+    diag::{Diag, Unread},
     netns,
     pins::{BPFFS, Pins, remove_folder},
 };
 
 /// How often it is looked whether everything has been read.
 const EVERY: Duration = Duration::from_millis(5);
+
+/// How long the kernel has to tell one end that the other is closed.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
 
 /// Why the pins of an agent are still there.
 #[derive(Debug, thiserror::Error)]
@@ -76,12 +80,15 @@ pub(super) fn remove(folder: &Path, within: Duration, force: bool) -> Result<(),
 /// Waits until no enrolled socket has anything left to read.
 pub(super) fn wait_until_read(socks: &SockHash<MapData, End>, within: Duration) -> Result<(), RemoveError> {
     let (diag, netns) = (Diag::open()?, netns::cookie()?);
+    // Without it, whoever has not yet been told that the agent is gone counts as if it had something.
+    let end_costs = end_costs(&diag).unwrap_or(0);
     let deadline = Instant::now() + within;
     loop {
         // Sockets of other namespaces cannot be asked from here: they count as if they had something.
         let unread = |end: &End| {
             let (own, other) = end.addresses();
-            end.netns != netns || diag.receive_bytes(own, other).is_ok_and(|bytes| bytes.is_some_and(|bytes| bytes > 0))
+            end.netns != netns
+                || diag.unread(own, other).is_ok_and(|unread| unread.is_some_and(|unread| is_some(unread, end_costs)))
         };
         let sockets = socks.keys().flatten().filter(unread).count();
         if sockets == 0 {
@@ -92,6 +99,21 @@ pub(super) fn wait_until_read(socks: &SockHash<MapData, End>, within: Duration) 
         }
         thread::sleep(EVERY);
     }
+}
+
+/// Whether something waits beside the end of the stream, which an idle application does not read, and TCP keeps anyway.
+fn is_some(unread: Unread, end_costs: u32) -> bool {
+    unread.memory > 0 && !(unread.by_tcp == 1 && unread.memory <= end_costs)
+}
+
+/// What the end of a stream alone takes of the receive memory. No packet takes less.
+fn end_costs(diag: &Diag) -> io::Result<u32> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let told = TcpStream::connect(listener.local_addr()?)?;
+    drop(listener.accept()?);
+    told.set_read_timeout(Some(TOLD_WITHIN))?;
+    told.peek(&mut [0])?;
+    Ok(diag.receive_bytes(told.local_addr()?, told.peer_addr()?)?.unwrap_or(0))
 }
 
 fn open_socks(folder: &Path) -> Option<SockHash<MapData, End>> {

@@ -32,7 +32,7 @@ use self::{
 };
 use crate::{
     judge::Ledger,
-    machine::{free_address, release_address},
+    machine::{free_address, free_address_v6, release_address},
     wait::until,
 };
 
@@ -54,6 +54,7 @@ pub struct Builder {
     server_timeout: Option<Duration>,
     ledger: Ledger,
     small_buffers: bool,
+    v6: bool,
 }
 
 impl FakeMoa {
@@ -186,9 +187,16 @@ impl Builder {
         self
     }
 
+    /// Listens at `[::1]`.
+    #[must_use]
+    pub fn v6(mut self) -> Self {
+        self.v6 = true;
+        self
+    }
+
     /// Starts it.
     pub fn start(self) -> FakeMoa {
-        let address = free_address();
+        let address = if self.v6 { free_address_v6() } else { free_address() };
         let shared = Arc::new(Shared {
             address,
             in_order: self.in_order,

@@ -136,7 +136,7 @@ impl Server {
 }
 
 fn listen(shared: &Shared) -> TcpListener {
-    let socket = TcpSocket::new_v4().expect("a socket");
+    let socket = if shared.address.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() }.expect("a socket");
     socket.set_reuseaddr(true).expect("SO_REUSEADDR");
     if shared.small_buffers {
         socket.set_recv_buffer_size(4096).expect("SO_RCVBUF");
