@@ -20,6 +20,8 @@ pub mod mode {
     pub const TO_AGENT: u32 = 1;
     /// What the agent sends to them is redirected.
     pub const FROM_AGENT: u32 = 2;
+    /// Only between sockets that do not block: a `recv` that waits may end early with EAGAIN on the kernel path.
+    pub const NON_BLOCKING: u32 = 4;
 }
 
 /// One socket's storage (map `LEGS`): the direction in which it sends.
@@ -77,12 +79,18 @@ pub struct Shared {
     pub generation: u32,
     /// Directions that fell back to TCP after bytes were redirected. Written by the programs.
     pub fallbacks: u64,
+    /// When the agent's process began, in ticks of the kernel since boot. Written by the agent.
+    pub owner_start: u64,
+    /// The agent's process.
+    pub owner_pid: u32,
+    /// The namespace in which that is its number.
+    pub owner_pidns: u32,
 }
 
-const _: () = assert!(size_of::<Shared>() == 32 && align_of::<Shared>() == 8);
+const _: () = assert!(size_of::<Shared>() == 48 && align_of::<Shared>() == 8);
 
 /// An agent that has not said for so long that it lives does not: nothing is enrolled.
-pub const LEASE_NS: u64 = 10_000_000_000;
+pub const LEASE_NS: u64 = 3_000_000_000;
 
 /// Where the kernel keeps what the programs look up in its own structures, as its type information says.
 #[repr(C)]
@@ -96,6 +104,14 @@ pub struct Offsets {
     pub flags: u32,
     /// The number of the bit `SOCK_ZEROCOPY` in it.
     pub zerocopy: u32,
+    /// `sock.sk_socket`.
+    pub socket: u32,
+    /// `socket.file`.
+    pub file: u32,
+    /// `file.f_flags`.
+    pub file_flags: u32,
+    /// Always 0.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Offsets>() == 16);
+const _: () = assert!(size_of::<Offsets>() == 32);

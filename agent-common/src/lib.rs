@@ -17,7 +17,7 @@ pub use counts::Counts;
 pub use end::End;
 pub use leg::{LEASE_NS, Leg, Offsets, Shared, mode, role};
 pub use listener::{Listener, V4_MAPPED, WATCHED};
-pub use verdict::{Pass, Refusal, Sent, Verdicts};
+pub use verdict::{Pass, REASONS, Refusal, Sent, Verdicts};
 
 /// The version of the maps' names, keys and values. One more with every change: pins and objects of another schema are
 /// refused, never reinterpreted.

@@ -20,7 +20,12 @@ pub enum Pass {
     ZeroCopy = 6,
     /// The kernel did not show its structures.
     Unproven = 7,
+    /// The sender's socket blocks, and only those that do not are wanted.
+    Blocking = 8,
 }
+
+/// Room for reasons: a new one changes no layout.
+pub const REASONS: usize = 16;
 
 impl Pass {
     /// All of them, in the order of their numbers.
@@ -39,6 +44,7 @@ impl Pass {
             Self::Ulp => "ulp",
             Self::ZeroCopy => "zerocopy",
             Self::Unproven => "unproven",
+            Self::Blocking => "blocking-socket",
         }
     }
 }
@@ -55,7 +61,8 @@ pub enum Refusal {
     Off = 2,
     /// The agent has not said for long that it lives.
     Stale = 3,
-    /// A protocol is on top of the socket, as with MPTCP, or it waits for completions of `MSG_ZEROCOPY`.
+    /// A protocol is on top of the socket, as with MPTCP; or it waits for completions of `MSG_ZEROCOPY`; or it is bound to a
+    /// device.
     Special = 4,
     /// The map of sockets is full.
     Full = 5,
@@ -78,7 +85,7 @@ impl Refusal {
             Self::Excluded => "namespace-excluded",
             Self::Off => "turned-off",
             Self::Stale => "agent-silent",
-            Self::Special => "ulp-or-zerocopy",
+            Self::Special => "special-socket",
             Self::Full => "map-full",
             Self::Busy => "other-sockmap",
             Self::Kernel => "kernel",
@@ -103,9 +110,9 @@ pub struct Verdicts {
     /// Sockets that were enrolled.
     pub enrolled: u64,
     /// Connections that were not, by [`Refusal`].
-    pub refusals: [u64; 8],
+    pub refusals: [u64; REASONS],
     /// Directions that go by TCP, by [`Pass`].
-    pub passes: [u64; 8],
+    pub passes: [u64; REASONS],
     /// Sent towards the agent and redirected.
     pub to_agent: Sent,
     /// Sent by the agent and redirected.
@@ -114,13 +121,13 @@ pub struct Verdicts {
     pub passed: Sent,
 }
 
-const _: () = assert!(size_of::<Verdicts>() == 184 && align_of::<Verdicts>() == 8);
+const _: () = assert!(size_of::<Verdicts>() == 312 && align_of::<Verdicts>() == 8);
 
 impl core::ops::Add for Verdicts {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
-        let all = |a: [u64; 8], b: [u64; 8]| core::array::from_fn(|at| a[at] + b[at]);
+        let all = |a: [u64; REASONS], b: [u64; REASONS]| core::array::from_fn(|at| a[at] + b[at]);
         let sent = |a: Sent, b: Sent| Sent { messages: a.messages + b.messages, bytes: a.bytes + b.bytes };
         Self {
             enrolled: self.enrolled + other.enrolled,
@@ -152,11 +159,24 @@ mod tests {
     #[test]
     fn adds_field_by_field() {
         let sent = Sent { messages: 1, bytes: 10 };
-        let one = Verdicts { enrolled: 2, refusals: [3; 8], passes: [4; 8], to_agent: sent, from_agent: sent, passed: sent };
+        let one = Verdicts {
+            enrolled: 2,
+            refusals: [3; REASONS],
+            passes: [4; REASONS],
+            to_agent: sent,
+            from_agent: sent,
+            passed: sent,
+        };
         let sum: Verdicts = [one, one].into_iter().sum();
         let twice = Sent { messages: 2, bytes: 20 };
-        let expected =
-            Verdicts { enrolled: 4, refusals: [6; 8], passes: [8; 8], to_agent: twice, from_agent: twice, passed: twice };
+        let expected = Verdicts {
+            enrolled: 4,
+            refusals: [6; REASONS],
+            passes: [8; REASONS],
+            to_agent: twice,
+            from_agent: twice,
+            passed: twice,
+        };
         assert_eq!(sum, expected);
     }
 }

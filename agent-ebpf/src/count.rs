@@ -2,7 +2,7 @@
 
 use core::mem::offset_of;
 
-use agent_common::{Pass, Refusal, Sent, Verdicts};
+use agent_common::{Pass, REASONS, Refusal, Sent, Verdicts};
 
 use crate::{atomic, maps::VERDICTS};
 
@@ -21,8 +21,8 @@ pub(crate) fn refused(why: Refusal) {
 /// A direction goes by TCP from now on, for the reason with this number.
 #[inline(always)]
 pub(crate) fn fell_back(why: u32) {
-    const { assert!(Pass::ALL.len() == 8) };
-    add(offset_of!(Verdicts, passes) + (why as usize & 7) * size_of::<u64>(), 1);
+    const { assert!(Pass::ALL.len() <= REASONS && REASONS == 16) };
+    add(offset_of!(Verdicts, passes) + (why as usize & 15) * size_of::<u64>(), 1);
 }
 
 /// A message was redirected, towards the agent or by it.

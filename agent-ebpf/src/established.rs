@@ -204,6 +204,10 @@ fn may_enrol(sk: *mut bpf_sock, own: &Listener, other: &Listener) -> Result<(), 
         return Err(Refusal::Excluded);
     }
     // SAFETY: not null.
+    if unsafe { (*sk).bound_dev_if } != 0 {
+        return Err(Refusal::Special);
+    }
+    // SAFETY: not null.
     match unsafe { sock::tcp(sk) } {
         Some(tcp) if !tcp.has_ulp && !tcp.zerocopy => Ok(()),
         Some(_) => Err(Refusal::Special),

@@ -4,7 +4,7 @@
 //! A direction begins redirected and falls back to TCP once, for life. docs/kernel.md proves that no byte overtakes
 //! another, and that no more waits than may.
 
-use agent_common::{Leg, Pass, Shared, role};
+use agent_common::{Leg, Pass, Shared, mode, role};
 use aya_ebpf::{
     bindings::{BPF_F_INGRESS, bpf_sock, sk_action::SK_PASS},
     helpers::bpf_msg_redirect_hash,
@@ -14,7 +14,7 @@ use aya_ebpf::{
 
 use crate::{
     atomic, count,
-    maps::{READS, SHARED, SLOTS, SOCKS},
+    maps::{BLOCKING, READS, SHARED, SLOTS, SOCKS},
     sock,
 };
 
@@ -74,9 +74,21 @@ fn redirect(ctx: &SkMsgContext, sk: *mut bpf_sock, leg: &mut Leg, bytes: u64) ->
     if tcp.zerocopy {
         return Err(Pass::ZeroCopy);
     }
-    // The agent looks after what it sends itself: it knows better when to fall back.
-    if leg.role != role::AGENT {
-        within_bound(leg, bytes)?;
+    let shared: &Shared = SHARED.get(0).ok_or(Pass::Unproven)?;
+    let is_agent = leg.role == role::AGENT;
+    // What the agent has begun to redirect it ends itself, once that was read.
+    if shared.generation != leg.generation && !(is_agent && leg.redirected > 0) {
+        return Err(Pass::Off);
+    }
+    // It also knows itself how much may wait at the other end.
+    if !is_agent {
+        // SAFETY: the caller checked it.
+        if shared.mode & mode::NON_BLOCKING != 0 && unsafe { sock::blocks(sk) } {
+            // Without room for it, the agent goes on redirecting to a socket that may be told to try again.
+            let _ = BLOCKING.insert(leg.peer, leg.redirected, 0);
+            return Err(Pass::Blocking);
+        }
+        within_bound(leg, shared, bytes)?;
     }
     let at = (&raw mut leg.peer).cast();
     // SAFETY: the key is one of the map's; a socket that is not in it gives no verdict to redirect.
@@ -86,11 +98,7 @@ fn redirect(ctx: &SkMsgContext, sk: *mut bpf_sock, leg: &mut Leg, bytes: u64) ->
 
 /// Whether so many bytes more may wait at the agent's end, by what the agent says that it has read.
 #[inline(always)]
-fn within_bound(leg: &mut Leg, bytes: u64) -> Result<(), Pass> {
-    let shared: &Shared = SHARED.get(0).ok_or(Pass::Unproven)?;
-    if shared.generation != leg.generation {
-        return Err(Pass::Off);
-    }
+fn within_bound(leg: &mut Leg, shared: &Shared, bytes: u64) -> Result<(), Pass> {
     if leg.redirected + bytes <= leg.limit {
         return Ok(());
     }

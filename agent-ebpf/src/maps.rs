@@ -40,6 +40,11 @@ pub(crate) static DIALS: LruHashMap<End, u32> = LruHashMap::with_max_entries(409
 #[map]
 pub(crate) static READS: HashMap<End, u64> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
 
+/// Agent's ends whose other end has a socket that blocks, with the bytes that it had redirected until that was seen. The
+/// agent takes them out.
+#[map]
+pub(crate) static BLOCKING: HashMap<End, u64> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+
 /// The program that the attached stub runs, in slot 0.
 #[map]
 pub(crate) static SLOTS: ProgramArray = ProgramArray::with_max_entries(4, 0);

@@ -13,7 +13,8 @@ use crate::maps::LEGS;
 /// Where the kernel that runs this keeps its members. The agent fills it in when it loads the programs, and the kernel
 /// takes it for constants.
 #[unsafe(no_mangle)]
-static MOA_OFFSETS: Offsets = Offsets { write_seq: 0, ulp_ops: 0, flags: 0, zerocopy: 0 };
+static MOA_OFFSETS: Offsets =
+    Offsets { write_seq: 0, ulp_ops: 0, flags: 0, zerocopy: 0, socket: 0, file: 0, file_flags: 0, reserved: 0 };
 
 /// What the socket's storage holds, if anything.
 ///
@@ -85,6 +86,36 @@ pub(crate) unsafe fn tcp(sk: *mut bpf_sock) -> Option<Tcp> {
             has_ulp: is_set(ptr::read_volatile(tcp.add(at.ulp_ops as usize).cast())),
             zerocopy: (flags >> at.zerocopy) & 1 != 0,
         })
+    }
+}
+
+/// `O_NONBLOCK`, as on every architecture that Rust's standard library supports but MIPS and SPARC.
+const O_NONBLOCK: u32 = 0o4000;
+
+/// Whether calls on the socket wait, as the program that has it opened says now.
+///
+/// # Safety
+/// As for [`leg`].
+#[inline(always)]
+pub(crate) unsafe fn blocks(sk: *mut bpf_sock) -> bool {
+    // SAFETY: as in `tcp`.
+    let at = unsafe { ptr::read_volatile(&raw const MOA_OFFSETS) };
+    // SAFETY: as in `tcp`. Each pointer is one of the structure that the verifier knows, and is looked at only if there is one.
+    unsafe {
+        let tcp = bpf_skc_to_tcp_sock(sk.cast::<c_void>()).cast::<u8>();
+        if tcp.is_null() {
+            return true;
+        }
+        let socket: *const u8 = ptr::read_volatile(tcp.add(at.socket as usize).cast());
+        if socket.is_null() {
+            return true;
+        }
+        let file: *const u8 = ptr::read_volatile(socket.add(at.file as usize).cast());
+        if file.is_null() {
+            return true;
+        }
+        let flags: u32 = ptr::read_volatile(file.add(at.file_flags as usize).cast());
+        flags & O_NONBLOCK == 0
     }
 }
 

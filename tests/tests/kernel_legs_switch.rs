@@ -13,7 +13,7 @@ use std::{
 };
 
 use agent::{
-    kernel::{Kernel, Options, Pass, Refusal, Verdicts},
+    kernel::{Kernel, Options, Pass, REASONS, Refusal, Verdicts},
     proxy::Fallback,
 };
 use moa_tests::{
@@ -189,8 +189,8 @@ fn programs_are_replaced_under_load() {
         legs
     });
     let took = legs.verdicts().unwrap();
-    assert_eq!((took.enrolled, took.passed.bytes, took.passes), (2 * (rounds + 1), 0, [0; 8]), "{took:?}");
-    assert_eq!(took.refusals, [0; 8]);
+    assert_eq!((took.enrolled, took.passed.bytes, took.passes), (2 * (rounds + 1), 0, [0; REASONS]), "{took:?}");
+    assert_eq!(took.refusals, [0; REASONS]);
 }
 
 /// While one process takes over from another, the program that enrols may be there twice.

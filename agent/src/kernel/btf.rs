@@ -78,6 +78,10 @@ fn find(bytes: &[u8]) -> Result<Offsets, BtfError> {
         // What C code calls `sk_flags` is a macro for this.
         flags: types.offset("sock", &["__sk_common", "skc_flags"])?,
         zerocopy: types.enumerator("sock_flags", "SOCK_ZEROCOPY")?,
+        socket: types.offset("sock", &["sk_socket"])?,
+        file: types.offset("socket", &["file"])?,
+        file_flags: types.offset("file", &["f_flags"])?,
+        reserved: 0,
     })
 }
 
@@ -274,7 +278,9 @@ mod tests {
             made.add("sock_flags", ENUM << 24 | 2, 4, &names);
             let flags = made.structure("", UNION, 0, &[("skc_flags", 1, 0), ("skc_listener", 2, 0)]);
             let common = made.structure("sock_common", STRUCT, 0, &[("skc_family", 1, 0), ("", flags, 96 * 8)]);
-            made.structure("sock", STRUCT, 0, &[("__sk_common", common, 0)]);
+            made.structure("sock", STRUCT, 0, &[("__sk_common", common, 0), ("sk_socket", 2, 600 * 8)]);
+            made.structure("socket", STRUCT, 0, &[("file", 2, 16 * 8)]);
+            made.structure("file", STRUCT, 0, &[("f_flags", 1, 64 * 8)]);
             let mut inner = made.structure("", STRUCT, WIDTHS, &[("a", 1, 3 << 24 | 5), ("icsk_ulp_ops", 2, 1224 * 8)]);
             for kind in [TYPEDEF, CONST, VOLATILE, RESTRICT, TYPE_TAG] {
                 inner = made.add("qualified", kind << 24, inner, &[]);
@@ -327,7 +333,16 @@ mod tests {
     fn follows_nested_nameless_and_qualified_types() {
         assert_eq!(
             find(&Made::with(16 * 8).bytes()).unwrap(),
-            Offsets { write_seq: 2020, ulp_ops: 1232, flags: 96, zerocopy: 18 }
+            Offsets {
+                write_seq: 2020,
+                ulp_ops: 1232,
+                flags: 96,
+                zerocopy: 18,
+                socket: 600,
+                file: 16,
+                file_flags: 64,
+                reserved: 0
+            }
         );
     }
 

@@ -32,6 +32,9 @@ const IPPROTO_TCP: u8 = 6;
 
 /// `struct nlmsghdr`, with which every message begins.
 const HEADER: u32 = 16;
+/// The device that connections within the machine come by, the first of every namespace. Sockets that are bound to none are
+/// found by any.
+const LOOPBACK: u32 = 1;
 /// `struct inet_diag_req_v2`, a look-up.
 const LOOKUP: u32 = 56;
 /// `struct inet_diag_msg`, what is said of a socket before its attributes.
@@ -72,7 +75,7 @@ impl Diag {
     /// What the socket at `local` with the peer `remote` has received and its application has not read: bytes of memory, with
     /// the kernel's overhead. None: there is no such socket, or it is closed and the kernel keeps only its address.
     ///
-    /// A socket that is bound to a network device is found only if the scope of an IPv6 address names the device.
+    /// A socket that is bound to a network device is found if that is the loopback, or if the scope of an IPv6 address names it.
     ///
     /// # Errors
     /// One address is IPv4 and the other is not, or the kernel does not answer as it should.
@@ -86,7 +89,8 @@ impl Diag {
     /// As for [`Diag::receive_bytes`].
     pub(super) fn unread(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<Unread>> {
         let tuple = (plain(local), plain(remote));
-        let sequence = self.send(NLM_F_REQUEST, &lookup(tuple, device(local).max(device(remote)))?)?;
+        let device = device(local).max(device(remote)).max(LOOPBACK);
+        let sequence = self.send(NLM_F_REQUEST, &lookup(tuple, device)?)?;
         match self.receive(sequence)? {
             // For a connection that is not there, the kernel names the listener that would take it.
             Reply::Socket(found) => Ok(found.unread.filter(|_| found.tuple == tuple)),
@@ -356,14 +360,13 @@ mod tests {
     }
 
     #[test]
-    fn finds_a_socket_of_a_device_by_the_scope() {
+    fn finds_a_socket_that_is_bound_to_the_loopback() {
         let diag = Diag::open().unwrap();
-        let (_listener, client, _server) = pair("::1", "::1");
-        setsockopt(&client, BindToDevice, &"lo".into()).unwrap();
-        assert_eq!(held(&diag, &client), None);
-        let (SocketAddr::V6(mut local), remote) = (client.local_addr().unwrap(), client.peer_addr().unwrap()) else { panic!() };
-        local.set_scope_id(1);
-        assert_eq!(diag.receive_bytes(local.into(), remote).unwrap(), Some(0));
+        for (family, address) in [("127.0.0.1", "127.0.0.1"), ("::1", "::1")] {
+            let (_listener, client, _server) = pair(family, address);
+            setsockopt(&client, BindToDevice, &"lo".into()).unwrap();
+            assert_eq!(held(&diag, &client), Some(0));
+        }
     }
 
     #[test]

@@ -77,6 +77,18 @@ pub enum AttachError {
     /// The kernel attaches programs only for as long as a process holds them.
     #[error("the kernel has no links for cgroups that outlive a process: use kernel 5.15 or later")]
     NoLinks,
+    /// Another agent has these pins.
+    #[error("another agent of the name {name} lives on this machine and has the kernel path: give this one another --name")]
+    InUse {
+        /// The name of both.
+        name: String,
+    },
+    /// This process cannot be told from others.
+    #[error("/proc/self cannot be read ({source}): mount /proc")]
+    Process {
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// No more programs fit on the cgroup.
     #[error(
         "the cgroup {path} has as many programs as it can have: bpftool cgroup show {path} lists them; what agents that were \

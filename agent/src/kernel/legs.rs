@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use agent_common::{End, Leg, Listener, Pass, WATCHED, role};
+use agent_common::{End, Leg, Listener, Pass, WATCHED, mode, role};
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray, SkStorage, SockHash};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 
@@ -23,6 +23,8 @@ pub(super) struct Legs {
     pub(super) shared: SharedPage,
     pub(super) legs: Mutex<SkStorage<MapData, Leg>>,
     pub(super) reads: Mutex<HashMap<MapData, End, u64>>,
+    pub(super) blocking: Mutex<HashMap<MapData, End, u64>>,
+    pub(super) dials: Mutex<HashMap<MapData, End, u32>>,
     pub(super) listeners: Mutex<HashMap<MapData, Listener, u32>>,
     pub(super) socks: Mutex<SockHash<MapData, End>>,
     pub(super) diag: Mutex<Diag>,
@@ -39,21 +41,30 @@ impl Legs {
         clear(&mut lock(&self.listeners))
     }
 
-    /// Forgets what was read: all connections that it was read from have ended.
-    pub(super) fn clear_reads(&self) -> Result<(), MapError> {
-        clear(&mut lock(&self.reads))
+    /// Forgets what is known of connections that have all ended.
+    pub(super) fn clear_ended(&self) -> Result<(), MapError> {
+        clear(&mut lock(&self.reads))?;
+        clear(&mut lock(&self.blocking))
     }
 
     fn mark(&self, socket: BorrowedFd<'_>, role: u32) -> io::Result<()> {
-        // What waits in front of TCP's bytes counts as theirs does: with room for both, TCP never finds none.
-        let bound = usize::try_from(self.shared.bound()).unwrap_or(usize::MAX);
-        setsockopt(&socket, RcvBufForce, &bound)?;
         lock(&self.legs).insert(&socket.as_raw_fd(), Leg::mark(role), 0).map_err(io::Error::other)
+    }
+
+    /// What waits in front of TCP's bytes counts as theirs does: with room for both, TCP never finds none.
+    fn make_room(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let bound = usize::try_from(self.shared.bound()).unwrap_or(usize::MAX);
+        Ok(setsockopt(&socket, RcvBufForce, &bound)?)
+    }
+
+    fn leg(&self, socket: BorrowedFd<'_>) -> Option<Leg> {
+        lock(&self.legs).get(&socket.as_raw_fd(), 0).ok().filter(Leg::is_enrolled)
     }
 }
 
 impl KernelPath for Legs {
     fn listening(&self, socket: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
+        self.make_room(socket)?;
         self.mark(socket, role::LISTENER)?;
         lock(&self.listeners).insert(Listener::new(self.netns, address), WATCHED, 0).map_err(io::Error::other)
     }
@@ -62,9 +73,30 @@ impl KernelPath for Legs {
         self.mark(socket, role::DIAL)
     }
 
+    fn dialled(&self, socket: BorrowedFd<'_>) {
+        let Some(leg) = self.leg(socket) else { return };
+        // Room for what is redirected to it can only fail for lack of rights, which the path would not be there without.
+        let _ = self.make_room(socket);
+        // Still there: whoever accepted the connection has not taken it, and finds nothing any more.
+        if lock(&self.dials).remove(&leg.peer.peer()).is_ok() {
+            let late = Leg { tcp: 1, why: Pass::NoPeer as u32, ..leg };
+            let _ = lock(&self.legs).insert(&socket.as_raw_fd(), late, 0);
+        }
+    }
+
+    fn other_blocks(&self, socket: BorrowedFd<'_>) -> Option<u64> {
+        if self.shared.mode() & mode::NON_BLOCKING == 0 {
+            return None;
+        }
+        let own = self.leg(socket)?.peer.peer();
+        let mut blocking = lock(&self.blocking);
+        let redirected = blocking.get(&own, 0).ok()?;
+        let _ = blocking.remove(&own);
+        Some(redirected)
+    }
+
     fn enrolled(&self, socket: BorrowedFd<'_>) -> Option<Enrolled> {
-        let leg = lock(&self.legs).get(&socket.as_raw_fd(), 0).ok()?;
-        leg.is_enrolled().then(|| Enrolled { end: leg.peer.peer(), by_tcp: leg.tcp != 0 })
+        self.leg(socket).map(|leg| Enrolled { end: leg.peer.peer(), by_tcp: leg.tcp != 0 })
     }
 
     fn publish(&self, end: &End, read: u64) {
@@ -76,25 +108,27 @@ impl KernelPath for Legs {
         let _ = lock(&self.reads).remove(end);
     }
 
-    fn keep_to_tcp(&self, socket: BorrowedFd<'_>, why: Fallback) -> io::Result<()> {
+    fn keep_to_tcp(&self, socket: BorrowedFd<'_>, why: Fallback, all_read: bool) -> io::Result<()> {
         let mut legs = lock(&self.legs);
         // Nobody changes it meanwhile: the program runs when this very thread sends.
         let leg = legs.get(&socket.as_raw_fd(), 0).map_err(io::Error::other)?;
         let why = match why {
             Fallback::Bound => Pass::AgentBound,
             Fallback::Off => Pass::Off,
+            Fallback::Blocking => Pass::Blocking,
         };
+        let leaves = all_read && (why == Pass::Blocking || self.unenrols.load(Relaxed));
         legs.insert(&socket.as_raw_fd(), Leg { tcp: 1, why: why as u32, ..leg }, 0).map_err(io::Error::other)?;
-        if self.unenrols.load(Relaxed) {
+        drop(legs);
+        if leaves {
             // Its queue is empty, and nobody but this end could have filled it. One that is closed is gone already.
             let _ = lock(&self.socks).remove(&leg.peer);
         }
         Ok(())
     }
 
-    fn unread(&self, own: SocketAddr, other: SocketAddr) -> io::Result<u64> {
-        // A socket that is gone has nothing left to read.
-        Ok(lock(&self.diag).receive_bytes(other, own)?.map_or(0, u64::from))
+    fn unread(&self, own: SocketAddr, other: SocketAddr) -> io::Result<Option<u64>> {
+        Ok(lock(&self.diag).receive_bytes(other, own)?.map(u64::from))
     }
 
     fn fallbacks(&self) -> u64 {

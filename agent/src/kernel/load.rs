@@ -24,6 +24,7 @@ use super::{
     diag::Diag,
     legs::Legs,
     netns,
+    owner::Owner,
     pins::{self, Pins},
     shared::SharedPage,
 };
@@ -62,14 +63,21 @@ fn try_load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options
     }
     // Without it nothing is lost but words.
     let log = EbpfLogger::init(&mut programs).ok();
+    let shared = shared_page(&mut programs)?;
+    if shared.owner().is_another(shared.alive()) {
+        return Err(AttachError::InUse { name: options.name.clone().unwrap_or_default() });
+    }
+    shared.set_owner(Owner::this().map_err(|source| AttachError::Process { source })?);
     exclude(&mut programs, &options.exclude_namespaces)?;
-    let socks: SockHash<_, End> = take(&mut programs, "SOCKS")?;
+    let (socks, view) = take_socks(&mut programs)?;
     let stub = attach_stub(&mut programs, &socks, pins.as_ref())?;
     fill_slot(&mut programs)?;
     let legs = Legs {
-        shared: shared_page(&mut programs)?,
+        shared,
         legs: Mutex::new(take(&mut programs, "LEGS")?),
         reads: Mutex::new(take(&mut programs, "READS")?),
+        blocking: Mutex::new(take(&mut programs, "BLOCKING")?),
+        dials: Mutex::new(take(&mut programs, "DIALS")?),
         listeners: Mutex::new(take(&mut programs, "LISTENERS")?),
         socks: Mutex::new(socks),
         unenrols: AtomicBool::new(false),
@@ -81,6 +89,7 @@ fn try_load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options
     Ok(Kernel {
         counts,
         verdicts,
+        socks: view,
         legs: Arc::new(legs),
         cgroup: cgroup.path,
         pinned: pins.zip(link),
@@ -143,6 +152,15 @@ fn exclude(programs: &mut Ebpf, namespaces: &[std::path::PathBuf]) -> Result<(),
 fn take<T: TryFrom<Map, Error = MapError>>(programs: &mut Ebpf, name: &'static str) -> Result<T, AttachError> {
     let map = programs.take_map(name).ok_or(AttachError::Incomplete { what: name })?;
     map.try_into().map_err(|error| AttachError::map(name, error))
+}
+
+/// The map of sockets, and the same once more.
+fn take_socks(programs: &mut Ebpf) -> Result<(SockHash<MapData, End>, SockHash<MapData, End>), AttachError> {
+    const NAME: &str = "SOCKS";
+    let Some(Map::SockHash(socks)) = programs.take_map(NAME) else { return Err(AttachError::Incomplete { what: NAME }) };
+    let again = socks.info().and_then(|info| MapData::from_id(info.id()));
+    let both = again.and_then(|again| Ok((Map::SockHash(socks).try_into()?, Map::SockHash(again).try_into()?)));
+    both.map_err(|error| AttachError::map(NAME, error))
 }
 
 fn shared_page(programs: &mut Ebpf) -> Result<SharedPage, AttachError> {

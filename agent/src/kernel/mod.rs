@@ -13,6 +13,7 @@ mod load;
 mod mounts;
 mod netns;
 mod object;
+mod owner;
 mod pins;
 mod pressure;
 pub mod probe;
@@ -32,23 +33,23 @@ use std::{
     time::Duration,
 };
 
-pub use agent_common::{Counts, Pass, Refusal, Sent, Verdicts};
+pub use agent_common::{Counts, Pass, REASONS, Refusal, Sent, Verdicts};
+use agent_common::{End, mode};
 use aya::{
     Ebpf,
-    maps::{MapData, PerCpuArray},
+    maps::{MapData, PerCpuArray, SockHash},
     programs::{SkMsg, links::PinnedLink},
 };
 use aya_log::EbpfLogger;
-use nix::time::{ClockId, clock_gettime};
 
 pub use self::{
     error::{AttachError, ReadError},
     remove::{RemoveError, uninstall},
 };
 use self::{
-    legs::{Legs, lock, sum},
+    legs::{Legs, sum},
+    owner::Owner,
     pins::Pins,
-    pressure::Pressure,
     probe::Roots,
     trials::{Speed, TrialError, Tried},
 };
@@ -76,6 +77,8 @@ pub struct Options {
 pub struct Kernel {
     counts: PerCpuArray<MapData, Counts>,
     verdicts: PerCpuArray<MapData, Verdicts>,
+    /// For looking at it without being in anybody's way.
+    socks: SockHash<MapData, End>,
     legs: Arc<Legs>,
     cgroup: PathBuf,
     pinned: Option<(Pins, PinnedLink)>,
@@ -109,7 +112,7 @@ impl Kernel {
         let verdicts = kernel.verdicts().unwrap_or_default();
         kernel.redirected_before = verdicts.to_agent.bytes + verdicts.from_agent.bytes;
         kernel.legs.clear_listeners().map_err(|error| AttachError::map("LISTENERS", error))?;
-        kernel.legs.clear_reads().map_err(|error| AttachError::map("READS", error))?;
+        kernel.legs.clear_ended().map_err(|error| AttachError::map("READS", error))?;
         kernel.legs.shared.set_bound(options.bound);
         kernel.sweep_former();
         kernel.beat();
@@ -127,16 +130,16 @@ impl Kernel {
     /// of memory: while it is, everything goes by TCP.
     pub fn beat(&self) {
         self.relieve();
-        // A clock that cannot be read is one that the kernel does not have.
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
-        self.legs.shared.set_alive(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
+        self.legs.shared.set_alive(owner::now_ns());
     }
 
     fn relieve(&self) {
-        let high = Pressure::read(&Roots::default().proc).is_some_and(Pressure::is_high);
-        let was_high = self.relieved.load(Relaxed);
+        let (was_high, bound) = (self.relieved.load(Relaxed), self.legs.shared.bound());
+        let high = pressure::is_high(&Roots::default(), bound, was_high);
         if high && self.is_on() {
-            tracing::warn!("the kernel is short of memory for TCP (net.ipv4.tcp_mem): the kernel path is off until it is not");
+            tracing::warn!(
+                "memory for TCP is short (net.ipv4.tcp_mem, or the limit of the agent's cgroup): the kernel path is off until it is not"
+            );
             self.turn_off();
             self.relieved.store(true, Relaxed);
         } else if !high && was_high {
@@ -172,7 +175,8 @@ impl Kernel {
         let tried = trials::run()?;
         let speed = if_it_pays.then(trials::measure).transpose()?;
         let mut kernel = Self::attach(options)?;
-        kernel.mode = tried.mode;
+        // By itself the path is only used where no application can tell the difference.
+        kernel.mode = if if_it_pays && tried.mode != 0 { tried.mode | mode::NON_BLOCKING } else { tried.mode };
         kernel.tried = Some(tried);
         kernel.speed = speed;
         if kernel.tried.as_ref().is_some_and(|tried| tried.unenrols) {
@@ -252,7 +256,7 @@ impl Kernel {
     /// # Errors
     /// The kernel refused to read the map.
     pub fn enrolled(&self) -> Result<usize, ReadError> {
-        lock(&self.legs.socks).keys().try_fold(0, |count, key| key.map(|_| count + 1)).map_err(ReadError::new)
+        self.socks.keys().try_fold(0, |count, key| key.map(|_| count + 1)).map_err(ReadError::new)
     }
 
     /// The cgroup that the programs are attached to.
@@ -269,6 +273,7 @@ impl Kernel {
         self.turn_off();
         // What is left of it is of nobody who connects.
         let _ = self.legs.clear_listeners();
+        self.legs.shared.set_owner(Owner { start: 0, pid: 0, pidns: 0 });
         let Some((pins, link)) = self.pinned else { return Ok(()) };
         drop(link);
         remove::remove(pins.folder(), within, false)?;

@@ -17,8 +17,8 @@ use super::AttachError;
 pub(super) const BPFFS: &str = "/sys/fs/bpf";
 
 /// The maps that are pinned. What is not among them is made anew with every load: the log, and constants.
-pub(super) const MAPS: [&str; 10] =
-    ["LISTENERS", "EXCLUDED", "COUNTS", "VERDICTS", "SHARED", "SOCKS", "DIALS", "READS", "SLOTS", "LEGS"];
+pub(super) const MAPS: [&str; 11] =
+    ["LISTENERS", "EXCLUDED", "COUNTS", "VERDICTS", "SHARED", "SOCKS", "DIALS", "READS", "BLOCKING", "SLOTS", "LEGS"];
 
 /// The folder of one agent's pins.
 #[derive(Debug, Clone, PartialEq, Eq)]

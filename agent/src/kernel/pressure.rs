@@ -1,29 +1,40 @@
-//! Whether the kernel is short of memory for TCP.
+//! Whether the kernel is short of memory for TCP, on the machine or in the agent's own memory cgroup.
 //!
 //! A redirected message needs memory at once, where TCP would wait for it: under pressure an application's `send` could fail
-//! with ENOMEM. So nothing new is redirected then.
+//! with ENOMEM. It is charged to the receiver, and so to the agent's cgroup for what is sent to it. So nothing new is
+//! redirected when memory runs out.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-/// Memory of all TCP sockets of the machine, and from how much on the kernel saves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Pressure {
-    pub(super) pages: u64,
-    pub(super) pressure_at: u64,
+use super::probe::Roots;
+
+/// Connections that must be able to reach their bound at once.
+const BOUNDS: u64 = 4;
+
+/// Whether memory is short; once it is, until there is clearly more.
+pub(super) fn is_high(roots: &Roots, bound: u64, was_high: bool) -> bool {
+    // An eighth of it, so that the path is not turned on and off every second.
+    let eased = |limit: u64| if was_high { limit - limit / 8 } else { limit };
+    let machine = machine(&roots.proc).is_some_and(|memory| memory.used >= eased(memory.limit));
+    let needed = bound.saturating_mul(if was_high { 2 * BOUNDS } else { BOUNDS });
+    machine || cgroups(roots).iter().any(|memory| memory.limit.saturating_sub(memory.used) < needed)
 }
 
-impl Pressure {
-    /// What the kernel says, as far as it does.
-    pub(super) fn read(proc: &Path) -> Option<Self> {
-        let pages = used(&fs::read_to_string(proc.join("net/sockstat")).ok()?)?;
-        let limits = fs::read_to_string(proc.join("sys/net/ipv4/tcp_mem")).ok()?;
-        let pressure_at = limits.split_whitespace().nth(1)?.parse().ok()?;
-        Some(Self { pages, pressure_at })
-    }
+/// Memory, and how much of it there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Memory {
+    used: u64,
+    limit: u64,
+}
 
-    pub(super) fn is_high(self) -> bool {
-        self.pages >= self.pressure_at
-    }
+/// Pages of all TCP sockets of the machine, and from how many on the kernel saves; as far as it says so.
+fn machine(proc: &Path) -> Option<Memory> {
+    let used = used(&fs::read_to_string(proc.join("net/sockstat")).ok()?)?;
+    let limits = fs::read_to_string(proc.join("sys/net/ipv4/tcp_mem")).ok()?;
+    Some(Memory { used, limit: limits.split_whitespace().nth(1)?.parse().ok()? })
 }
 
 /// `TCP: inuse 5 orphan 0 tw 0 alloc 7 mem 2`.
@@ -33,30 +44,93 @@ fn used(sockstat: &str) -> Option<u64> {
     words.nth(1)?.parse().ok()
 }
 
+/// Bytes of the cgroups that this process is in, of both versions, if they have a limit.
+fn cgroups(roots: &Roots) -> Vec<Memory> {
+    let own = fs::read_to_string(roots.proc.join("self/cgroup")).unwrap_or_default();
+    let read = |folder: PathBuf, used: &str, limit: &str| {
+        let number = |file| fs::read_to_string(folder.join(file)).ok()?.trim().parse::<u64>().ok();
+        Some(Memory { used: number(used)?, limit: number(limit)? })
+    };
+    let version = |line: &str| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?.trim_start_matches('/'));
+        let root = roots.sys.join("fs/cgroup");
+        match controllers {
+            "" => read(root.join(path), "memory.current", "memory.max")
+                .or_else(|| read(root.join("unified").join(path), "memory.current", "memory.max")),
+            _ if controllers.split(',').any(|name| name == "memory") => {
+                let folder = root.join("memory").join(path);
+                read(folder, "memory.kmem.tcp.usage_in_bytes", "memory.kmem.tcp.limit_in_bytes")
+            }
+            _ => None,
+        }
+    };
+    own.lines().filter_map(version).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn reads_what_this_kernel_says() {
-        let pressure = Pressure::read(Path::new("/proc")).unwrap();
-        assert!(pressure.pressure_at > 0 && !pressure.is_high(), "{pressure:?}");
+    const BOUND: u64 = 1000;
+
+    struct Machine(tempfile::TempDir);
+
+    impl Machine {
+        fn with(files: &[(&str, &str)]) -> Self {
+            let machine = Self(tempfile::tempdir().unwrap());
+            for (path, text) in files {
+                let path = machine.0.path().join(path);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, text).unwrap();
+            }
+            machine
+        }
+
+        fn is_high(&self, was_high: bool) -> bool {
+            let roots = Roots { proc: self.0.path().join("proc"), sys: self.0.path().join("sys") };
+            is_high(&roots, BOUND, was_high)
+        }
     }
 
     #[test]
-    fn knows_pressure_from_made_up_files() {
-        let folder = tempfile::tempdir().unwrap();
-        let write = |path: &str, text: &str| {
-            let path = folder.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
+    fn this_machine_has_enough() {
+        assert!(machine(Path::new("/proc")).is_some_and(|memory| memory.limit > 0));
+        assert!(!is_high(&Roots::default(), 1 << 20, false));
+    }
+
+    #[test]
+    fn a_machine_is_short_from_its_mark_on_until_clearly_below() {
+        let machine = |used: &str| {
+            let sockstat = format!("sockets: used 9\nTCP: inuse 5 orphan 0 tw 0 alloc 7 mem {used}\nUDP: inuse 1 mem 1\n");
+            Machine::with(&[("proc/net/sockstat", &sockstat), ("proc/sys/net/ipv4/tcp_mem", "100\t800\t900\n")])
         };
-        assert_eq!(Pressure::read(folder.path()), None);
-        write("net/sockstat", "sockets: used 9\nTCP: inuse 5 orphan 0 tw 0 alloc 7 mem 300\nUDP: inuse 1 mem 1\n");
-        write("sys/net/ipv4/tcp_mem", "100\t300\t600\n");
-        assert_eq!(Pressure::read(folder.path()), Some(Pressure { pages: 300, pressure_at: 300 }));
-        assert!(Pressure::read(folder.path()).unwrap().is_high());
-        write("net/sockstat", "TCP: inuse 5 orphan 0 tw 0 alloc 7 mem 299\n");
-        assert!(!Pressure::read(folder.path()).unwrap().is_high());
+        assert!(machine("800").is_high(false));
+        assert!(!machine("799").is_high(false));
+        assert!(machine("799").is_high(true) && machine("700").is_high(true));
+        assert!(!machine("699").is_high(true));
+        assert!(!Machine::with(&[]).is_high(true));
+    }
+
+    #[test]
+    fn a_cgroup_is_short_when_some_bounds_do_not_fit() {
+        let second = |used: &str, limit: &str| {
+            let folder = "sys/fs/cgroup/pod/agent/memory";
+            Machine::with(&[
+                ("proc/self/cgroup", "0::/pod/agent\n"),
+                (&format!("{folder}.current"), used),
+                (&format!("{folder}.max"), limit),
+            ])
+        };
+        assert!(!second("6000\n", "10000\n").is_high(false));
+        assert!(second("6001\n", "10000\n").is_high(false));
+        assert!(second("6000\n", "10000\n").is_high(true));
+        assert!(!second("6001\n", "max\n").is_high(false));
+        let first = Machine::with(&[
+            ("proc/self/cgroup", "3:cpu:/\n2:hugetlb,memory:/own\n0::/\n"),
+            ("sys/fs/cgroup/memory/own/memory.kmem.tcp.usage_in_bytes", "9000"),
+            ("sys/fs/cgroup/memory/own/memory.kmem.tcp.limit_in_bytes", "10000"),
+        ]);
+        assert!(first.is_high(false));
     }
 }

@@ -18,6 +18,7 @@ use super::{
     diag::{Diag, Unread},
     netns,
     pins::{BPFFS, Pins, remove_folder},
+    shared::SharedPage,
 };
 
 /// How often it is looked whether everything has been read.
@@ -38,6 +39,9 @@ pub enum RemoveError {
         /// How many sockets.
         sockets: usize,
     },
+    /// An agent lives that uses them.
+    #[error("an agent of this name runs and uses them: stop it first, or turn the path off by `moa kernel off`")]
+    InUse,
     /// The kernel refused.
     #[error("the pins cannot be removed ({source}): run as root")]
     Io {
@@ -53,6 +57,9 @@ pub enum RemoveError {
 /// Somebody has not read everything after `within`, unless it is forced; or the kernel refused.
 pub fn uninstall(name: &str, within: Duration, force: bool) -> Result<bool, RemoveError> {
     let pins = Pins::of(Path::new(BPFFS), name);
+    if MapData::from_pin(pins.map("SHARED")).is_ok_and(|shared| is_in_use(&shared)) {
+        return Err(RemoveError::InUse);
+    }
     let former = pins.former();
     if !pins.exist() && former.is_empty() {
         return Ok(false);
@@ -84,11 +91,12 @@ pub(super) fn wait_until_read(socks: &SockHash<MapData, End>, within: Duration) 
     let end_costs = end_costs(&diag).unwrap_or(0);
     let deadline = Instant::now() + within;
     loop {
-        // Sockets of other namespaces cannot be asked from here: they count as if they had something.
+        // Sockets of other namespaces, and those that are not found, count as if they had something: who is in the map is not
+        // closed.
         let unread = |end: &End| {
             let (own, other) = end.addresses();
             end.netns != netns
-                || diag.unread(own, other).is_ok_and(|unread| unread.is_some_and(|unread| is_some(unread, end_costs)))
+                || diag.unread(own, other).map_or(true, |unread| unread.is_none_or(|unread| is_some(unread, end_costs)))
         };
         let sockets = socks.keys().flatten().filter(unread).count();
         if sockets == 0 {
@@ -114,6 +122,10 @@ fn end_costs(diag: &Diag) -> io::Result<u32> {
     told.set_read_timeout(Some(TOLD_WITHIN))?;
     told.peek(&mut [0])?;
     Ok(diag.receive_bytes(told.local_addr()?, told.peer_addr()?)?.unwrap_or(0))
+}
+
+fn is_in_use(shared: &MapData) -> bool {
+    SharedPage::map(shared.fd()).is_ok_and(|shared| shared.owner().is_another(shared.alive()))
 }
 
 fn open_socks(folder: &Path) -> Option<SockHash<MapData, End>> {

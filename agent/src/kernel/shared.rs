@@ -16,6 +16,8 @@ use nix::{
     sys::mman::{MapFlags, ProtFlags, mmap, munmap},
 };
 
+use super::owner::Owner;
+
 /// The mapped page.
 pub(super) struct SharedPage(NonNull<c_void>);
 
@@ -37,6 +39,26 @@ impl SharedPage {
     /// Says that the agent lives.
     pub(super) fn set_alive(&self, now_ns: u64) {
         self.u64(offset_of!(Shared, alive_ns)).store(now_ns, Relaxed);
+    }
+
+    /// When the agent last said that it lives.
+    pub(super) fn alive(&self) -> u64 {
+        self.u64(offset_of!(Shared, alive_ns)).load(Relaxed)
+    }
+
+    /// Whose it is.
+    pub(super) fn owner(&self) -> Owner {
+        Owner {
+            start: self.u64(offset_of!(Shared, owner_start)).load(Relaxed),
+            pid: self.u32(offset_of!(Shared, owner_pid)).load(Relaxed),
+            pidns: self.u32(offset_of!(Shared, owner_pidns)).load(Relaxed),
+        }
+    }
+
+    pub(super) fn set_owner(&self, owner: Owner) {
+        self.u64(offset_of!(Shared, owner_start)).store(owner.start, Relaxed);
+        self.u32(offset_of!(Shared, owner_pid)).store(owner.pid, Relaxed);
+        self.u32(offset_of!(Shared, owner_pidns)).store(owner.pidns, Relaxed);
     }
 
     pub(super) fn bound(&self) -> u64 {

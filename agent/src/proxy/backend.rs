@@ -61,6 +61,9 @@ pub(super) async fn connect(address: SocketAddr, kernel: Option<&dyn KernelPath>
         debug!(%address, %error, "not by way of the kernel");
     }
     let stream = socket.connect(address).await?;
+    if let Some(kernel) = kernel {
+        kernel.dialled(stream.as_fd());
+    }
     if stream.local_addr()? == stream.peer_addr()? {
         // A port of the range that the kernel takes for outgoing connections can be connected to itself.
         return Err(io::ErrorKind::ConnectionRefused.into());

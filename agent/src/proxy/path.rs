@@ -18,6 +18,13 @@ pub trait KernelPath: Send + Sync {
     /// As for [`KernelPath::listening`].
     fn dialling(&self, socket: BorrowedFd<'_>) -> io::Result<()>;
 
+    /// Says that a socket that was marked is connected: the other end is enrolled by now, or never will be.
+    fn dialled(&self, socket: BorrowedFd<'_>);
+
+    /// Whether the other end of an enrolled socket blocks, and only those that do not are wanted: then the bytes that it had
+    /// redirected until that was seen. It is said once.
+    fn other_blocks(&self, socket: BorrowedFd<'_>) -> Option<u64>;
+
     /// What an enrolled socket is; none if it is not enrolled.
     fn enrolled(&self, socket: BorrowedFd<'_>) -> Option<Enrolled>;
 
@@ -27,17 +34,19 @@ pub trait KernelPath: Send + Sync {
     /// The socket is closed: what was published of it is of no use any more.
     fn forget(&self, end: &End);
 
-    /// Has what the agent writes to a socket go by TCP from now on, for life.
+    /// Has what the agent writes to a socket go by TCP from now on, for life. `all_read`: the other end has certainly read
+    /// everything, so that its socket can leave the path too.
     ///
     /// # Errors
     /// The kernel refused.
-    fn keep_to_tcp(&self, socket: BorrowedFd<'_>, why: Fallback) -> io::Result<()>;
+    fn keep_to_tcp(&self, socket: BorrowedFd<'_>, why: Fallback, all_read: bool) -> io::Result<()>;
 
-    /// Bytes that the other end of a connection has not read, by the agent's own address and the other's.
+    /// Bytes that the other end of a connection has not read, by the agent's own address and the other's. None: the kernel
+    /// knows no such socket, as it is closed, or bound to a device that the connection does not come by.
     ///
     /// # Errors
     /// The kernel did not say.
-    fn unread(&self, own: SocketAddr, other: SocketAddr) -> io::Result<u64>;
+    fn unread(&self, own: SocketAddr, other: SocketAddr) -> io::Result<Option<u64>>;
 
     /// How often a direction towards the agent fell back to TCP with bytes before it that were redirected. A reader that
     /// has seen it change reads until there is nothing more: what came by TCP waits behind the rest, and says so only once.
@@ -66,4 +75,6 @@ pub enum Fallback {
     Bound,
     /// The path is turned off.
     Off,
+    /// The other end's socket blocks.
+    Blocking,
 }

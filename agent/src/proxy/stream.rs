@@ -31,6 +31,8 @@ use super::{
 
 /// How long after the other end was last asked whether it has read everything, at first and at most.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(64));
+/// What timers are early by at most.
+const RESOLUTION: Duration = Duration::from_millis(1);
 /// What has been read is published four times for each bound.
 const PUBLISHED_PER_BOUND: u64 = 4;
 /// What `fallbacks` never is: what was read so far may be less than there is.
@@ -77,6 +79,8 @@ struct Writes {
     unproven: u64,
     /// [`KernelPath::generation`] when the connection was opened.
     generation: u32,
+    /// The other end has redirected nothing to this one, and will not.
+    never_redirected: bool,
     state: State,
 }
 
@@ -99,7 +103,7 @@ impl Stream {
     pub(crate) fn new(tcp: TcpStream, counters: Arc<WorkerCounters>, kernel: Option<Arc<dyn KernelPath>>) -> Self {
         let leg = kernel.map(|kernel| Leg {
             reads: Reads { read: 0, published: 0, seen: NEVER, end: Known::NotYet },
-            writes: Writes { unproven: 0, generation: kernel.generation(), state: State::Redirected },
+            writes: Writes { unproven: 0, generation: kernel.generation(), never_redirected: false, state: State::Redirected },
             kernel,
         });
         Self { tcp, counters, leg }
@@ -126,7 +130,7 @@ impl Stream {
                     leg.has_read(&self.tcp, read as u64);
                     return Poll::Ready(Ok(self.counters.moved(read)));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => leg.reads.seen = fallbacks,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => leg.has_read_all(&self.tcp, fallbacks),
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
@@ -176,6 +180,20 @@ impl Leg {
         !matches!(self.writes.state, State::Tcp { fell_back: true }) && self.kernel.fallbacks() == self.reads.seen
     }
 
+    /// There was nothing more to read when `fallbacks` had this value.
+    fn has_read_all(&mut self, tcp: &TcpStream, fallbacks: u64) {
+        if self.reads.seen == fallbacks {
+            return;
+        }
+        self.reads.seen = fallbacks;
+        if let State::Redirected = self.writes.state
+            && let Some(redirected) = self.kernel.other_blocks(tcp.as_fd())
+        {
+            self.writes.drain(Fallback::Blocking);
+            self.writes.never_redirected = redirected == 0;
+        }
+    }
+
     fn has_read(&mut self, tcp: &TcpStream, bytes: u64) {
         let (kernel, reads) = (&self.kernel, &mut self.reads);
         reads.read += bytes;
@@ -203,7 +221,7 @@ impl Leg {
             } else if kernel.enrolled(tcp.as_fd()).is_none_or(|enrolled| enrolled.by_tcp) {
                 writes.state = State::Tcp { fell_back: false };
             } else {
-                writes.unproven = unread(&**kernel, tcp).unwrap_or(bound);
+                writes.unproven = unread(&**kernel, tcp).ok().flatten().unwrap_or(bound);
                 if writes.unproven <= bound / 2 {
                     return Poll::Ready(Some(len.min(bound - writes.unproven)));
                 }
@@ -222,13 +240,22 @@ impl Writes {
     /// Waits until the other end has read what was redirected to it, and goes over to TCP.
     fn poll_drained(&mut self, kernel: &dyn KernelPath, tcp: &TcpStream, cx: &mut Context<'_>) -> Poll<()> {
         let State::Draining(draining) = &mut self.state else { return Poll::Ready(()) };
-        if Instant::now() < draining.until {
+        // A timer may be early by its resolution; the one that was set is the only one.
+        if Instant::now() + RESOLUTION < draining.until {
             return Poll::Pending;
         }
-        let enrolled = kernel.enrolled(tcp.as_fd()).is_some_and(|enrolled| !enrolled.by_tcp);
-        let read = !enrolled || unread(kernel, tcp).is_ok_and(|unread| unread == 0);
-        if read && (!enrolled || kernel.keep_to_tcp(tcp.as_fd(), draining.why).is_ok()) {
-            self.state = State::Tcp { fell_back: enrolled };
+        // What is reset has nobody who reads: TCP says so itself.
+        let enrolled = kernel.enrolled(tcp.as_fd()).is_some_and(|enrolled| !enrolled.by_tcp) && tcp.peer_addr().is_ok();
+        let unread = if enrolled { unread(kernel, tcp) } else { Ok(None) };
+        let over = match unread {
+            Ok(None) if !enrolled => true,
+            // Whoever cannot be found reads nothing, or by TCP what comes by TCP: it decides.
+            Ok(None) => kernel.keep_to_tcp(tcp.as_fd(), draining.why, false).is_ok(),
+            Ok(Some(0)) => kernel.keep_to_tcp(tcp.as_fd(), draining.why, true).is_ok(),
+            Ok(Some(_)) | Err(_) => false,
+        };
+        if over {
+            self.state = State::Tcp { fell_back: enrolled && !self.never_redirected };
             return Poll::Ready(());
         }
         draining.until = Instant::now() + draining.delay;
@@ -242,7 +269,7 @@ impl Writes {
     }
 }
 
-fn unread(kernel: &dyn KernelPath, tcp: &TcpStream) -> io::Result<u64> {
+fn unread(kernel: &dyn KernelPath, tcp: &TcpStream) -> io::Result<Option<u64>> {
     kernel.unread(tcp.local_addr()?, tcp.peer_addr()?)
 }
 

@@ -76,7 +76,7 @@ impl AgentWriter {
     }
 
     fn unread(&self) -> u64 {
-        self.path.unread(local(&self.socket), remote(&self.socket)).expect("asking the kernel")
+        self.path.unread(local(&self.socket), remote(&self.socket)).expect("asking the kernel").unwrap_or(0)
     }
 
     fn room(&mut self, wanted: usize) -> usize {
@@ -98,7 +98,7 @@ impl AgentWriter {
     /// Goes over to TCP, when the other end has read everything.
     pub fn fall_back(&mut self, why: Fallback) {
         until_true("the other end to have read everything", || self.unread() == 0);
-        self.path.keep_to_tcp(self.socket.as_fd(), why).expect("keeping to TCP");
+        self.path.keep_to_tcp(self.socket.as_fd(), why, true).expect("keeping to TCP");
         self.by_tcp = true;
     }
 }

@@ -134,7 +134,7 @@ impl Legs {
     /// Has what the agent sends on a socket go by TCP, when the other end has read all that was redirected.
     pub fn keep_to_tcp(&self, agent: &TcpStream, why: Fallback) {
         until_true("the other end to have read everything", || self.unread_by_app(agent) == 0);
-        self.path.keep_to_tcp(agent.as_fd(), why).expect("keeping to TCP");
+        self.path.keep_to_tcp(agent.as_fd(), why, true).expect("keeping to TCP");
     }
 
     /// Says no more that the agent lives.
@@ -144,12 +144,12 @@ impl Legs {
 
     /// Bytes that the other end of the agent's socket has not read, as the kernel says.
     pub fn unread_by_app(&self, agent: &TcpStream) -> u64 {
-        self.path.unread(local(agent), remote(agent)).expect("asking the kernel")
+        self.path.unread(local(agent), remote(agent)).expect("asking the kernel").unwrap_or(0)
     }
 
     /// Bytes of memory that the agent's own socket has in its queues.
     pub fn held_by_agent(&self, agent: &TcpStream) -> u64 {
-        self.path.unread(remote(agent), local(agent)).expect("asking the kernel")
+        self.path.unread(remote(agent), local(agent)).expect("asking the kernel").unwrap_or(0)
     }
 
     /// What was counted since the programs were attached.

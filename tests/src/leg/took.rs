@@ -1,6 +1,6 @@
 //! What a test expects of the counters: which way its connections and their bytes took.
 
-use agent::kernel::{Pass, Refusal, Sent, Verdicts};
+use agent::kernel::{Pass, REASONS, Refusal, Sent, Verdicts};
 
 /// The counters, but for how many messages there were, as the kernel cuts them as it likes.
 #[derive(Debug, Clone, Copy, Default)]
@@ -21,7 +21,7 @@ pub struct Took {
 
 /// What was counted between two readings.
 pub(super) fn since(before: &Verdicts, now: &Verdicts) -> Verdicts {
-    let all = |now: [u64; 8], before: [u64; 8]| std::array::from_fn(|at| minus(now[at], before[at]));
+    let all = |now: [u64; REASONS], before: [u64; REASONS]| std::array::from_fn(|at| minus(now[at], before[at]));
     let sent =
         |now: Sent, before: Sent| Sent { messages: minus(now.messages, before.messages), bytes: minus(now.bytes, before.bytes) };
     Verdicts {
