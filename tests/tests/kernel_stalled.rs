@@ -22,6 +22,8 @@ use moa_tests::{
 
 const BOUND: u64 = 256 << 10;
 const LARGE: usize = 8 << 20;
+/// Bytes of answers that the agent holds for an application.
+const OUTPUT_MAX: u64 = 512 << 10;
 /// The service that stands still, or whose answers are too much for an application that does.
 const LARGE_URI: &str = "/service/large";
 /// What the kernel adds for itself: a page or two.
@@ -42,7 +44,7 @@ fn section(large: SocketAddr, other: SocketAddr) -> String {
         "timeout_ms = 60_000\npipelined = true\nqueue_max = 100_000\nconnections_max = 1\nargument_bytes_max = 1_048_576\nhealth = { check = \"off\" }",
     );
     let other = config::service(DEMO, &[other], config::NO_HEALTH_CHECK);
-    let app = "[app]\nqueued_bytes_max = 524_288\nstall_timeout_ms = 600_000\n";
+    let app = format!("[app]\nqueued_bytes_max = {OUTPUT_MAX}\nstall_timeout_ms = 600_000\n");
     format!("[agent]\nworkers = 1\n{app}[kernel]\nleg_bytes_max = {BOUND}\n{large}{other}")
 }
 
@@ -225,11 +227,16 @@ fn an_application_that_floods_the_agent_and_takes_no_answers() {
     let bed = start("on");
     let before = Look::at(&bed.agent);
     let asks: Vec<Ask> = (0..1_500).map(|_| Judge.ask(LARGE_URI, 4_000)).collect();
-    let all: Vec<u8> = asks.iter().flat_map(|ask| command(&["GET", &ask.json])).collect();
+    let requests = |asks: &[Ask]| asks.iter().flat_map(|ask| command(&["GET", &ask.json])).collect::<Vec<u8>>();
     let mut client = bed.agent.connect();
     let own = client.stream().local_addr().expect("an address");
-    let mut sender = client.stream().try_clone().expect("a second handle");
-    let sender = thread::spawn(move || sender.write_all(&all));
+    // So many that the agent stops reading for the answers that wait.
+    client.send(requests(&asks[..400]));
+    until_true("the agent to hold as many answers as it may", || {
+        bed.agent.json(&["conns"])[0]["queued_bytes"].as_u64() >= Some(OUTPUT_MAX)
+    });
+    let (mut sender, flood) = (client.stream().try_clone().expect("a second handle"), requests(&asks[400..]));
+    let sender = thread::spawn(move || sender.write_all(&flood));
     let at_agent = stand_still(&bed.agent, bed.agent.address(), own);
     let at_application = receive_memory(own, bed.agent.address()).unwrap_or_default();
     println!("{at_agent} bytes wait at the agent, {at_application} at the application, of {BOUND}");
