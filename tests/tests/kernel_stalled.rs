@@ -12,7 +12,7 @@ use moa_tests::{
     Agent, Answer, Client, DEMO, FakeMoa, Judge, PATIENCE, Reply,
     client::command,
     config, envelope,
-    judge::Ask,
+    judge::{Ask, Verdict},
     kernel::{self, Look, receive_memory},
     load::Load,
     machine::{free_address, release_address},
@@ -241,11 +241,17 @@ fn an_application_that_floods_the_agent_and_takes_no_answers() {
     let at_application = receive_memory(own, bed.agent.address()).unwrap_or_default();
     println!("{at_agent} bytes wait at the agent, {at_application} at the application, of {BOUND}");
     // Behind what is redirected there is what TCP takes, which has room for both.
-    assert!(at_agent <= 4 * BOUND && at_application <= BOUND + SLACK);
-    assert_eq!(Look::at(&bed.agent).since(&before).fallbacks.get("bound-at-agent"), Some(&1));
+    assert!(at_agent > BOUND / 2 && at_agent <= 4 * BOUND && at_application <= BOUND + SLACK);
+    assert!(Look::at(&bed.agent).since(&before).fallbacks.contains_key("bound-at-agent"));
+    let mut right = 0;
     for ask in asks {
-        ask.expect_right(&client.read());
+        match ask.judge(&client.read()) {
+            Verdict::Right => right += 1,
+            // More than it may hold, which is said in the answer's place.
+            Verdict::Failed(code, text) => assert_eq!(code, 504, "{text}"),
+        }
     }
+    assert!(right > 0);
     sender.join().expect("the sender").expect("sending to the agent");
     let way = Look::at(&bed.agent).since(&before);
     assert!(way.to_agent > BOUND / 2 && way.from_agent > BOUND / 2 && way.tcp > BOUND, "{way:?}");
