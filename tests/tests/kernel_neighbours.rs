@@ -100,9 +100,9 @@ fn agents_come_and_go_beside_one_that_works() {
         Look::at(&neighbour).since(&first).expect_kernel_only();
         load.await_rounds(1);
         if round % 2 == 0 {
-            neighbour.stop()
+            neighbour.stop();
         } else {
-            neighbour.kill()
+            neighbour.kill();
         }
         drop(neighbour);
         load.await_rounds(1);

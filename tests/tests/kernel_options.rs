@@ -143,9 +143,9 @@ fn auto_says_what_was_measured_and_decided() {
         assert!(agent.verb(&["status"]).stdout.contains("auto: ") && agent.verb(&["kernel"]).stdout.contains(&decision));
         let (_, way) = way_of_calls(&agent);
         if look.status.on {
-            way.expect_kernel_only()
+            way.expect_kernel_only();
         } else {
-            way.expect_tcp_only()
+            way.expect_tcp_only();
         }
         // Whatever was decided, the operator may decide otherwise.
         agent.json(&["kernel", "on"]);

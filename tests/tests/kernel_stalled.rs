@@ -12,7 +12,7 @@ use moa_tests::{
     Agent, Answer, Client, DEMO, FakeMoa, Judge, PATIENCE, Reply,
     client::command,
     config, envelope,
-    judge::{Ask, Verdict},
+    judge::{Ask, Verdict, pattern},
     kernel::{self, Look, receive_memory},
     load::Load,
     machine::{free_address, release_address},
@@ -50,7 +50,7 @@ fn section(large: SocketAddr, other: SocketAddr) -> String {
 
 fn start(mode: &str) -> Bed {
     let (large, other) = (FakeMoa::builder().in_order().start(), FakeMoa::start());
-    let body: Arc<[u8]> = (0..LARGE).map(|at| (at % 251 ^ (at >> 16) % 7) as u8).collect();
+    let body: Arc<[u8]> = pattern(LARGE).into();
     let answer = Answer::bulk(&body);
     large.script(move |call| if call.method == "large" { answer.clone() } else { mixed::service(call) });
     let agent = Agent::prepare(&section(large.address(), other.address())).kernel(mode).start();
@@ -173,8 +173,7 @@ fn a_service_that_reads_nothing_of_a_large_request() {
     let (silent, other) = (Silent::start(), FakeMoa::start());
     let agent = kernel::start(&section(silent.address, other.address()));
     let before = Look::at(&agent);
-    let text: String = (0..1_000_000).map(|at| char::from(b'a' + (at % 23) as u8)).collect();
-    let request = command(&["GET", &envelope(LARGE_URI, "take", &format!("\"{text}\""))]);
+    let request = command(&["GET", &Judge.ask(LARGE_URI, 1_000_000).json]);
     let mut client = agent.connect();
     client.send(&request);
     let (mut service, peer) = silent.accept();
@@ -197,11 +196,7 @@ fn a_service_that_reads_nothing_of_many_requests() {
     let (silent, other) = (Silent::start(), FakeMoa::start());
     let agent = kernel::start(&section(silent.address, other.address()));
     let before = Look::at(&agent);
-    let request = |number: usize| {
-        let text = char::from(b'a' + (number % 23) as u8).to_string().repeat(4_000);
-        command(&["GET", &envelope(LARGE_URI, "take", &format!("\"{number}:{text}\""))])
-    };
-    let all: Vec<u8> = (0..CALLS).flat_map(request).collect();
+    let all: Vec<u8> = (0..CALLS).flat_map(|_| command(&["GET", &Judge.ask(LARGE_URI, 4_000).json])).collect();
     let mut client = agent.connect();
     client.send(&all);
     let (mut service, peer) = silent.accept();
