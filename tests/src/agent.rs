@@ -248,6 +248,11 @@ impl Prepared {
         self
     }
 
+    /// Where applications will call it.
+    pub fn address(&self) -> SocketAddr {
+        self.app
+    }
+
     /// Its name.
     pub fn agent_name(&self) -> &str {
         &self.name

@@ -121,6 +121,18 @@ impl Ledger {
     }
 }
 
+/// Bytes that never repeat within reach, so that one that is lost or doubled moves all the others.
+pub fn pattern(size: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(size);
+    let mut state = 1u64;
+    while bytes.len() < size {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        bytes.extend_from_slice(&(state ^ (state >> 29)).to_le_bytes());
+    }
+    bytes.truncate(size);
+    bytes
+}
+
 /// `id:letters`, the letters following from the id, so that damage anywhere is seen.
 fn text(id: u64, size: usize) -> String {
     let mut text = format!("{id:016x}:");

@@ -3,12 +3,15 @@
 use std::{
     collections::HashSet,
     fs,
+    io::{Read, Write},
     net::{Ipv6Addr, SocketAddr, TcpStream},
     sync::{LazyLock, Mutex},
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rand::RngExt;
+
+use crate::wait::PATIENCE;
 
 /// Below the range that the kernel takes local ports from (32768–60999): nobody is given one of these by chance, so
 /// that a server can go away and come back, and a client that dials an absent server never connects to itself.
@@ -63,4 +66,16 @@ pub fn memory_kib(pid: u32, field: &str) -> u64 {
 /// How many files a process has open.
 pub fn open_files(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}
+
+/// The status and the body of a GET by HTTP.
+pub fn http(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("connecting to {address}: {error}"));
+    stream.set_read_timeout(Some(PATIENCE)).expect("a read timeout");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").expect("sending a request");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("reading an answer");
+    let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let body = text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
+    (status.unwrap_or_else(|| panic!("no HTTP: {text}")), body.expect("a body"))
 }

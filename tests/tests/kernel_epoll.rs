@@ -10,6 +10,7 @@ use moa_tests::{
     Agent, Answer, DEMO, FakeMoa, PATIENCE,
     client::command,
     config, envelope,
+    judge::pattern,
     kernel::{self, Look, receive_memory},
     seed::{self, rng},
     until_true,
@@ -72,8 +73,7 @@ impl Edge {
 
 fn start(size: usize) -> (FakeMoa, Agent, Vec<u8>) {
     let fake = FakeMoa::start();
-    let body: Vec<u8> = (0..size).map(|at| (at % 251 ^ (at >> 16) % 7) as u8).collect();
-    let answer = Answer::bulk(&body);
+    let answer = Answer::bulk(&pattern(size));
     let bytes = answer.bytes().to_vec();
     fake.script(move |_| answer.clone());
     let policy = format!("timeout_ms = 60_000\n{}", config::NO_HEALTH_CHECK);

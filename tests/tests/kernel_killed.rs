@@ -6,6 +6,7 @@ use moa_tests::{
     Agent, Answer, DEMO, FakeMoa, Judge,
     client::command,
     config, envelope,
+    judge::pattern,
     kernel::{self, Look, links_of, program_exists, receive_memory},
     mixed::{self, KINDS, Mixed},
     seed,
@@ -17,7 +18,7 @@ const LARGE: usize = 1 << 20;
 /// A service with answers of all sizes, and an agent that publishes what it has read every 256 KiB.
 fn start() -> (FakeMoa, Agent, Arc<[u8]>) {
     let fake = FakeMoa::start();
-    let body: Arc<[u8]> = (0..LARGE).map(|at| (at % 251) as u8).collect();
+    let body: Arc<[u8]> = pattern(LARGE).into();
     let sent = body.clone();
     fake.script(move |call| if call.method == "large" { Answer::bulk(&sent) } else { mixed::service(call) });
     let section = config::service(DEMO, &[fake.address()], config::NO_HEALTH_CHECK);

@@ -9,6 +9,7 @@ use moa_tests::{
     Agent, Answer, Client, DEMO, FakeMoa, Judge, Reply,
     client::command,
     config, echo, external,
+    judge::pattern,
     kernel::{self, Look, Way},
     machine::{free_address_v6, release_address},
     seed::{self, rng},
@@ -161,7 +162,7 @@ fn many_calls_on_one_connection_never_fall_back() {
 fn many_bytes_on_one_connection_never_fall_back() {
     const LARGE: usize = 1 << 20;
     let fake = FakeMoa::start();
-    let body: Vec<u8> = (0..LARGE).map(|at| b'a' + (at % 23) as u8).collect();
+    let body = pattern(LARGE);
     let answer = Answer::bulk(&body);
     fake.script(move |_| answer.clone());
     let agent = kernel::start(&section(&fake, ""));

@@ -6,6 +6,7 @@ use moa_tests::{
     Agent, Answer, Client, DEMO, FakeMoa, Judge, PATIENCE,
     client::command,
     config, envelope,
+    judge::pattern,
     kernel::{self, Look, left_of, receive_memory},
     mixed::{KINDS, Mixed, service},
     wait::until_true,
@@ -22,7 +23,7 @@ struct Bed {
 
 fn start() -> Bed {
     let fake = FakeMoa::start();
-    let body: Arc<[u8]> = (0..LARGE).map(|at| (at % 251) as u8).collect();
+    let body: Arc<[u8]> = pattern(LARGE).into();
     let sent = body.clone();
     fake.script(move |call| if call.method == "large" { Answer::bulk(&sent) } else { service(call) });
     let agent = kernel::start(&config::service(DEMO, &[fake.address()], config::NO_HEALTH_CHECK));

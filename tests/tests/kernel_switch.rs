@@ -6,7 +6,7 @@ use moa_tests::{
     Agent, Answer, Client, DEMO, FakeMoa, Gate, Judge,
     client::command,
     config,
-    judge::Ask,
+    judge::{Ask, pattern},
     kernel::{self, Look, receive_memory},
     mixed::{self, KINDS, Kind, Mixed},
     seed::{self, rng},
@@ -141,7 +141,7 @@ fn a_pipeline_whose_answers_come_after_the_switch() {
 fn an_answer_that_waits_is_read_before_what_comes_after_it() {
     const LARGE: usize = 1 << 20;
     let fake = FakeMoa::start();
-    let body: Arc<[u8]> = (0..LARGE).map(|at| (at % 251) as u8).collect();
+    let body: Arc<[u8]> = pattern(LARGE).into();
     let sent = body.clone();
     fake.script(move |call| if call.method == "large" { Answer::bulk(&sent) } else { mixed::service(call) });
     let agent = kernel::start(&config::service(DEMO, &[fake.address()], config::NO_HEALTH_CHECK));

@@ -2,26 +2,16 @@
 
 use std::thread;
 
-use moa_tests::{Agent, Answer, DEMO, FakeMoa, client::command, config, envelope, load::Load, machine::memory_kib};
+use moa_tests::{
+    Agent, Answer, DEMO, FakeMoa, client::command, config, envelope, judge::pattern, load::Load, machine::memory_kib,
+};
 
 const LARGE: usize = 100 << 20;
-
-/// Bytes that never repeat within reach, so that one that is lost or doubled moves all the others.
-fn pattern() -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(LARGE);
-    let mut state = 1u64;
-    while bytes.len() < LARGE {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        bytes.extend_from_slice(&(state ^ (state >> 29)).to_le_bytes());
-    }
-    bytes.truncate(LARGE);
-    bytes
-}
 
 #[test]
 fn an_answer_of_100_mb() {
     let (fake, other) = (FakeMoa::start(), FakeMoa::start());
-    let body = pattern();
+    let body = pattern(LARGE);
     let answer = Answer::bulk(&body);
     fake.script(move |_| answer.clone());
     let services = [
@@ -46,7 +36,7 @@ fn an_answer_of_100_mb() {
 #[test]
 fn two_of_them_and_small_calls_on_one_connection() {
     let fake = FakeMoa::start();
-    let body = pattern();
+    let body = pattern(LARGE);
     let answer = Answer::bulk(&body);
     fake.script(move |call| match call.method.as_str() {
         "large" => answer.clone(),

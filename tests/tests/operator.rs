@@ -1,26 +1,9 @@
 //! What an operator sees: verbs, metrics, health for machines.
 
-use std::{
-    io::{Read, Write},
-    net::{SocketAddr, TcpStream},
-};
-
-use moa_tests::{Agent, DEMO, FakeMoa, PATIENCE, agent::run_verb, config, echo, envelope, until};
+use moa_tests::{Agent, DEMO, FakeMoa, agent::run_verb, config, echo, envelope, machine::http, until};
 
 fn start(fake: &FakeMoa) -> Agent {
     Agent::start(&config::service(DEMO, &[fake.address()], config::QUICK_HEALTH_CHECK))
-}
-
-/// The status and the body of a GET.
-fn http(address: SocketAddr, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("connecting to {address}: {error}"));
-    stream.set_read_timeout(Some(PATIENCE)).expect("a read timeout");
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").expect("sending a request");
-    let mut text = String::new();
-    stream.read_to_string(&mut text).expect("reading an answer");
-    let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
-    let body = text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
-    (status.unwrap_or_else(|| panic!("no HTTP: {text}")), body.expect("a body"))
 }
 
 #[test]

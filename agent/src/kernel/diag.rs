@@ -326,6 +326,22 @@ mod tests {
     }
 
     #[test]
+    fn tells_what_came_by_tcp_and_that_the_stream_has_ended() {
+        let diag = Diag::open().unwrap();
+        let (_listener, client, mut server) = pair("127.0.0.1", "127.0.0.1");
+        let by_tcp = |socket: &TcpStream| {
+            let unread = diag.unread(socket.local_addr().unwrap(), socket.peer_addr().unwrap()).unwrap();
+            unread.map(|unread| unread.by_tcp)
+        };
+        server.write_all(&[7; 1000]).unwrap();
+        wait_for(|| by_tcp(&client) == Some(1000));
+        drop(server);
+        wait_for(|| by_tcp(&client) == Some(1001));
+        (&client).read_exact(&mut [0; 1000]).unwrap();
+        assert_eq!(by_tcp(&client), Some(1));
+    }
+
+    #[test]
     fn finds_a_socket_by_either_form_of_its_addresses() {
         let mapped = |address: SocketAddr| match address.ip() {
             IpAddr::V4(ip) => SocketAddr::new(ip.to_ipv6_mapped().into(), address.port()),
