@@ -89,9 +89,9 @@ pub struct Kernel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum KernelMode {
-    /// Where it is possible, and faster on this machine.
+    /// Where it is possible, and faster on this machine; not for applications and services whose sockets block.
     Auto,
-    /// Where it is possible.
+    /// Where it is possible, also for sockets that block: see docs/kernel.md.
     On,
     /// Not at all.
     Off,
