@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     io::{self, Read, Write},
     net::TcpStream,
+    os::fd::AsFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -14,6 +15,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
@@ -54,6 +56,7 @@ pub(super) fn connect(load: &Load) -> Result<TcpStream> {
     socket.set_nodelay(true)?;
     socket.set_read_timeout(Some(load.timeout))?;
     socket.set_write_timeout(Some(load.timeout))?;
+    socket.set_nonblocking(load.polls)?;
     Ok(socket)
 }
 
@@ -128,6 +131,10 @@ impl Client {
 
     /// Reads once, and counts the answers that are whole.
     fn read(&mut self, socket: &mut TcpStream) -> io::Result<()> {
+        if self.load.polls {
+            let wait = PollTimeout::try_from(self.load.timeout).unwrap_or(PollTimeout::MAX);
+            poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], wait)?;
+        }
         let len = match socket.read(&mut self.piece) {
             Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed")),
             Ok(len) => len,

@@ -44,6 +44,8 @@ pub(crate) struct Load {
     pub(crate) cpu: Option<usize>,
     /// How long an answer may take before its connection is given up and opened again.
     pub(crate) timeout: Duration,
+    /// Whether the sockets do not block, as those of event loops, and are waited for by `poll`.
+    pub(crate) polls: bool,
 }
 
 /// What happened in a stretch of time.
@@ -78,7 +80,7 @@ struct Stats {
 impl Load {
     /// As fast as possible on one connection, one request at a time.
     pub(crate) fn new(to: SocketAddr, requests: Vec<Vec<u8>>) -> Self {
-        Self { to, requests, connections: 1, depth: 1, rate: None, cpu: None, timeout: Duration::from_secs(5) }
+        Self { to, requests, connections: 1, depth: 1, rate: None, cpu: None, timeout: Duration::from_secs(5), polls: false }
     }
 
     /// Opens every connection, then starts sending on all.

@@ -84,6 +84,7 @@ impl Example {
         let load = Load {
             connections: CONNECTIONS,
             rate: Some(f64::from(args.requests_per_second)),
+            polls: true,
             ..Load::new(agent.listen, CALLS.iter().map(|call| load::get(call)).collect())
         };
         Ok(Self { load: Some(load.start()?), agent, service, _folder: folder })
