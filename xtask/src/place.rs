@@ -37,6 +37,11 @@ impl Place {
         self.target.join(if debug { "debug" } else { "release" }).join("moa")
     }
 
+    /// The `moa` binary as it is shipped.
+    pub(crate) fn shipped_moa(&self) -> PathBuf {
+        self.target.join("dist/moa")
+    }
+
     /// Python with redis-py, for the tests.
     pub(crate) fn test_venv(&self) -> PathBuf {
         self.target.join("test-venv")

@@ -52,7 +52,7 @@ pub(super) struct KernelProgram {
 /// Why an agent on this machine has no kernel path; none if it has one.
 pub(super) fn why_not(place: &Place, workshop: &Workshop) -> Result<Option<String>> {
     let (listen, extra, upstream) = (free_port()?, free_port()?, free_port()?);
-    let (folder, moa) = (workshop.path().join("probe"), place.moa(false));
+    let (folder, moa) = (workshop.path().join("probe"), place.shipped_moa());
     fs::create_dir(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
     let args = Subject::AgentOn.configure(&Setting { folder: &folder, listen, extra, upstream, workers: 1 })?;
     let mut agent = workshop.start("probe", &Program { file: moa.clone(), args }, Cpus::All)?;

@@ -52,7 +52,7 @@ impl Common {
         let subjects = selected(all, &self.subject, always);
         let mut programs = programs(place, &subjects, tools)?;
         if subjects.iter().any(|subject| subject.is_agent()) {
-            build::moa(place, false)?;
+            build::shipped(place)?;
         }
         raise_file_limit()?;
         let workshop = Workshop::open()?;

@@ -83,7 +83,7 @@ impl Subject {
     pub(super) fn program(self, place: &Place) -> Result<Option<PathBuf>> {
         Ok(Some(match self {
             Self::Direct => return Ok(None),
-            Self::AgentOff | Self::AgentOn | Self::AgentOptedOut => place.moa(false),
+            Self::AgentOff | Self::AgentOn | Self::AgentOptedOut => place.shipped_moa(),
             Self::Haproxy => installed("haproxy")?,
             Self::Nginx => installed("nginx")?,
             Self::Nutcracker => installed("nutcracker")?,

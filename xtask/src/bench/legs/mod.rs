@@ -68,14 +68,14 @@ pub(super) fn run(place: &Place, args: &Args) -> Result<()> {
 fn cases(place: &Place, args: &Args) -> Vec<Case> {
     let sizes = selected(Size::value_variants(), &args.size, &[]);
     let placements = selected(Placement::value_variants(), &args.placement, &[]);
-    let case = |placement| sizes.iter().map(move |size| Case { size: *size, placement, moa: place.moa(false) });
+    let case = |placement| sizes.iter().map(move |size| Case { size: *size, placement, moa: place.shipped_moa() });
     placements.into_iter().flat_map(case).collect()
 }
 
 fn time_programs(place: &Place, args: &Args, ready: &Ready, report: &mut Report) -> Result<()> {
     let mut rows = Vec::new();
     for size in selected(Size::value_variants(), &args.size, &[]) {
-        let found = programs::measure(size, &place.moa(false), &ready.workshop);
+        let found = programs::measure(size, &place.shipped_moa(), &ready.workshop);
         rows.extend(found.with_context(|| format!("timing the programs with calls of {}", size.name()))?);
     }
     report.add("the kernel programs, in a round of their own, on one CPU", rows);
