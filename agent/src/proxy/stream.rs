@@ -146,13 +146,12 @@ impl Stream {
             let Some(room) = ready!(leg.poll_room(&self.tcp, cx, len as u64)) else {
                 return write_tcp(&mut self.tcp, cx, slices).map_ok(|written| self.counters.moved(written));
             };
-            ready!(self.tcp.poll_write_ready(cx))?;
             match write_some(&self.tcp, slices, usize::try_from(room).unwrap_or(usize::MAX)) {
                 Ok(written) => {
                     leg.writes.unproven += written as u64;
                     return Poll::Ready(Ok(self.counters.moved(written)));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(self.tcp.poll_write_ready(cx))?,
                 // The kernel has no memory for what has no backpressure. TCP waits for it.
                 Err(error) if error.raw_os_error() == Some(ENOMEM) => leg.writes.drain(Fallback::Bound),
                 Err(error) => return Poll::Ready(Err(error)),
