@@ -84,7 +84,7 @@ fn redirect(ctx: &SkMsgContext, sk: *mut bpf_sock, leg: &mut Leg, bytes: u64) ->
     if !is_agent {
         // SAFETY: the caller checked it.
         if shared.mode & mode::NON_BLOCKING != 0 && unsafe { sock::blocks(sk) } {
-            // Without room for it, the agent goes on redirecting to a socket that may be told to try again.
+            // A map that displaces old entries has room.
             let _ = BLOCKING.insert(leg.peer, leg.redirected, 0);
             return Err(Pass::Blocking);
         }

@@ -41,9 +41,9 @@ pub(crate) static DIALS: LruHashMap<End, u32> = LruHashMap::with_max_entries(409
 pub(crate) static READS: HashMap<End, u64> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
 
 /// Agent's ends whose other end has a socket that blocks, with the bytes that it had redirected until that was seen. The
-/// agent takes them out.
+/// agent takes them out when it has read what came; what it closes before that is displaced in time.
 #[map]
-pub(crate) static BLOCKING: HashMap<End, u64> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+pub(crate) static BLOCKING: LruHashMap<End, u64> = LruHashMap::with_max_entries(16_384, 0);
 
 /// The program that the attached stub runs, in slot 0.
 #[map]

@@ -185,11 +185,9 @@ impl Leg {
             return;
         }
         self.reads.seen = fallbacks;
-        if let State::Redirected = self.writes.state
-            && let Some(redirected) = self.kernel.other_blocks(tcp.as_fd())
-        {
-            self.writes.drain(Fallback::Blocking);
+        if let Some(redirected) = self.kernel.other_blocks(tcp.as_fd()) {
             self.writes.never_redirected = redirected == 0;
+            self.writes.drain(Fallback::Blocking);
         }
     }
 
@@ -243,18 +241,15 @@ impl Writes {
         if Instant::now() + RESOLUTION < draining.until {
             return Poll::Pending;
         }
-        // What is reset has nobody who reads: TCP says so itself.
-        let enrolled = kernel.enrolled(tcp.as_fd()).is_some_and(|enrolled| !enrolled.by_tcp) && tcp.peer_addr().is_ok();
-        let unread = if enrolled { unread(kernel, tcp) } else { Ok(None) };
-        let over = match unread {
-            Ok(None) if !enrolled => true,
-            // Whoever cannot be found reads nothing, or by TCP what comes by TCP: it decides.
-            Ok(None) => kernel.keep_to_tcp(tcp.as_fd(), draining.why, false).is_ok(),
-            Ok(Some(0)) => kernel.keep_to_tcp(tcp.as_fd(), draining.why, true).is_ok(),
-            Ok(Some(_)) | Err(_) => false,
+        let over = match kernel.enrolled(tcp.as_fd()) {
+            // What is reset has nobody who reads: TCP says so itself.
+            Some(_) if tcp.peer_addr().is_err() => Some(Left::Stayed),
+            Some(enrolled) if enrolled.by_tcp && draining.why != Fallback::Blocking => Some(Left::Stayed),
+            Some(_) => leave(kernel, tcp, draining.why),
+            None => Some(Left::Stayed),
         };
-        if over {
-            self.state = State::Tcp { fell_back: enrolled && !self.never_redirected };
+        if let Some(left) = over {
+            self.state = State::Tcp { fell_back: left == Left::Left && !self.never_redirected };
             return Poll::Ready(());
         }
         draining.until = Instant::now() + draining.delay;
@@ -266,6 +261,24 @@ impl Writes {
         });
         Poll::Pending
     }
+}
+
+/// Whether the other end's socket may have left the path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Left,
+    Stayed,
+}
+
+/// Has what is written go by TCP, unless the other end has something to read.
+fn leave(kernel: &dyn KernelPath, tcp: &TcpStream, why: Fallback) -> Option<Left> {
+    let all_read = match unread(kernel, tcp).ok()? {
+        Some(0) => true,
+        // Whoever cannot be found reads nothing, or by TCP what comes by TCP: it decides.
+        None => false,
+        Some(_) => return None,
+    };
+    kernel.keep_to_tcp(tcp.as_fd(), why, all_read).ok().map(|()| Left::Left)
 }
 
 fn unread(kernel: &dyn KernelPath, tcp: &TcpStream) -> io::Result<Option<u64>> {
