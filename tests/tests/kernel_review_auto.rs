@@ -178,25 +178,41 @@ fn an_application_that_blocks_is_interrupted_while_it_waits_for_its_first_answer
     interrupted(0, |application| (0..20).for_each(|_| application.interrupt()));
 }
 
-/// Its socket stays in the map only until something is sent to it.
-#[test]
-fn the_socket_of_an_application_that_blocks_leaves_the_map() {
+/// An application that blocks calls twice; `first` is done between its connecting and its first call.
+fn leaves_the_map(first: impl Fn(&Agent)) {
     let fake = FakeMoa::start();
     let agent = start(fake.address());
+    let before = Look::at(&agent);
     let mut client = agent.connect();
+    first(&agent);
     let ask = Judge.ask(DEMO, 500);
     ask.expect_right(&client.get(&ask.json));
+    let way = Look::at(&agent).since(&before);
+    let (sent, received) = client.traffic();
+    // Between the agent and the service, and nothing to the application.
+    assert_eq!((way.to_agent, way.from_agent, way.tcp), (received, sent, sent + received), "{way:?}");
     until_true("one of four sockets to leave the map", || Look::at(&agent).enrolled == 3);
     let before = Look::at(&agent);
-    let (sent, received) = client.traffic();
     let ask = Judge.ask(DEMO, 500);
     ask.expect_right(&client.get(&ask.json));
     let way = Look::at(&agent).since(&before);
     let now = client.traffic();
     // The programs no longer see what it sends itself.
-    assert_eq!((way.to_agent, way.tcp), (now.1 - received, now.1 - received), "{way:?}");
-    assert_eq!(way.from_agent, now.0 - sent, "{way:?}");
+    assert_eq!((way.to_agent, way.from_agent, way.tcp), (now.1 - received, now.0 - sent, now.1 - received), "{way:?}");
     assert!(way.fallbacks.is_empty(), "{way:?}");
+}
+
+#[test]
+fn the_socket_of_an_application_that_blocks_leaves_the_map() {
+    leaves_the_map(|_| {});
+}
+
+/// As connections of a pool do: the agent looks whether there is something to read, and there is not.
+#[test]
+fn the_socket_of_an_application_that_blocks_and_waits_before_it_calls_leaves_the_map() {
+    leaves_the_map(|agent| {
+        until_true("the agent to know the application", || agent.json(&["conns"]).as_array().is_some_and(|all| all.len() == 1));
+    });
 }
 
 /// An application whose socket does not block, with the bytes that it sent and received.
