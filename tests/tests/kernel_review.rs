@@ -48,7 +48,7 @@ struct Bed {
 impl Bed {
     fn start() -> Self {
         let fake = FakeMoa::builder().in_order().start();
-        let body: Arc<[u8]> = (0..LARGE).map(|at| (at % 251) as u8).collect();
+        let body: Arc<[u8]> = (0..=250).cycle().take(LARGE).collect();
         let answer = Answer::bulk(&body);
         fake.script(move |call| if call.method == "large" { answer.clone() } else { mixed::service(call) });
         // Nothing but the test ends a connection that stands still.
