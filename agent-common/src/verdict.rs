@@ -29,8 +29,17 @@ pub const REASONS: usize = 16;
 
 impl Pass {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 8] =
-        [Self::NoPeer, Self::NotFirst, Self::Bound, Self::AgentBound, Self::Off, Self::Ulp, Self::ZeroCopy, Self::Unproven];
+    pub const ALL: [Self; 9] = [
+        Self::NoPeer,
+        Self::NotFirst,
+        Self::Bound,
+        Self::AgentBound,
+        Self::Off,
+        Self::Ulp,
+        Self::ZeroCopy,
+        Self::Unproven,
+        Self::Blocking,
+    ];
 
     /// Its name, as the operator sees it.
     #[must_use]

@@ -68,10 +68,15 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
         enrol(ctx, sk, &own, &other, role::AGENT);
         return Some(());
     }
-    let end = end(ctx, &own, &other);
+    let dial = end(ctx, &own, &other).peer();
     // A connection that the agent has opened is here before its other end is.
-    if DIALS.remove(end.peer()).is_ok() {
-        enrol(ctx, sk, &own, &other, role::OTHER);
+    // SAFETY: only whether there is an entry is looked at.
+    if unsafe { DIALS.get(dial) }.is_none() || !enrol(ctx, sk, &own, &other, role::OTHER) {
+        return Some(());
+    }
+    // Last of all: when the agent finds it gone, it relies on this end being enrolled. If the agent took it, it did not wait.
+    if DIALS.remove(dial).is_err() {
+        forget_enrolled(sk);
     }
     Some(())
 }
@@ -134,9 +139,16 @@ fn enrol(ctx: &SockOpsContext, sk: *mut bpf_sock, own: &Listener, other: &Listen
 fn forget_former(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     // SAFETY: not null.
     let Some(leg) = (unsafe { sock::leg(sk) }) else { return };
-    if !leg.is_enrolled() || is_enrolled(ctx, sk) {
-        return;
+    if leg.is_enrolled() && !is_enrolled(ctx, sk) {
+        forget_enrolled(sk);
     }
+}
+
+/// Takes a socket out of the map.
+#[inline(always)]
+fn forget_enrolled(sk: *mut bpf_sock) {
+    // SAFETY: not null.
+    let Some(leg) = (unsafe { sock::leg(sk) }) else { return };
     let mut former = leg.peer.peer();
     // SAFETY: the key is one of the map's. That it is not there is as good.
     unsafe { bpf_map_delete_elem((&raw const SOCKS).cast_mut().cast(), (&raw mut former).cast()) };

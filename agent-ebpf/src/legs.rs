@@ -108,12 +108,13 @@ fn within_bound(leg: &mut Leg, shared: &Shared, bytes: u64) -> Result<(), Pass> 
     if leg.redirected + bytes <= leg.limit { Ok(()) } else { Err(Pass::Bound) }
 }
 
-/// From now on it is TCP. A reader that has taken all that was redirected might not look for what comes after it.
+/// From now on it is TCP. A reader that has taken all that was redirected might not look for what comes after it; and the
+/// agent looks for ends that block only when it sees the counter move.
 #[inline(always)]
 fn fall_back(leg: &mut Leg, why: Pass) {
     leg.tcp = 1;
     leg.why = why as u32;
-    if leg.redirected > 0
+    if (leg.redirected > 0 || matches!(why, Pass::Blocking))
         && let Some(shared) = SHARED.get_ptr_mut(0)
     {
         // SAFETY: as in `stub`.

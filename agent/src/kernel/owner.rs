@@ -48,6 +48,10 @@ fn start(pid: u32) -> io::Result<u64> {
     let stat = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"))?;
     // Behind the name, which may hold anything, in brackets.
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    // Nothing but its number is left until its parent asks how it ended.
+    if fields.trim_start().starts_with(['Z', 'X']) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
     fields.split_whitespace().nth(19).and_then(|start| start.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
