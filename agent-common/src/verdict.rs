@@ -79,12 +79,23 @@ pub enum Refusal {
     Busy = 6,
     /// The kernel refused otherwise.
     Kernel = 7,
+    /// The application's socket blocks, and only those that do not are wanted.
+    Blocking = 8,
 }
 
 impl Refusal {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 8] =
-        [Self::Remote, Self::Excluded, Self::Off, Self::Stale, Self::Special, Self::Full, Self::Busy, Self::Kernel];
+    pub const ALL: [Self; 9] = [
+        Self::Remote,
+        Self::Excluded,
+        Self::Off,
+        Self::Stale,
+        Self::Special,
+        Self::Full,
+        Self::Busy,
+        Self::Kernel,
+        Self::Blocking,
+    ];
 
     /// Its name, as the operator sees it.
     #[must_use]
@@ -98,6 +109,7 @@ impl Refusal {
             Self::Full => "map-full",
             Self::Busy => "other-sockmap",
             Self::Kernel => "kernel",
+            Self::Blocking => "blocking-socket",
         }
     }
 }

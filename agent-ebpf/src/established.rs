@@ -102,6 +102,13 @@ fn connected(ctx: &SockOpsContext) -> Option<()> {
     let counts = COUNTS.get_ptr_mut(0)?;
     // SAFETY: as above.
     unsafe { atomic::add(if other.is_v4() { &raw mut (*counts).active_v4 } else { &raw mut (*counts).active_v6 }, 1) };
+    // Whoever blocks now waits for the connection, and will for its answers. One that only has a limit for connecting is told
+    // at its first send.
+    // SAFETY: not null.
+    if SHARED.get(0).is_some_and(|shared| shared.mode & mode::NON_BLOCKING != 0) && unsafe { sock::blocks(sk) } {
+        count::refused(Refusal::Blocking);
+        return Some(());
+    }
     enrol(ctx, sk, &own, &other, role::OTHER);
     Some(())
 }

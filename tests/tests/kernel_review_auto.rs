@@ -171,13 +171,11 @@ fn an_application_that_blocks_is_interrupted_while_it_waits() {
 }
 
 #[test]
-#[ignore = "known limit: its socket leaves the map when the first answer is sent, and this recv began before"]
 fn an_application_that_blocks_is_stopped_while_it_waits_for_its_first_answer() {
     interrupted(0, Python::stop_and_go_on);
 }
 
 #[test]
-#[ignore = "known limit: its socket leaves the map when the first answer is sent, and this recv began before"]
 fn an_application_that_blocks_is_interrupted_while_it_waits_for_its_first_answer() {
     interrupted(0, |application| (0..20).for_each(|_| application.interrupt()));
 }

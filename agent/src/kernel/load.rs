@@ -154,8 +154,10 @@ fn take<T: TryFrom<Map, Error = MapError>>(programs: &mut Ebpf, name: &'static s
     map.try_into().map_err(|error| AttachError::map(name, error))
 }
 
+type Socks = SockHash<MapData, End>;
+
 /// The map of sockets, and the same once more.
-fn take_socks(programs: &mut Ebpf) -> Result<(SockHash<MapData, End>, SockHash<MapData, End>), AttachError> {
+fn take_socks(programs: &mut Ebpf) -> Result<(Socks, Socks), AttachError> {
     const NAME: &str = "SOCKS";
     let Some(Map::SockHash(socks)) = programs.take_map(NAME) else { return Err(AttachError::Incomplete { what: NAME }) };
     let again = socks.info().and_then(|info| MapData::from_id(info.id()));

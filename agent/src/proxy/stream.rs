@@ -188,6 +188,8 @@ impl Leg {
         if let Some(redirected) = self.kernel.other_blocks(tcp.as_fd()) {
             self.writes.never_redirected = redirected == 0;
             self.writes.drain(Fallback::Blocking);
+            // Before it waits for its answer, if it can be.
+            self.writes.try_leave(&*self.kernel, tcp);
         }
     }
 
@@ -234,13 +236,9 @@ impl Writes {
         self.state = State::Draining(Box::new(Draining { why, delay: ASK_AGAIN.0, until: Instant::now() }));
     }
 
-    /// Waits until the other end has read what was redirected to it, and goes over to TCP.
-    fn poll_drained(&mut self, kernel: &dyn KernelPath, tcp: &TcpStream, cx: &mut Context<'_>) -> Poll<()> {
-        let State::Draining(draining) = &mut self.state else { return Poll::Ready(()) };
-        // A timer may be early by its resolution; the one that was set is the only one.
-        if Instant::now() + RESOLUTION < draining.until {
-            return Poll::Pending;
-        }
+    /// Goes over to TCP, if the other end has read what was redirected to it.
+    fn try_leave(&mut self, kernel: &dyn KernelPath, tcp: &TcpStream) -> bool {
+        let State::Draining(draining) = &self.state else { return true };
         let over = match kernel.enrolled(tcp.as_fd()) {
             // What is reset has nobody who reads: TCP says so itself.
             Some(_) if tcp.peer_addr().is_err() => Some(Left::Stayed),
@@ -250,8 +248,21 @@ impl Writes {
         };
         if let Some(left) = over {
             self.state = State::Tcp { fell_back: left == Left::Left && !self.never_redirected };
+        }
+        over.is_some()
+    }
+
+    /// Waits until the other end has read what was redirected to it, and goes over to TCP.
+    fn poll_drained(&mut self, kernel: &dyn KernelPath, tcp: &TcpStream, cx: &mut Context<'_>) -> Poll<()> {
+        let State::Draining(draining) = &self.state else { return Poll::Ready(()) };
+        // A timer may be early by its resolution; the one that was set is the only one.
+        if Instant::now() + RESOLUTION < draining.until {
+            return Poll::Pending;
+        }
+        if self.try_leave(kernel, tcp) {
             return Poll::Ready(());
         }
+        let State::Draining(draining) = &mut self.state else { return Poll::Ready(()) };
         draining.until = Instant::now() + draining.delay;
         draining.delay = (draining.delay * 2).min(ASK_AGAIN.1);
         let (until, waker) = (draining.until, cx.waker().clone());
