@@ -37,8 +37,9 @@ pub struct Prepared {
 
 /// A running agent.
 pub struct Agent {
-    prepared: Prepared,
+    // Before the directory that its log is in.
     process: Process,
+    prepared: Prepared,
     /// Whether its log may hold a panic: never, unless the test killed it.
     killed: bool,
 }
@@ -195,6 +196,9 @@ impl Drop for Agent {
     fn drop(&mut self) {
         release_address(self.prepared.app);
         release_address(self.prepared.metrics);
+        if let Some(status) = self.process.ended().filter(|_| std::thread::panicking()) {
+            eprintln!("the agent {} had ended: {status}", self.name());
+        }
         self.process.kill();
         self.prepared.clean_kernel();
         if std::thread::panicking() || self.killed {

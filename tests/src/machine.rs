@@ -1,10 +1,10 @@
 //! What the machine gives: ports, files, memory of a process.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     fs,
     io::{Read, Write},
-    net::{Ipv6Addr, SocketAddr, TcpStream},
+    net::{Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     sync::{LazyLock, Mutex},
 };
 
@@ -17,17 +17,21 @@ use crate::wait::PATIENCE;
 /// that a server can go away and come back, and a client that dials an absent server never connects to itself.
 const PORTS: std::ops::RangeInclusive<u16> = 23_000..=23_999;
 
-static GIVEN: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
+/// The ports that this process has given. For other test programs that run at the same time, a socket of UDP holds each of
+/// them: nobody else wants those, and the kernel gives them back whatever happens.
+static GIVEN: LazyLock<Mutex<HashMap<u16, UdpSocket>>> = LazyLock::new(Mutex::default);
 
-/// An address on loopback that nobody listens at, given to no other test of this process.
+/// An address on loopback that nobody listens at, given to no other test.
 pub fn free_address() -> SocketAddr {
     let mut given = GIVEN.lock().expect("the set of ports");
     for _ in 0..10_000 {
         let port = rand::rng().random_range(PORTS);
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         // Asked by connecting: a socket bound for a trial may live on for a moment in a process that forks meanwhile.
-        if !given.contains(&port) && TcpStream::connect(address).is_err() {
-            given.insert(port);
+        if let Ok(hold) = UdpSocket::bind(address)
+            && TcpStream::connect(address).is_err()
+        {
+            given.insert(port, hold);
             return address;
         }
     }

@@ -37,23 +37,25 @@ struct Bed {
     body: Arc<[u8]>,
 }
 
-fn section(large: SocketAddr, other: SocketAddr) -> String {
-    let large = config::service(
-        LARGE_URI,
-        &[large],
-        "timeout_ms = 60_000\npipelined = true\nqueue_max = 100_000\nconnections_max = 1\nargument_bytes_max = 1_048_576\nhealth = { check = \"off\" }",
-    );
+/// A service whose only connection carries all calls.
+const SHARED: &str = "pipelined = true\nconnections_max = 1\nqueue_max = 100_000";
+/// One whose connections carry a call each: an application that stands still holds nobody up, and is left in peace.
+const SINGLE: &str = "pipelined = false";
+
+fn section(large: SocketAddr, policy: &str, other: SocketAddr) -> String {
+    let common = "timeout_ms = 60_000\nargument_bytes_max = 1_048_576\nhealth = { check = \"off\" }";
+    let large = config::service(LARGE_URI, &[large], &format!("{common}\n{policy}"));
     let other = config::service(DEMO, &[other], config::NO_HEALTH_CHECK);
     let app = format!("[app]\nqueued_bytes_max = {OUTPUT_MAX}\nstall_timeout_ms = 600_000\n");
     format!("[agent]\nworkers = 1\n{app}[kernel]\nleg_bytes_max = {BOUND}\n{large}{other}")
 }
 
-fn start(mode: &str) -> Bed {
+fn start(mode: &str, policy: &str) -> Bed {
     let (large, other) = (FakeMoa::builder().in_order().start(), FakeMoa::start());
     let body: Arc<[u8]> = pattern(LARGE).into();
     let answer = Answer::bulk(&body);
     large.script(move |call| if call.method == "large" { answer.clone() } else { mixed::service(call) });
-    let agent = Agent::prepare(&section(large.address(), other.address())).kernel(mode).start();
+    let agent = Agent::prepare(&section(large.address(), policy, other.address())).kernel(mode).start();
     Bed { agent, _large: large, _other: other, body }
 }
 
@@ -88,7 +90,7 @@ fn stand_still(agent: &Agent, own: SocketAddr, peer: SocketAddr) -> u64 {
 
 #[test]
 fn an_application_that_reads_nothing_of_a_large_answer() {
-    let bed = start("on");
+    let bed = start("on", SINGLE);
     let before = Look::at(&bed.agent);
     let (mut client, most) = bed.stalled();
     println!("{most} bytes wait of {BOUND}");
@@ -108,7 +110,7 @@ fn an_application_that_reads_nothing_of_a_large_answer() {
 
 #[test]
 fn the_same_by_tcp_alone() {
-    let bed = start("off");
+    let bed = start("off", SINGLE);
     let (mut client, most) = bed.stalled();
     println!("{most} bytes wait");
     assert!(client.read().bulk() == &bed.body[..], "the answer is not what was sent");
@@ -116,7 +118,7 @@ fn the_same_by_tcp_alone() {
 
 #[test]
 fn an_application_that_half_closes_before_it_reads() {
-    let bed = start("on");
+    let bed = start("on", SINGLE);
     let before = Look::at(&bed.agent);
     let (mut client, most) = bed.stalled();
     assert!(most <= BOUND + SLACK, "{most} bytes wait, more than {BOUND}");
@@ -128,7 +130,7 @@ fn an_application_that_half_closes_before_it_reads() {
 
 #[test]
 fn an_application_that_goes_without_having_read() {
-    let bed = start("on");
+    let bed = start("on", SINGLE);
     let before = Look::at(&bed.agent);
     let (client, _) = bed.stalled();
     drop(client);
@@ -171,7 +173,7 @@ impl Drop for Silent {
 #[test]
 fn a_service_that_reads_nothing_of_a_large_request() {
     let (silent, other) = (Silent::start(), FakeMoa::start());
-    let agent = kernel::start(&section(silent.address, other.address()));
+    let agent = kernel::start(&section(silent.address, SHARED, other.address()));
     let before = Look::at(&agent);
     let request = command(&["GET", &Judge.ask(LARGE_URI, 1_000_000).json]);
     let mut client = agent.connect();
@@ -194,7 +196,7 @@ fn a_service_that_reads_nothing_of_a_large_request() {
 fn a_service_that_reads_nothing_of_many_requests() {
     const CALLS: usize = 1_000;
     let (silent, other) = (Silent::start(), FakeMoa::start());
-    let agent = kernel::start(&section(silent.address, other.address()));
+    let agent = kernel::start(&section(silent.address, SHARED, other.address()));
     let before = Look::at(&agent);
     let all: Vec<u8> = (0..CALLS).flat_map(|_| command(&["GET", &Judge.ask(LARGE_URI, 4_000).json])).collect();
     let mut client = agent.connect();
@@ -219,7 +221,7 @@ fn a_service_that_reads_nothing_of_many_requests() {
 
 #[test]
 fn an_application_that_floods_the_agent_and_takes_no_answers() {
-    let bed = start("on");
+    let bed = start("on", SHARED);
     let before = Look::at(&bed.agent);
     let asks: Vec<Ask> = (0..1_500).map(|_| Judge.ask(LARGE_URI, 4_000)).collect();
     let requests = |asks: &[Ask]| asks.iter().flat_map(|ask| command(&["GET", &ask.json])).collect::<Vec<u8>>();

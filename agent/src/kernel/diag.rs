@@ -329,16 +329,14 @@ mod tests {
     fn tells_what_came_by_tcp_and_that_the_stream_has_ended() {
         let diag = Diag::open().unwrap();
         let (_listener, client, mut server) = pair("127.0.0.1", "127.0.0.1");
-        let by_tcp = |socket: &TcpStream| {
-            let unread = diag.unread(socket.local_addr().unwrap(), socket.peer_addr().unwrap()).unwrap();
-            unread.map(|unread| unread.by_tcp)
-        };
+        let unread = || diag.unread(client.local_addr().unwrap(), client.peer_addr().unwrap()).unwrap().unwrap();
         server.write_all(&[7; 1000]).unwrap();
-        wait_for(|| by_tcp(&client) == Some(1000));
-        drop(server);
-        wait_for(|| by_tcp(&client) == Some(1001));
+        wait_for(|| unread().by_tcp == 1000);
         (&client).read_exact(&mut [0; 1000]).unwrap();
-        assert_eq!(by_tcp(&client), Some(1));
+        assert_eq!(unread(), Unread { memory: 0, by_tcp: 0 });
+        drop(server);
+        wait_for(|| unread().by_tcp == 1);
+        assert!(unread().memory > 0);
     }
 
     #[test]
