@@ -144,7 +144,7 @@ fn auto_says_what_was_measured_and_decided() {
         // Whatever was decided, the operator may decide otherwise; but sockets that block, as this client's, stay with TCP.
         agent.json(&["kernel", "on"]);
         let (_, way) = way_of_calls(&agent);
-        assert!(Look::at(&agent).status.on && way.refusals.get("blocking-socket") == Some(&1), "{way:?}");
+        assert!(Look::at(&agent).status.on && way.fallbacks.get("blocking-socket") > Some(&0), "{way:?}");
     }
     let agent = kernel::start(&section(&fake, ""));
     assert_eq!(Look::at(&agent).status.decision, None, "nothing is measured when it is on");
