@@ -154,7 +154,8 @@ impl Kernel {
         self.legs.shared.set_mode(self.mode);
     }
 
-    /// Has everything go by TCP: what is enrolled, for life, and what comes. Nothing is taken out of a map.
+    /// Has everything go by TCP: what is enrolled, for life, and what comes. Nobody loses a byte, or is taken out of a map with
+    /// anything unread.
     pub fn turn_off(&self) {
         self.relieved.store(false, Relaxed);
         self.legs.shared.set_mode(0);
