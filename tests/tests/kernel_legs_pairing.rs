@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
     process::Command,
@@ -15,6 +15,7 @@ use agent::kernel::{Options, Pass, Refusal, Verdicts};
 use moa_tests::{
     PATIENCE,
     leg::{FAMILIES, Legs, Pair, Stamps, Took, bound_socket, in_new_namespace, port, readable, stream_socket},
+    machine::free_address,
     seed, until_true,
     wait::until_within,
 };
@@ -246,14 +247,19 @@ fn addresses_that_are_used_again() {
     let listener = legs.listen("127.0.0.1:0");
     let mut rng = seed::rng("addresses_that_are_used_again");
     let rounds = seed::count(4_000, 20_000) as u64;
-    let from: SocketAddr = {
-        let probe = bound_socket("127.0.0.1:0".parse().unwrap());
-        probe.local_addr().unwrap().as_socket().unwrap()
-    };
+    // Below the ports that the kernel gives out by itself.
+    let mut from: SocketAddr = free_address();
     let (mut there, mut back) = (0, 0);
     for round in 0..rounds {
-        let app = bound_socket(from);
-        app.connect(&listener.local_addr().unwrap().into()).unwrap();
+        // If both ends closed at once, the addresses rest for a while: it goes on with others.
+        let app = loop {
+            let app = bound_socket(from);
+            match app.connect(&listener.local_addr().unwrap().into()) {
+                Ok(()) => break app,
+                Err(error) if error.kind() == ErrorKind::AddrNotAvailable => from = free_address(),
+                Err(error) => panic!("connecting from {from}: {error}"),
+            }
+        };
         let (mut agent, _) = listener.accept().unwrap();
         let mut app: TcpStream = app.into();
         let sizes: [usize; 2] = [rng.random_range(1..3_000), rng.random_range(0..3_000)];
