@@ -7,6 +7,7 @@
 
 mod counts;
 mod end;
+pub mod frame;
 mod leg;
 mod listener;
 #[cfg(feature = "aya")]
