@@ -199,6 +199,25 @@ impl Outbox {
         frame.is_some()
     }
 
+    /// Takes back the frames of a message of which nothing has left.
+    pub fn take_unsent(&mut self, message: Message) -> Option<Vec<Frame>> {
+        let frames = match self.messages.get_mut(&message) {
+            Some(sending) if sending.begun => return None,
+            Some(sending) => std::mem::take(&mut sending.waiting).into(),
+            None => {
+                let at = self.small.iter().position(|frame| Message::of(&frame.header) == message)?;
+                return self.small.remove(at).map(|frame| {
+                    self.waiting_bytes -= frame.header.frame_len();
+                    vec![frame]
+                });
+            }
+        };
+        let frames: Vec<Frame> = frames;
+        self.waiting_bytes -= frames.iter().map(|frame| frame.header.frame_len()).sum::<usize>();
+        self.cancel(message);
+        Some(frames)
+    }
+
     /// Whether a message has frames that wait, or is not at its end.
     #[must_use]
     pub fn has(&self, message: Message) -> bool {
