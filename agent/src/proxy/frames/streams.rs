@@ -1,6 +1,6 @@
 //! What only calls of more than one frame each way have: windows, and what is gathered where it must be whole.
 
-use agent_common::frame::{FRAME_MAX, Header, Kind, MetaBuilder, ReceiveWindow, id};
+use agent_common::frame::{COPY_BELOW, FRAME_MAX, Flags, Header, Kind, MetaBuilder, ReceiveWindow, id};
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::proxy::{
@@ -53,8 +53,8 @@ impl Framed {
             return;
         }
         let header = Header { word: error.map_or(0, u32::from), ..self.header(Kind::Response) };
-        if body.len() <= FRAME_MAX / 2 {
-            return self.conn.send(header, &[], &body);
+        if body.len() <= COPY_BELOW {
+            return self.conn.send(Header { flags: header.flags | Flags::END_STREAM, ..header }, &[], &body);
         }
         let mut meta = MetaBuilder::new();
         if body.len() + HEAD > FRAME_MAX {
