@@ -192,7 +192,7 @@ impl Header {
             Kind::Ping | Kind::Pong | Kind::Credit if self.meta_len > 0 => "meta_len",
             Kind::Hello | Kind::Cancel | Kind::Ping | Kind::Pong | Kind::Credit | Kind::GoAway if self.body_len > 0 => "body_len",
             Kind::Data if self.meta_len > 0 => "meta_len",
-            Kind::Credit if self.word == 0 => "credit",
+            Kind::Credit if self.word == 0 => "word",
             _ => return Ok(()),
         };
         Err(Broken::Field { kind, field: wrong })
@@ -265,6 +265,8 @@ mod tests {
         assert_eq!(broken(|header| header.meta_len = 40_000), Err(Broken::MetaTooLong { len: 40_000 }));
         assert_eq!(broken(|header| header.stream = 0), Err(Broken::Field { kind: Kind::Request, field: "stream" }));
         assert_eq!(broken(|header| header.flags = Flags::TO_CALLER), Err(Broken::Field { kind: Kind::Request, field: "flags" }));
+        let credit = Header { stream: 1, ..Header::new(Kind::Credit) };
+        assert_eq!(Header::parse(&credit.bytes()), Err(Broken::Field { kind: Kind::Credit, field: "word" }));
         let mut bytes = request().bytes();
         bytes[2] = 2;
         assert_eq!(Header::parse(&bytes), Err(Broken::Version(2)));

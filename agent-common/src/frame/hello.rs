@@ -171,7 +171,10 @@ impl Hello {
             match id {
                 id::VERSIONS => {
                     let [oldest, newest] = fixed(value, "versions")?;
-                    versions = Some((oldest, newest)).filter(|(oldest, newest)| oldest <= newest);
+                    if oldest > newest {
+                        return Err(BadHello::Value("versions"));
+                    }
+                    versions = Some((oldest, newest));
                 }
                 id::ROLE => role = Some(Role::from_number(fixed::<1>(value, "role")?[0]).ok_or(BadHello::Value("role"))?),
                 id::APPLICATION => hello.application = name(value, "application")?,
@@ -335,5 +338,7 @@ mod tests {
         let with = |versions| Hello { versions, ..hello() };
         assert_eq!(with((1, 3)).common_version(&with((2, 5))), Some(3));
         assert_eq!(with((1, 1)).common_version(&with((2, 5))), None);
+        let frame = with((2, 1)).encode().expect("it fits");
+        assert_eq!(Hello::decode(&frame[HEADER_LEN..]), Err(BadHello::Value("versions")));
     }
 }
