@@ -176,7 +176,7 @@ impl Outbox {
     /// # Errors
     /// When that makes more than a window may have.
     pub fn credit(&mut self, header: &Header) -> Result<(), Overrun> {
-        if header.stream == 0 && header.via == 0 {
+        if header.stream == 0 {
             return self.window.credit(header.word);
         }
         // A frame towards the caller is credited by the caller, and the other way round.

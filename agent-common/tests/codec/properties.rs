@@ -122,7 +122,7 @@ fn hello() -> impl Strategy<Value = Hello> {
     let size = || prop_oneof![WINDOW_MIN..=WINDOW_MAX, select(&[WINDOW_MIN, WINDOW_MAX][..])];
     let lane = option::of((array::uniform16(any::<u8>()), any::<u32>()));
     let who = (any::<(u8, u8)>(), role, name(), name(), vec(offer, 0..5));
-    let numbers = (size(), size(), any::<u64>(), any::<u16>(), any::<u16>(), any::<u32>());
+    let numbers = (size(), size(), any::<u64>(), option::of(any::<u16>()), any::<u16>(), any::<u32>());
     (who, numbers, lane).prop_map(|((versions, role, application, instance, offers), numbers, lane)| {
         let (stream, connection_window, features, connection, connections, calls_max) = numbers;
         Hello {

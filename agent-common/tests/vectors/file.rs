@@ -84,7 +84,7 @@ pub(crate) struct HelloFields {
     pub(crate) offers: Vec<Service>,
     pub(crate) windows: Windows,
     pub(crate) features: Wide,
-    pub(crate) connection: u16,
+    pub(crate) connection: Option<u16>,
     pub(crate) connections: u16,
     pub(crate) calls_max: u32,
     pub(crate) lane: Option<Lane>,
