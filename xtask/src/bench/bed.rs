@@ -63,8 +63,9 @@ impl TestBed for Bed<'_> {
         let (listen, name) = (free_port()?, subject.name());
         let folder = self.workshop.path().join(format!("{name}-{listen}"));
         fs::create_dir(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
-        let (extra, upstream) = (free_port()?, self.server_port);
-        let args = subject.configure(&Setting { folder: &folder, listen, extra, upstream, workers: self.workers })?;
+        let (extra, upstream, tunnel) = (free_port()?, self.server_port, free_port()?);
+        let setting = Setting { folder: &folder, listen, extra, upstream, tunnel, workers: self.workers };
+        let args = subject.configure(&setting)?;
         let mut process = self.workshop.start(&name, &Program { file: file.to_owned(), args }, self.cpus)?;
         let answers = || Connection::open(listen, &self.call)?.call();
         wait_until(&mut process, answers).with_context(|| format!("{name} does not serve"))?;
@@ -77,6 +78,11 @@ impl TestBed for Bed<'_> {
 }
 
 impl Serving {
+    /// Tries until it succeeds, for as long as all processes live and a start may take.
+    pub(super) fn wait_until(&mut self, attempt: impl FnMut() -> Result<()>) -> Result<()> {
+        until(&mut self.processes, attempt)
+    }
+
     /// Whether it still answers rightly.
     pub(super) fn check(&mut self, bed: &impl TestBed) -> Result<()> {
         self.processes.iter_mut().try_for_each(lives)?;
@@ -85,7 +91,7 @@ impl Serving {
 
     /// The end of its log.
     pub(super) fn log(&self) -> String {
-        self.processes.iter().map(Process::tail).collect::<Vec<_>>().join("\n")
+        tails(&self.processes)
     }
 }
 
@@ -95,16 +101,24 @@ pub(super) fn workers(cpus: Cpus) -> Result<usize> {
 }
 
 /// Tries until it succeeds, for as long as the process lives and a start may take.
-pub(super) fn wait_until(process: &mut Process, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
+pub(super) fn wait_until(process: &mut Process, attempt: impl FnMut() -> Result<()>) -> Result<()> {
+    until(std::slice::from_mut(process), attempt)
+}
+
+fn until(processes: &mut [Process], mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
     let deadline = Instant::now() + START_WITHIN;
     while let Err(error) = attempt() {
-        lives(process)?;
+        processes.iter_mut().try_for_each(lives)?;
         if Instant::now() > deadline {
-            return Err(error.context(format!("its log ends:\n{}", process.tail())));
+            return Err(error.context(format!("its log ends:\n{}", tails(processes))));
         }
         thread::sleep(LOOK);
     }
     Ok(())
+}
+
+fn tails(processes: &[Process]) -> String {
+    processes.iter().map(Process::tail).collect::<Vec<_>>().join("\n")
 }
 
 fn lives(process: &mut Process) -> Result<()> {

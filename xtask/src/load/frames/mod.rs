@@ -104,15 +104,12 @@ impl FrameRunning {
         stats.iter_mut().map(report).collect()
     }
 
-    /// Bytes that went and came on all connections so far.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.shared.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Begins no more calls, waits for those in flight, and reports on what happened since the last [`Self::take`].
-    pub(crate) fn stop(self) -> Result<Vec<Report>> {
+    /// Begins no more calls, waits for those in flight, and reports on what happened since the last [`Self::take`]. With
+    /// it, how many bytes ever went and came on all connections.
+    pub(crate) fn stop(self) -> Result<(Vec<Report>, u64)> {
         self.shared.stop.store(true, Ordering::Relaxed);
-        self.end()
+        let shared = Arc::clone(&self.shared);
+        Ok((self.end()?, shared.bytes.load(Ordering::Relaxed)))
     }
 
     /// The same, but waits until as many calls were made as should be.

@@ -31,8 +31,9 @@ fn small_calls_go_beside_large_ones() {
     let load = FrameLoad { flows, ..FrameLoad::new(echo(), Flow { body: 0, depth: 1 }) };
     let running = load.start().unwrap();
     thread::sleep(Duration::from_millis(200));
-    assert!(running.bytes() > 2 << 20);
-    let [small, large] = &running.stop().unwrap()[..] else { panic!("two flows") };
+    let (reports, bytes) = running.stop().unwrap();
+    assert!(bytes > 2 << 20);
+    let [small, large] = &reports[..] else { panic!("two flows") };
     assert_eq!((small.errors, large.errors), (0, 0), "{:?} {:?}", small.last_error, large.last_error);
     assert!(small.answered() > large.answered() && large.answered() > 0);
 }
