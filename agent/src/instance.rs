@@ -28,6 +28,8 @@ const DEFAULT_PORTS: u16 = 13_000;
 const BLOCK: u16 = 1_000;
 /// Blocks of the names that are not `default`: 14000 to 31000, all below the ephemeral ports.
 const BLOCKS: u64 = 18;
+/// Where other agents connect to in a block.
+const TUNNEL_OFFSET: u16 = 100;
 /// Where metrics are in a block.
 const METRICS_OFFSET: u16 = 900;
 
@@ -68,15 +70,27 @@ impl Name {
     }
 }
 
-/// Where applications and metrics are in a block of ports, on the loopback address.
+/// Where an agent listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listeners {
+    /// For applications.
+    pub app: SocketAddr,
+    /// For other agents.
+    pub tunnel: SocketAddr,
+    /// For metrics and health.
+    pub metrics: SocketAddr,
+}
+
+/// Where an agent listens in a block of ports, on the loopback address.
 ///
 /// # Errors
 /// There are not enough ports above `base`.
-pub fn listeners(base: u16) -> Result<(SocketAddr, SocketAddr), String> {
-    match base.checked_add(METRICS_OFFSET) {
-        Some(metrics) if base > 0 => Ok(((Ipv4Addr::LOCALHOST, base).into(), (Ipv4Addr::LOCALHOST, metrics).into())),
-        _ => Err(format!("--port-base {base} is not from 1 to {}", u16::MAX - METRICS_OFFSET)),
+pub fn listeners(base: u16) -> Result<Listeners, String> {
+    if !(1..=u16::MAX - METRICS_OFFSET).contains(&base) {
+        return Err(format!("--port-base {base} is not from 1 to {}", u16::MAX - METRICS_OFFSET));
     }
+    let at = |offset| (Ipv4Addr::LOCALHOST, base + offset).into();
+    Ok(Listeners { app: at(0), tunnel: at(TUNNEL_OFFSET), metrics: at(METRICS_OFFSET) })
 }
 
 fn fnv1a(bytes: &[u8]) -> u64 {
@@ -172,7 +186,11 @@ mod tests {
         }
         assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
         assert_eq!(listeners(65_000), Err("--port-base 65000 is not from 1 to 64635".into()));
-        let (app, metrics) = listeners(14_000).expect("enough ports");
-        assert_eq!((app.to_string(), metrics.to_string()), ("127.0.0.1:14000".into(), "127.0.0.1:14900".into()));
+        assert_eq!(listeners(0), Err("--port-base 0 is not from 1 to 64635".into()));
+        let Listeners { app, tunnel, metrics } = listeners(14_000).expect("enough ports");
+        assert_eq!(
+            [app, tunnel, metrics].map(|address| address.to_string()),
+            ["127.0.0.1:14000", "127.0.0.1:14100", "127.0.0.1:14900"]
+        );
     }
 }

@@ -29,6 +29,7 @@ pub struct Prepared {
     name: String,
     config: String,
     app: SocketAddr,
+    tunnel: SocketAddr,
     metrics: SocketAddr,
     run_dir: PathBuf,
     kernel: Option<String>,
@@ -70,6 +71,7 @@ impl Agent {
             name: format!("t{}-{number}", std::process::id()),
             config: config.to_owned(),
             app: free_address(),
+            tunnel: free_address(),
             metrics: free_address(),
             kernel: Some(kernel()),
             log: None,
@@ -79,6 +81,11 @@ impl Agent {
     /// Where applications call it.
     pub fn address(&self) -> SocketAddr {
         self.prepared.app
+    }
+
+    /// Where other agents connect to.
+    pub fn tunnel_address(&self) -> SocketAddr {
+        self.prepared.tunnel
     }
 
     /// Where machines ask for its metrics.
@@ -194,8 +201,8 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        release_address(self.prepared.app);
-        release_address(self.prepared.metrics);
+        let Prepared { app, tunnel, metrics, .. } = self.prepared;
+        [app, tunnel, metrics].into_iter().for_each(release_address);
         if let Some(status) = self.process.ended().filter(|_| std::thread::panicking()) {
             eprintln!("the agent {} had ended: {status}", self.name());
         }
@@ -231,6 +238,20 @@ impl Prepared {
         self
     }
 
+    /// Lets other agents connect to it here.
+    #[must_use]
+    pub fn tunnel_at(mut self, address: SocketAddr) -> Self {
+        self.tunnel = address;
+        self
+    }
+
+    /// Gives it another configuration, such as one that names agents that were prepared after it.
+    #[must_use]
+    pub fn configured(mut self, config: &str) -> Self {
+        config.clone_into(&mut self.config);
+        self
+    }
+
     /// Has it use the kernel path like this, whatever `MOA_TEST_KERNEL` says.
     #[must_use]
     pub fn kernel(mut self, mode: &str) -> Self {
@@ -255,6 +276,11 @@ impl Prepared {
     /// Where applications will call it.
     pub fn address(&self) -> SocketAddr {
         self.app
+    }
+
+    /// Where other agents will connect to.
+    pub fn tunnel_address(&self) -> SocketAddr {
+        self.tunnel
     }
 
     /// Its name.
@@ -315,7 +341,10 @@ impl Prepared {
         command.args(self.kernel.iter().flat_map(|mode| ["--kernel", mode]));
         command.args(self.log.iter().flat_map(|level| ["--log", level]));
         command.arg("--config").arg(self.config_path());
-        command.args(["--app-listen", &self.app.to_string(), "--metrics-listen", &self.metrics.to_string()]);
+        let listen = [("--app-listen", self.app), ("--tunnel-listen", self.tunnel), ("--metrics-listen", self.metrics)];
+        for (flag, address) in listen {
+            command.args([flag, &address.to_string()]);
+        }
         command.arg("--run-dir").arg(&self.run_dir);
         Process::start(&self.name, &mut command, &self.dir.path().join("log"))
     }

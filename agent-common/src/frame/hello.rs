@@ -73,8 +73,8 @@ pub struct Hello {
     pub windows: Windows,
     /// Features that the speaker knows; those that both know are on.
     pub features: u64,
-    /// Which of the process's connections this is, from 0: an agent gives each to another worker.
-    pub connection: u16,
+    /// Which of the process's connections this is, from 0: an agent gives each to another worker. None: any worker will do.
+    pub connection: Option<u16>,
     /// How many connections are worth having: one for each worker of the agent. 0 if the speaker does not say.
     pub connections: u16,
     /// Calls that the speaker takes at once on this connection; 0 if it does not say.
@@ -109,7 +109,7 @@ impl Hello {
             offers: Vec::new(),
             windows,
             features: 0,
-            connection: 0,
+            connection: None,
             connections: 0,
             calls_max: 0,
             lane: None,
@@ -129,7 +129,9 @@ impl Hello {
         windows[4..].copy_from_slice(&self.windows.connection.to_be_bytes());
         meta.put(id::WINDOWS, &windows);
         meta.put(id::FEATURES, &self.features.to_be_bytes());
-        meta.put(id::CONNECTION, &self.connection.to_be_bytes());
+        if let Some(connection) = self.connection {
+            meta.put(id::CONNECTION, &connection.to_be_bytes());
+        }
         if self.connections > 0 {
             meta.put(id::CONNECTIONS, &self.connections.to_be_bytes());
         }
@@ -176,7 +178,7 @@ impl Hello {
                 id::INSTANCE => hello.instance = name(value, "instance")?,
                 id::WINDOWS => hello.windows = windows_of(fixed(value, "windows")?)?,
                 id::FEATURES => hello.features = u64::from_be_bytes(fixed(value, "features")?),
-                id::CONNECTION => hello.connection = u16::from_be_bytes(fixed(value, "connection")?),
+                id::CONNECTION => hello.connection = Some(u16::from_be_bytes(fixed(value, "connection")?)),
                 id::CONNECTIONS => hello.connections = u16::from_be_bytes(fixed(value, "connections")?),
                 id::CALLS_MAX => hello.calls_max = u32::from_be_bytes(fixed(value, "calls_max")?),
                 id::LANE_TOKEN => token = Some(fixed(value, "lane_token")?),
@@ -279,7 +281,7 @@ mod tests {
         let windows = Windows { stream: 262_144, connection: 1_048_576 };
         let mut hello = Hello::new(Role::Application, "shop", "shop-1", windows);
         hello.offers = vec![Offer::new("/service/user"), Offer { uri: "/service/user".to_owned(), group: "blue".to_owned() }];
-        (hello.features, hello.connection, hello.connections, hello.calls_max) = (5, 1, 2, 1000);
+        (hello.features, hello.connection, hello.connections, hello.calls_max) = (5, Some(1), 2, 1000);
         hello.lane = Some(Lane { token: [7; 16], body_max: 32_768 });
         hello
     }

@@ -147,6 +147,13 @@ impl MetaBuilder {
     }
 }
 
+impl From<BytesMut> for MetaBuilder {
+    /// Goes on behind entries that are there.
+    fn from(entries: BytesMut) -> Self {
+        Self(entries)
+    }
+}
+
 impl AsRef<[u8]> for MetaBuilder {
     fn as_ref(&self) -> &[u8] {
         &self.0

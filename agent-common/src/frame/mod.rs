@@ -9,9 +9,13 @@ mod flow;
 mod header;
 #[cfg(feature = "std")]
 mod hello;
+#[cfg(feature = "std")]
+mod inbox;
 mod kind;
 #[cfg(feature = "std")]
 mod meta;
+#[cfg(feature = "std")]
+mod outbox;
 mod service;
 pub mod status;
 mod stream;
@@ -22,9 +26,13 @@ pub use flow::{Overrun, ReceiveWindow, SendWindow};
 pub use header::{Broken, Header, offset};
 #[cfg(feature = "std")]
 pub use hello::{BadHello, Hello, Lane, Offer, Role, Windows};
+#[cfg(feature = "std")]
+pub use inbox::{Inbox, Violation};
 pub use kind::Kind;
 #[cfg(feature = "std")]
 pub use meta::{BadMeta, Entries, MetaBuilder, entries, find, id, property};
+#[cfg(feature = "std")]
+pub use outbox::{COPY_BELOW, Flooded, Frame, Message, Outbox, Released};
 pub use service::service_hash;
 pub use stream::{is_after, next_stream};
 

@@ -53,6 +53,9 @@ pub(super) struct Addresses {
     /// Where applications call, whatever the configuration says.
     #[arg(long, value_name = "IP:PORT")]
     app_listen: Option<SocketAddr>,
+    /// Where other agents connect to, whatever the configuration says.
+    #[arg(long, value_name = "IP:PORT")]
+    tunnel_listen: Option<SocketAddr>,
     /// Where metrics and health are, whatever the configuration says.
     #[arg(long, value_name = "IP:PORT")]
     metrics_listen: Option<SocketAddr>,
@@ -198,11 +201,13 @@ impl Addresses {
     /// What they, or else the name, say about the configuration.
     pub(super) fn given(&self, name: &Name) -> Result<Given> {
         let base = self.port_base.unwrap_or_else(|| name.port_base());
-        let (app_default, metrics_default) = instance::listeners(base).map_err(|error| anyhow!(error))?;
+        let ports = instance::listeners(base).map_err(|error| anyhow!(error))?;
         Ok(Given {
-            app_default,
-            metrics_default,
+            app_default: ports.app,
+            tunnel_default: ports.tunnel,
+            metrics_default: ports.metrics,
             app_listen: self.app_listen,
+            tunnel_listen: self.tunnel_listen,
             metrics_listen: self.metrics_listen,
             kernel_mode: self.kernel,
         })
@@ -280,6 +285,7 @@ fn announce(node: &Node, socket: &Path) {
     let app = node.proxy.app_status();
     tracing::info!(
         listen = app.listen,
+        tunnel = %loaded.checked.config.tunnel.listen,
         metrics = %loaded.checked.config.metrics.listen,
         admin = %socket.display(),
         config = loaded.source.path.as_deref().unwrap_or("defaults"),

@@ -151,12 +151,13 @@ f.toml has 1 problem
 
     #[test]
     fn what_is_shown_is_a_valid_file() {
-        let text = "[services.'/s']\ninstances = ['10.0.0.1:5000']\nhealth = { check = 'call', call = '{\"action\":\"/s\"}' }\n";
+        let text = "[services.'/s']\ninstances = ['10.0.0.1:5000']\nhealth = { check = 'call', call = '{\"action\":\"/s\"}' }\n\
+                    agents = ['b.c']\n[services.'/t']\n[peers.'b.c']\naddress = '10.0.0.2:13100'\n[app]\nunix = '/run/a.sock'\n";
         let checked = parse(text, "f", &Given::default()).expect("valid");
         let source = ConfigSource { path: Some("f".into()), generation: 2, loaded_unix_ms: 0, last_error: None };
         let shown = show(&EffectiveConfig { source, keys: config::effective(&checked) });
         let again = parse(&shown, "shown", &Given::default()).unwrap_or_else(|report| panic!("{report}\n{shown}"));
-        assert_eq!((again.config, again.services), (checked.config, checked.services));
+        assert_eq!((again.config, again.peers, again.services), (checked.config, checked.peers, checked.services));
     }
 
     #[test]

@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use toml::de::DeTable;
 
 use super::{
-    CheckedService, Config,
+    CheckedPeer, CheckedService, Config,
     key::KeyPath,
     problem::{Finding, Problems},
     source::{find, find_nearest},
+    words,
 };
 
 /// The longest URI of a service.
@@ -35,25 +36,41 @@ impl Check<'_, '_> {
         let top = KeyPath::default();
         self.conflicts(&top.key("app"), config.app.conflicts(), true);
         self.conflicts(&top.key("defaults"), config.defaults.conflicts(), true);
-        if overlap(config.app.listen, config.metrics.listen) {
-            let conflict = Conflict {
-                keys: &["metrics.listen", "app.listen"],
-                found: format!("{} for applications and {} for metrics", config.app.listen, config.metrics.listen),
-                expected: "two addresses that differ".into(),
-                advice: "give one of them another port".into(),
-            };
-            self.conflicts(&top, vec![conflict], true);
+        self.conflicts(&top.key("tunnel"), config.tunnel.conflicts(), true);
+        self.listeners(config);
+    }
+
+    fn listeners(&mut self, config: &Config) {
+        let app = (config.app.listen, "applications");
+        let tunnel = (config.tunnel.listen, "other agents");
+        let metrics = (config.metrics.listen, "metrics");
+        let pairs: [(&[&str], _, _); 3] = [
+            (&["metrics.listen", "app.listen"], app, metrics),
+            (&["tunnel.listen", "app.listen"], app, tunnel),
+            (&["metrics.listen", "tunnel.listen"], tunnel, metrics),
+        ];
+        for (keys, (one, who), (other, who_else)) in pairs {
+            if overlap(one, other) {
+                let conflict = Conflict {
+                    keys,
+                    found: format!("{one} for {who} and {other} for {who_else}"),
+                    expected: "two addresses that differ".into(),
+                    advice: "give one of them another port".into(),
+                };
+                self.conflicts(&KeyPath::default(), vec![conflict], true);
+            }
         }
     }
 
     /// Checks one service.
-    pub(super) fn service(&mut self, service: &CheckedService, config: &Config) {
+    pub(super) fn service(&mut self, service: &CheckedService, peers: &[CheckedPeer], config: &Config) {
         let at = KeyPath::default().key("services").key(&service.uri);
         if let Some(wrong) = wrong_uri(&service.uri) {
             let expected = format!("a URI such as \"/service/user\", of at most {URI_BYTES_MAX} bytes");
             self.push(&at, Finding { found: wrong, expected, advice: "rename the section".into() });
         }
         self.instances(service, config, &at.key("instances"));
+        self.agents(service, peers, &at.key("agents"));
         self.conflicts(&at, service.policy.conflicts(), false);
         // What `[defaults]` lack is a conflict of the service that does not add it, so the section itself is good enough a place.
         let health = service.policy.health.conflicts();
@@ -61,10 +78,6 @@ impl Check<'_, '_> {
     }
 
     fn instances(&mut self, service: &CheckedService, config: &Config, at: &KeyPath) {
-        if service.instances.is_empty() && !self.problems.concern(at) {
-            let advice = r#"add instances = ["10.0.0.1:5000"]"#.into();
-            self.push(at, Finding { found: "no instances".into(), expected: "a list of at least one address".into(), advice });
-        }
         for (n, &instance) in service.instances.iter().enumerate() {
             let finding = if service.instances[..n].contains(&instance) {
                 Finding {
@@ -72,7 +85,7 @@ impl Check<'_, '_> {
                     expected: "every instance once".into(),
                     advice: "remove it".into(),
                 }
-            } else if is_own(config.app.listen, instance) || is_own(config.metrics.listen, instance) {
+            } else if is_own(config, instance) {
                 let expected = "the address of a server of the service".into();
                 Finding {
                     found: format!("{instance}, where this agent itself listens"),
@@ -84,6 +97,29 @@ impl Check<'_, '_> {
                 Finding { found: instance.to_string(), expected, advice: format!("write 127.0.0.1:{}", instance.port()) }
             } else {
                 continue;
+            };
+            self.push(&at.index(n), finding);
+        }
+    }
+
+    fn agents(&mut self, service: &CheckedService, peers: &[CheckedPeer], at: &KeyPath) {
+        for (n, agent) in service.agents.iter().enumerate() {
+            let section = KeyPath::default().key("peers").key(agent);
+            let finding = if service.agents[..n].contains(agent) {
+                Finding {
+                    found: format!("{agent:?} for the second time"),
+                    expected: "every agent once".into(),
+                    advice: "remove it".into(),
+                }
+            } else if peers.iter().any(|peer| peer.name == *agent) || self.problems.concern(&section) {
+                continue;
+            } else {
+                let advice = words::suggestion(agent, peers.iter().map(|peer| peer.name.as_str()));
+                Finding {
+                    found: format!("the agent {agent:?}, which has no section"),
+                    expected: "the name of a peer".into(),
+                    advice: advice.unwrap_or_else(|| format!("add [{section}] with its address, or remove it")),
+                }
             };
             self.push(&at.index(n), finding);
         }
@@ -106,7 +142,7 @@ impl Check<'_, '_> {
         }
     }
 
-    fn push(&mut self, at: &KeyPath, finding: Finding) {
+    pub(super) fn push(&mut self, at: &KeyPath, finding: Finding) {
         self.problems.push(find_nearest(self.root, at), at, finding);
     }
 }
@@ -128,6 +164,9 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
 }
 
 /// Whether a connection to `address` would reach a listener of this agent.
-fn is_own(listen: SocketAddr, address: SocketAddr) -> bool {
-    listen == address || listen.port() == address.port() && listen.ip().is_unspecified() && address.ip().is_loopback()
+pub(super) fn is_own(config: &Config, address: SocketAddr) -> bool {
+    let reaches = |listen: SocketAddr| {
+        listen == address || listen.port() == address.port() && listen.ip().is_unspecified() && address.ip().is_loopback()
+    };
+    [config.app.listen, config.tunnel.listen, config.metrics.listen].into_iter().any(reaches)
 }

@@ -6,15 +6,20 @@ use serde_json::Value;
 use super::{Checked, KeyPath, Origin};
 use crate::api::ConfigKey;
 
-/// Every key that has a value, the agent's own first, then those of each service.
+/// Every key that has a value, the agent's own first, then those of each peer and of each service.
 #[must_use]
 pub fn effective(checked: &Checked) -> Vec<ConfigKey> {
     let mut keys = Keys { checked, keys: Vec::new() };
     keys.add(&KeyPath::default(), &KeyPath::default(), &to_value(&checked.config));
     let defaults = KeyPath::default().key("defaults");
+    for peer in &checked.peers {
+        let at = KeyPath::default().key("peers").key(&peer.name).key("address");
+        keys.add(&at, &at, &to_value(&peer.address));
+    }
     for service in &checked.services {
         let at = KeyPath::default().key("services").key(&service.uri);
         keys.add(&at.key("instances"), &defaults, &to_value(&service.instances));
+        keys.add(&at.key("agents"), &defaults, &to_value(&service.agents));
         keys.add(&at, &defaults, &to_value(&service.policy));
     }
     keys.keys
@@ -76,7 +81,7 @@ mod tests {
 
     #[test]
     fn every_key_says_where_it_came_from() {
-        let text = "[defaults]\ntimeout_ms = 800\nhealth.interval_ms = 70\n[services.'/s']\ninstances = ['10.0.0.1:5000']\npipelined = true\n";
+        let text = "[defaults]\ntimeout_ms = 800\nhealth.interval_ms = 70\n[services.'/s']\ninstances = ['10.0.0.1:5000']\npipelined = true\nagents = ['b.c']\n[peers.'b.c']\naddress = '10.0.0.2:13100'\n";
         let given = Given { app_listen: Some(([127, 0, 0, 1], 7000).into()), ..Given::default() };
         let mut checked = parse(text, "f", &given).expect("valid");
         checked.path = Some("/etc/moa/moa.toml".into());
@@ -88,12 +93,15 @@ mod tests {
         let is = |value: &str, from: &str| (value.to_owned(), from.to_owned());
         assert_eq!(find("agent.workers"), is("0", "default"));
         assert_eq!(find("app.listen"), is("\"127.0.0.1:7000\"", "--app-listen"));
+        assert_eq!(find("tunnel.listen"), is("\"127.0.0.1:13100\"", "the instance's ports"));
         assert_eq!(find("metrics.listen"), is("\"127.0.0.1:13900\"", "the instance's ports"));
         assert_eq!(find("defaults.timeout_ms"), is("800", "/etc/moa/moa.toml:2"));
         assert_eq!(find("services.\"/s\".timeout_ms"), is("800", "[defaults], /etc/moa/moa.toml:2"));
         assert_eq!(find("services.\"/s\".health.interval_ms"), is("70", "[defaults], /etc/moa/moa.toml:3"));
         assert_eq!(find("services.\"/s\".pipelined"), is("true", "/etc/moa/moa.toml:6"));
         assert_eq!(find("services.\"/s\".instances"), is("[\"10.0.0.1:5000\"]", "/etc/moa/moa.toml:5"));
+        assert_eq!(find("services.\"/s\".agents"), is("[\"b.c\"]", "/etc/moa/moa.toml:7"));
+        assert_eq!(find("peers.\"b.c\".address"), is("\"10.0.0.2:13100\"", "/etc/moa/moa.toml:9"));
         assert_eq!(find("services.\"/s\".queue_max"), is("1024", "default"));
     }
 }

@@ -17,6 +17,7 @@ use super::{
     Checked, CheckedService, Config, ConfigError, Given, Origin, Report,
     check::Check,
     key::KeyPath,
+    peers,
     problem::{Finding, Problems},
     schema::schema,
     shape,
@@ -56,8 +57,9 @@ pub fn parse(text: &str, file: &str, given: &Given) -> Result<Checked, Report> {
     let checked = read_sections(&root, given, &mut problems);
     let mut check = Check { root: &root, problems: &mut problems };
     check.config(&checked.config);
+    check.peers(&checked.peers, &checked.config);
     for service in &checked.services {
-        check.service(service, &checked.config);
+        check.service(service, &checked.peers, &checked.config);
     }
     if problems.is_empty() {
         Ok(Checked { origins: origins(&root, text, given), ..checked })
@@ -87,6 +89,7 @@ fn read_sections(root: &DeTable<'_>, given: &Given, problems: &mut Problems<'_>)
     let mut config = Config {
         agent: section(table(root, "agent").unwrap_or(&empty), &top.key("agent"), problems),
         app: section(table(root, "app").unwrap_or(&empty), &top.key("app"), problems),
+        tunnel: section(table(root, "tunnel").unwrap_or(&empty), &top.key("tunnel"), problems),
         kernel: section(table(root, "kernel").unwrap_or(&empty), &top.key("kernel"), problems),
         metrics: section(table(root, "metrics").unwrap_or(&empty), &top.key("metrics"), problems),
         defaults: section(defaults, &top.key("defaults"), problems),
@@ -94,28 +97,31 @@ fn read_sections(root: &DeTable<'_>, given: &Given, problems: &mut Problems<'_>)
     let written = |section| table(root, section).is_some_and(|table| table.contains_key("listen"));
     let default = |section, written_value, default| if written(section) { written_value } else { default };
     config.app.listen = given.app_listen.unwrap_or(default("app", config.app.listen, given.app_default));
+    config.tunnel.listen = given.tunnel_listen.unwrap_or(default("tunnel", config.tunnel.listen, given.tunnel_default));
     config.metrics.listen = given.metrics_listen.unwrap_or(default("metrics", config.metrics.listen, given.metrics_default));
     config.kernel.mode = given.kernel_mode.unwrap_or(config.kernel.mode);
     let services = table(root, "services").into_iter().flatten();
     let services = services.filter_map(|(uri, value)| Some((uri.get_ref(), value.get_ref().as_table()?)));
     let services = services.map(|(uri, own)| service(uri, own, defaults, problems)).collect();
-    Checked { path: None, config, services, origins: BTreeMap::new() }
+    Checked { path: None, config, peers: peers::read(root, problems), services, origins: BTreeMap::new() }
 }
 
 fn service(uri: &str, own: &DeTable<'_>, defaults: &DeTable<'_>, problems: &mut Problems<'_>) -> CheckedService {
     let at = KeyPath::default().key("services").key(uri);
     let mut merged = defaults.clone();
     lay_over(&mut merged, own);
-    // The policy does not know it.
+    // The policy does not know them.
     let instances = merged.remove("instances");
     let instances = instances.map(|list| value(list, &at.key("instances"), problems)).unwrap_or_default();
+    let agents = merged.remove("agents");
+    let agents = agents.map(|list| value(list, &at.key("agents"), problems)).unwrap_or_default();
     let mut policy = section::<super::ServicePolicy>(&merged, &at, problems);
     let calls = policy.health.check == super::HealthCheck::Call;
     let own_call = table(own, "health").is_some_and(|health| health.contains_key("call"));
     if !calls && !own_call {
         policy.health.call = None;
     }
-    CheckedService { uri: uri.to_owned(), instances, policy }
+    CheckedService { uri: uri.to_owned(), instances, agents, policy }
 }
 
 /// Lays one table over another, key by key.
@@ -130,7 +136,7 @@ fn lay_over<'text>(base: &mut DeTable<'text>, over: &DeTable<'text>) {
     }
 }
 
-fn table<'a, 'text>(root: &'a DeTable<'text>, key: &str) -> Option<&'a DeTable<'text>> {
+pub(super) fn table<'a, 'text>(root: &'a DeTable<'text>, key: &str) -> Option<&'a DeTable<'text>> {
     root.get(key)?.get_ref().as_table()
 }
 
@@ -139,7 +145,7 @@ fn section<T: DeserializeOwned + Default>(table: &DeTable<'_>, at: &KeyPath, pro
 }
 
 /// Reads a value whose shape has been checked; what serde finds all the same is a problem like any other.
-fn value<T: DeserializeOwned + Default>(value: Spanned<DeValue<'_>>, at: &KeyPath, problems: &mut Problems<'_>) -> T {
+pub(super) fn value<T: DeserializeOwned + Default>(value: Spanned<DeValue<'_>>, at: &KeyPath, problems: &mut Problems<'_>) -> T {
     T::deserialize(ValueDeserializer::from(value)).unwrap_or_else(|error| {
         let finding = Finding { found: error.message().to_owned(), expected: "a valid value".into(), advice: String::new() };
         problems.push(error.span().unwrap_or_default(), at, finding);
@@ -149,11 +155,13 @@ fn value<T: DeserializeOwned + Default>(value: Spanned<DeValue<'_>>, at: &KeyPat
 
 fn origins(root: &DeTable<'_>, text: &str, given: &Given) -> BTreeMap<String, Origin> {
     let mut origins = BTreeMap::new();
-    origins.insert("app.listen".to_owned(), Origin::Ports);
-    origins.insert("metrics.listen".to_owned(), Origin::Ports);
+    for key in ["app.listen", "tunnel.listen", "metrics.listen"] {
+        origins.insert(key.to_owned(), Origin::Ports);
+    }
     note_lines(root, text, &KeyPath::default(), &mut origins);
     let flags = [
         ("app.listen", "--app-listen", given.app_listen.is_some()),
+        ("tunnel.listen", "--tunnel-listen", given.tunnel_listen.is_some()),
         ("metrics.listen", "--metrics-listen", given.metrics_listen.is_some()),
         ("kernel.mode", "--kernel", given.kernel_mode.is_some()),
     ];

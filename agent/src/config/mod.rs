@@ -8,6 +8,7 @@ mod check;
 mod effective;
 mod key;
 mod load;
+mod peers;
 mod policy;
 mod problem;
 mod reference;
@@ -30,17 +31,20 @@ pub use policy::{Health, HealthCheck, ServicePolicy};
 pub use problem::{ConfigError, Problem, Report};
 pub use reference::{default_file, reference, with_reference};
 pub use schema::schema;
-pub use sections::{Agent, App, Kernel, KernelMode, Metrics};
+pub use sections::{Agent, App, Kernel, KernelMode, Metrics, Tunnel};
 
-/// The sections with every key filled in, services aside.
+/// The sections with every key filled in, peers and services aside.
 ///
-/// `app.listen` and `metrics.listen` are resolved: what the command line says, else the file, else what the instance's name gives.
+/// `app.listen`, `tunnel.listen` and `metrics.listen` are resolved: what the command line says, else the file, else what the instance's
+/// name gives.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Config {
     /// The agent's process.
     pub agent: Agent,
-    /// The side of the applications: a Redis server.
+    /// The side of the applications: Redis and frames.
     pub app: App,
+    /// The connections with other agents.
+    pub tunnel: Tunnel,
     /// The way through the kernel.
     pub kernel: Kernel,
     /// Metrics and health for machines.
@@ -56,10 +60,21 @@ pub struct Checked {
     pub path: Option<PathBuf>,
     /// The sections.
     pub config: Config,
+    /// The other agents, sorted by name.
+    pub peers: Vec<CheckedPeer>,
     /// The services, each with its whole policy, in the order of their URIs.
     pub services: Vec<CheckedService>,
     /// Where each key came from that does not have its default, by key path.
     pub origins: BTreeMap<String, Origin>,
+}
+
+/// Another agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CheckedPeer {
+    /// What the file calls it: lower-case letters, digits, `-` and `.`, at most 64.
+    pub name: String,
+    /// Where it listens for other agents; no two peers share it.
+    pub address: SocketAddr,
 }
 
 /// A service with its whole policy.
@@ -67,8 +82,10 @@ pub struct Checked {
 pub struct CheckedService {
     /// Its URI.
     pub uri: String,
-    /// Its instances, at least one and none twice.
+    /// Its instances, none twice. There may be none: agents can serve it, and applications that offer it.
     pub instances: Vec<SocketAddr>,
+    /// The peers that serve it, by name, each one of [`Checked::peers`] and none twice.
+    pub agents: Vec<String>,
     /// `[defaults]` with the service's own keys laid over it.
     pub policy: ServicePolicy,
 }
@@ -92,10 +109,14 @@ pub enum Origin {
 pub struct Given {
     /// `app.listen` unless the file has it.
     pub app_default: SocketAddr,
+    /// `tunnel.listen` unless the file has it.
+    pub tunnel_default: SocketAddr,
     /// `metrics.listen` unless the file has it.
     pub metrics_default: SocketAddr,
     /// `--app-listen`: stronger than the file.
     pub app_listen: Option<SocketAddr>,
+    /// `--tunnel-listen`: stronger than the file.
+    pub tunnel_listen: Option<SocketAddr>,
     /// `--metrics-listen`: stronger than the file.
     pub metrics_listen: Option<SocketAddr>,
     /// `--kernel`: stronger than the file.
@@ -106,8 +127,10 @@ impl Default for Given {
     fn default() -> Self {
         Self {
             app_default: App::default().listen,
+            tunnel_default: Tunnel::default().listen,
             metrics_default: Metrics::default().listen,
             app_listen: None,
+            tunnel_listen: None,
             metrics_listen: None,
             kernel_mode: None,
         }

@@ -19,11 +19,16 @@ const HEAD: &str = "\
 # over a new one by `moa config reload` or SIGHUP.
 ";
 
-const SERVICE: &str = r#"
-# One section for each service that can be called, by its URI, as often as needed: its instances, and any key of [defaults]
-# that is different for it.
+const PEERS_AND_SERVICES: &str = r#"
+# One section for each other agent, by a name of this file's choice: its tunnel.listen, as it is reached from here.
+#[peers.b]
+#address = "10.0.0.9:13100"
+
+# One section for each service that can be called, by its URI, as often as needed: its instances, the other agents that
+# serve it, and any key of [defaults] that is different for it. Applications that offer it serve it, too.
 #[services."/service/user"]
 #instances = ["10.0.0.1:5000", "10.0.0.2:5000"]
+#agents = ["b"]
 #timeout_ms = 800
 #health.interval_ms = 500
 "#;
@@ -48,7 +53,7 @@ pub fn default_file() -> String {
             let _ = writeln!(out, "#{key} = {}", in_toml(default));
         }
     }
-    out + SERVICE
+    out + PEERS_AND_SERVICES
 }
 
 /// The reference of all keys, in Markdown.
@@ -59,13 +64,16 @@ pub fn reference() -> String {
         let _ = write!(out, "### `[{}]`\n\n{}\n\n", section.header, section.description);
         table(&mut out, section.keys);
     }
+    let peer = &schema()["properties"]["peers"]["additionalProperties"];
+    let _ = write!(out, "### `[peers.b]`\n\n{}\n\n", text(&peer["description"]));
+    table(&mut out, vec![("address", &peer["properties"]["address"])]);
     let service = &schema()["properties"]["services"]["additionalProperties"];
     let _ = write!(
         out,
         "### `[services.\"/service/user\"]`\n\n{} Every key of `[defaults]`, and:\n\n",
         text(&service["description"])
     );
-    table(&mut out, vec![("instances", &service["properties"]["instances"])]);
+    table(&mut out, ["instances", "agents"].map(|key| (key, &service["properties"][key])).to_vec());
     out.truncate(out.trim_end().len());
     out + "\n"
 }
@@ -78,7 +86,7 @@ pub fn with_reference(document: &str) -> Option<String> {
     Some([before, MARKS[0], "\n", &reference(), "\n", MARKS[1], after].concat())
 }
 
-/// Every section but `services`, those within others behind them.
+/// Every section but `peers` and `services`, those within others behind them.
 fn sections() -> Vec<Section<'static>> {
     let mut sections = Vec::new();
     for (name, schema) in properties(schema()) {
@@ -137,7 +145,7 @@ fn kind(schema: &Value) -> String {
         return format!("number, {min} to {max}");
     }
     if is(schema, "array") {
-        return format!("list, each an {}", kind(&schema["items"]));
+        return format!("list, each {}", words::expected(&schema["items"], ""));
     }
     words::expected(schema, "").trim_start_matches("one of ").trim_start_matches("an ").trim_start_matches("a ").to_owned()
 }
@@ -189,7 +197,7 @@ mod tests {
         let set: String = default_file()
             .lines()
             .map(|line| {
-                if line.starts_with("#call =") {
+                if line.starts_with("#call =") || line.starts_with("#unix =") {
                     line
                 } else {
                     line.strip_prefix('#').filter(|key| !key.starts_with(' ')).unwrap_or(line)
@@ -199,10 +207,11 @@ mod tests {
             .collect();
         let checked = parse(&set, "default", &Given::default()).unwrap_or_else(|report| panic!("{report}\n{set}"));
         assert_eq!(checked.config, Config::default());
-        assert_eq!(checked.services.len(), 1);
-        // As many keys as the sections have fields: `health.call` is the one without a default.
+        assert_eq!((checked.peers.len(), checked.services.len()), (1, 1));
+        // As many keys as the sections have fields: `app.unix` and `health.call` are those without a default.
         let all = serde_json::to_value(&checked.config).expect("plain data");
-        assert_eq!(checked.origins.keys().filter(|key| !key.starts_with("services")).count() + 1, leaves(&all));
+        let own = |key: &&String| !key.starts_with("peers") && !key.starts_with("services");
+        assert_eq!(checked.origins.keys().filter(own).count() + 2, leaves(&all));
     }
 
     fn leaves(value: &Value) -> usize {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::LazyLock};
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
 use serde_json::Value;
 
-use super::{Agent, App, Kernel, Metrics, ServicePolicy};
+use super::{Agent, App, Kernel, Metrics, ServicePolicy, Tunnel};
 
 /// The format of an address in the schema.
 pub(super) const ADDRESS: &str = "ip:port";
@@ -63,22 +63,40 @@ pub(super) fn address(text: &str) -> Option<SocketAddr> {
 struct File {
     agent: Agent,
     app: App,
+    tunnel: Tunnel,
     kernel: Kernel,
     metrics: Metrics,
     /// What every service has unless its own section says otherwise.
     defaults: ServicePolicy,
+    /// The other agents, by the names that `agents` of services call them.
+    peers: BTreeMap<String, Peer>,
     /// The services that can be called, by URI.
     services: BTreeMap<String, Service>,
 }
 
-/// One service: its instances, and whatever differs from `[defaults]`.
+/// One other agent, by the name that `agents` of services call it: lower-case letters, digits, `-` and `.`, at most 64.
+#[derive(JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Peer {
+    /// The other agent's `tunnel.listen`, as it is reached from here.
+    #[schemars(schema_with = "address_schema")]
+    address: SocketAddr,
+}
+
+/// One service: who serves it, and whatever differs from `[defaults]`. Applications that offer it serve it, too.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "only its schema is used")]
 struct Service {
     /// Where the service is served.
+    #[serde(default)]
     #[schemars(schema_with = "addresses")]
     instances: Vec<SocketAddr>,
+    /// The other agents that serve it, each by its name in `[peers]`.
+    #[serde(default)]
+    #[schemars(extend("uniqueItems" = true))]
+    agents: Vec<String>,
     #[serde(flatten)]
     policy: ServicePolicy,
 }
@@ -89,5 +107,5 @@ pub(super) fn address_schema(_: &mut SchemaGenerator) -> Schema {
 }
 
 fn addresses(generator: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "array", "items": address_schema(generator), "minItems": 1, "uniqueItems": true })
+    json_schema!({ "type": "array", "items": address_schema(generator), "uniqueItems": true })
 }

@@ -1,6 +1,9 @@
-//! The sections that describe the agent itself: `[agent]`, `[app]`, `[kernel]`, `[metrics]`.
+//! The sections that describe the agent itself: `[agent]`, `[app]`, `[tunnel]`, `[kernel]`, `[metrics]`.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use clap::ValueEnum;
 use schemars::JsonSchema;
@@ -10,6 +13,14 @@ use super::{
     check::Conflict,
     schema::{BYTES_MAX, COUNT_MAX, DAY_MS, REDIS_BULK_MAX, address_schema},
 };
+
+/// The least and the greatest window of the frame protocol.
+const WINDOW_MIN: u32 = 65_536;
+const WINDOW_MAX: u32 = 1 << 30;
+/// The longest path of a unix socket: `sun_path` has a byte more, for the zero behind it.
+const UNIX_BYTES_MAX: usize = 107;
+/// A path as `app.unix` could be.
+const EXAMPLE_UNIX: &str = "/run/moa/app.sock";
 
 /// The agent's process.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -29,13 +40,16 @@ pub struct Agent {
     pub drain_timeout_ms: u64,
 }
 
-/// The side of the applications: a Redis server.
+/// The side of the applications: Redis, and the frame protocol.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct App {
     /// The address that applications call. Without it, the port belongs to the instance's name.
     #[schemars(schema_with = "address_schema")]
     pub listen: SocketAddr,
+    /// A unix socket for applications besides `listen`: an absolute path of at most 107 bytes.
+    #[schemars(example = EXAMPLE_UNIX)]
+    pub unix: Option<PathBuf>,
     /// Open connections; one more gets `-ERR max number of clients reached`. 0 is what the file limit allows, less a reserve for backends.
     #[schemars(range(max = COUNT_MAX))]
     pub connections_max: usize,
@@ -61,6 +75,42 @@ pub struct App {
     /// How long a whole MGET may take; calls that are late are answered with 304 in their place.
     #[schemars(range(min = 1, max = DAY_MS))]
     pub mget_timeout_ms: u64,
+    /// Bytes of one call that may be on their way from an application that speaks frames.
+    #[schemars(range(min = WINDOW_MIN, max = WINDOW_MAX))]
+    pub stream_window_bytes: u32,
+    /// Bytes of all calls that may be on their way on one connection of an application that speaks frames.
+    #[schemars(range(min = WINDOW_MIN, max = WINDOW_MAX))]
+    pub connection_window_bytes: u32,
+}
+
+/// The connections with other agents.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tunnel {
+    /// The address that other agents connect to. Without it, the port belongs to the instance's name.
+    #[schemars(schema_with = "address_schema")]
+    pub listen: SocketAddr,
+    /// Connections to each other agent that a worker keeps.
+    #[schemars(range(min = 1, max = 16))]
+    pub connections: usize,
+    /// How often a PING is sent; after three without any byte from the other agent, the connection counts as dead.
+    #[schemars(range(min = 100, max = DAY_MS))]
+    pub keepalive_ms: u64,
+    /// How long opening a connection may take.
+    #[schemars(range(min = 1, max = DAY_MS))]
+    pub connect_timeout_ms: u64,
+    /// Bytes of one call that may be on their way from another agent.
+    #[schemars(range(min = WINDOW_MIN, max = WINDOW_MAX))]
+    pub stream_window_bytes: u32,
+    /// Bytes of all calls that may be on their way on one connection from another agent.
+    #[schemars(range(min = WINDOW_MIN, max = WINDOW_MAX))]
+    pub connection_window_bytes: u32,
+    /// Bytes that may wait for one other agent; at the bound calls are answered with 504.
+    #[schemars(range(min = 65_536, max = BYTES_MAX))]
+    pub queued_bytes_max: usize,
+    /// Calls in flight on one connection; one more is answered with 504.
+    #[schemars(range(min = 1, max = COUNT_MAX))]
+    pub calls_max: usize,
 }
 
 /// Metrics and health for machines, by HTTP.
@@ -111,8 +161,41 @@ impl App {
                 advice: "raise command_bytes_max, or lower argument_bytes_max".into(),
             });
         }
+        conflicts.extend(self.unix.as_deref().and_then(wrong_unix).map(|found| Conflict {
+            keys: &["unix"],
+            found,
+            expected: format!("an absolute path of at most {UNIX_BYTES_MAX} bytes"),
+            advice: format!("write a path such as {EXAMPLE_UNIX:?}"),
+        }));
+        conflicts.extend(narrow_connection(self.stream_window_bytes, self.connection_window_bytes));
         conflicts
     }
+}
+
+impl Tunnel {
+    pub(super) fn conflicts(&self) -> Vec<Conflict> {
+        narrow_connection(self.stream_window_bytes, self.connection_window_bytes).into_iter().collect()
+    }
+}
+
+/// What is wrong with the path of a unix socket.
+fn wrong_unix(path: &Path) -> Option<String> {
+    let bytes = path.as_os_str().len();
+    if !path.is_absolute() {
+        Some(format!("the relative path {:?}", path.display()))
+    } else {
+        (bytes > UNIX_BYTES_MAX).then(|| format!("a path of {bytes} bytes"))
+    }
+}
+
+/// A connection that has less room than one call on it.
+fn narrow_connection(stream: u32, connection: u32) -> Option<Conflict> {
+    (connection < stream).then(|| Conflict {
+        keys: &["connection_window_bytes", "stream_window_bytes"],
+        found: format!("a window of {stream} bytes for a call on a connection with one of {connection}"),
+        expected: "stream_window_bytes to be at most connection_window_bytes".into(),
+        advice: "raise connection_window_bytes, or lower stream_window_bytes".into(),
+    })
 }
 
 impl Default for Agent {
@@ -125,6 +208,7 @@ impl Default for App {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 13000)),
+            unix: None,
             connections_max: 0,
             pipeline_max: 4096,
             argument_bytes_max: 1 << 20,
@@ -133,6 +217,23 @@ impl Default for App {
             stall_timeout_ms: 30_000,
             mget_keys_max: 512,
             mget_timeout_ms: 4_500,
+            stream_window_bytes: 256 << 10,
+            connection_window_bytes: 4 << 20,
+        }
+    }
+}
+
+impl Default for Tunnel {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 13100)),
+            connections: 1,
+            keepalive_ms: 1_000,
+            connect_timeout_ms: 1_000,
+            stream_window_bytes: 1 << 20,
+            connection_window_bytes: 16 << 20,
+            queued_bytes_max: 64 << 20,
+            calls_max: 65_536,
         }
     }
 }

@@ -15,9 +15,6 @@ use super::{
     words,
 };
 
-/// Keys further apart than this are no suggestion for each other.
-const SIMILARITY_MIN: f64 = 0.7;
-
 /// Takes out of a table what its schema does not allow.
 pub(super) fn clean(table: &mut DeTable<'_>, schema: &Value, at: &KeyPath, problems: &mut Problems<'_>) {
     let mut wrong = Vec::new();
@@ -72,7 +69,7 @@ fn is_good(value: &DeValue<'_>, schema: &Value) -> bool {
             _ => choices(schema).map_or(is(schema, "string"), |choices| choices.contains(&text.as_ref())),
         },
         // A list that has elements was looked at one by one.
-        DeValue::Array(_) => is(schema, "array") && schema["minItems"].is_null(),
+        DeValue::Array(_) => is(schema, "array"),
         _ => false,
     }
 }
@@ -84,11 +81,7 @@ fn in_bounds(number: &DeInteger<'_>, schema: &Value) -> bool {
 
 fn unknown_key(key: &str, schema: &Value) -> Finding {
     let known: Vec<&str> = schema["properties"].as_object().into_iter().flatten().map(|(key, _)| key.as_str()).collect();
-    let similar = known.iter().copied().map(|known| (strsim::jaro_winkler(key, known), known));
-    let advice = match similar.max_by(|a, b| a.0.total_cmp(&b.0)) {
-        Some((similarity, known)) if similarity >= SIMILARITY_MIN => format!("did you mean `{known}`?"),
-        _ => "remove it".into(),
-    };
+    let advice = words::suggestion(key, known.iter().copied()).unwrap_or_else(|| "remove it".into());
     let expected = if let [only] = known[..] { only.to_owned() } else { format!("one of {}", known.join(", ")) };
     Finding { found: format!("the unknown key `{key}`"), expected, advice }
 }

@@ -5,6 +5,9 @@ use toml::de::DeValue;
 
 use super::schema::{ADDRESS, bounds, choices, is};
 
+/// Names further apart than this are no suggestion for each other.
+const SIMILARITY_MIN: f64 = 0.7;
+
 /// What a schema allows. The key's name says the unit of a number.
 pub(super) fn expected(schema: &Value, key: &str) -> String {
     if let Some(choices) = choices(schema) {
@@ -18,8 +21,7 @@ pub(super) fn expected(schema: &Value, key: &str) -> String {
         return format!("a whole number{} from {min} to {max}", unit(key).map_or(String::new(), |unit| format!(" of {unit}")));
     }
     if is(schema, "array") {
-        let least = if schema["minItems"].is_null() { "" } else { " of at least one element" };
-        return format!("a list{least}, each {}", expected(&schema["items"], key));
+        return format!("a list, each {}", expected(&schema["items"], key));
     }
     let names = [("boolean", "true or false"), ("string", "a string"), ("object", "a table")];
     names.into_iter().find(|(kind, _)| is(schema, kind)).map_or("something else", |(_, name)| name).to_owned()
@@ -61,9 +63,15 @@ pub(super) fn advice(value: &DeValue<'_>, schema: &Value) -> String {
         DeValue::String(text) if wants("boolean") && ["true", "false"].contains(&text.as_ref()) => "remove the quotes".into(),
         DeValue::String(text) if wants("array") => format!("write [{text:?}]"),
         DeValue::Integer(_) if wants("integer") => "use a number within the bounds".into(),
-        DeValue::Array(array) if array.is_empty() => r#"write the addresses, such as ["10.0.0.1:5000"]"#.into(),
         _ => String::new(),
     }
+}
+
+/// Asks whether the most similar of the names that there are was meant, if one is similar at all.
+pub(super) fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+    let similar = known.map(|known| (strsim::jaro_winkler(name, known), known));
+    let (similarity, known) = similar.max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (similarity >= SIMILARITY_MIN).then(|| format!("did you mean `{known}`?"))
 }
 
 fn address_advice(text: &str) -> String {

@@ -17,7 +17,9 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{link::Link, path::KernelPath, pool::Pool, stream::Stream, worker::Worker};
+use super::{
+    link::Link, path::KernelPath, pool::Pool, service::Upstream, socket::Socket, stream::Stream, worker::Worker,
+};
 use crate::wire::{
     envelope::scan_reply_code,
     reply::{ReplyHead, parse_head},
@@ -42,11 +44,11 @@ pub(crate) async fn run(worker: Rc<Worker>, pool: Rc<Pool>) {
     let policy = pool.policy();
     let within = Duration::from_millis(policy.connect_timeout_ms);
     let kernel = worker.kernel().filter(|_| policy.kernel);
-    let connected = timeout(within, connect(pool.instance.address, kernel.as_deref())).await;
+    let connected = timeout(within, connect(pool.address, kernel.as_deref())).await;
     worker.turn_begins();
     match connected {
         Ok(Ok(tcp)) => {
-            let stream = Stream::new(tcp, worker.counters.clone(), kernel);
+            let stream = Stream::new(Socket::Tcp(tcp), worker.counters.clone(), kernel);
             serve(worker, pool, stream, policy.pipelined).await;
         }
         Ok(Err(error)) => pool.connect_failed(&worker, &format!("can't connect: {error}")),
@@ -90,7 +92,7 @@ async fn serve(worker: Rc<Worker>, pool: Rc<Pool>, stream: Stream, shared: bool)
         worker.turn_begins();
     }
     for (key, request) in unsent {
-        worker.send_elsewhere(key, request, &pool, &reason);
+        worker.send_elsewhere(key, request, &Upstream::Pool(pool.clone()), &reason);
     }
 }
 
@@ -177,6 +179,9 @@ impl Backend {
                     if len <= WHOLE_MAX {
                         self.keep(&data, len, 0);
                     } else {
+                        if let (ReplyHead::Bulk { header, len }, Some(key)) = (&head, self.link.next_answer()) {
+                            self.worker.begins_large(key, *header, *len);
+                        }
                         self.rest = len;
                         continue;
                     }
@@ -197,8 +202,8 @@ impl Backend {
     /// A whole answer.
     fn answered(&mut self, head: &ReplyHead, whole: Bytes) -> Result<(), String> {
         let Some(key) = self.link.next_answer() else { return Ok(()) };
-        let code = match *head {
-            ReplyHead::Bulk { header, len } if whole.ends_with(END) => code(&whole[header..header + len]),
+        let body = match *head {
+            ReplyHead::Bulk { header, len } if whole.ends_with(END) => header..header + len,
             ReplyHead::Bulk { .. } => return Err(NO_END.to_owned()),
             ReplyHead::Line { .. } | ReplyHead::Null { .. } => {
                 let text = String::from_utf8_lossy(&whole[..whole.len().min(EXCERPT)]);
@@ -207,7 +212,8 @@ impl Backend {
                 return self.next(None);
             }
         };
-        self.worker.answered(key, &self.pool, whole, code);
+        let code = code(&whole[body.clone()]);
+        self.worker.answered(key, &self.pool, whole, body, code);
         self.next(code)
     }
 

@@ -10,6 +10,22 @@ pub(crate) struct CallKey {
     generation: u32,
 }
 
+impl CallKey {
+    /// The key as the `via` of frames, whose top bit is not an agent's.
+    pub(crate) fn via(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.index)
+    }
+
+    /// The key that a `via` was made of; any other number finds nothing.
+    pub(crate) fn of_via(via: u64) -> Self {
+        let part = |number: u64| u32::try_from(number & u64::from(u32::MAX)).unwrap_or(0);
+        Self { index: part(via), generation: part(via >> 32) }
+    }
+}
+
+/// Generations of a place, so that the top bit of a `via` stays free.
+const GENERATIONS: u32 = 1 << 31;
+
 /// Slots of the wheel. A deadline further away than this many ticks goes round more than once.
 const SLOTS: usize = 1024;
 const NONE: u32 = u32::MAX;
@@ -85,10 +101,19 @@ impl<T> CallTable<T> {
             return None;
         }
         let value = entry.value.take()?;
-        entry.generation = entry.generation.wrapping_add(1);
+        entry.generation = (entry.generation + 1) % GENERATIONS;
         self.unlink(key.index);
         self.free.push(key.index);
         Some(value)
+    }
+
+    /// The calls for which something holds. It looks at all of them.
+    pub(crate) fn keys(&self, holds: impl Fn(&T) -> bool) -> Vec<CallKey> {
+        let key = |(index, entry): (usize, &Entry<T>)| {
+            let found = entry.value.as_ref().is_some_and(&holds);
+            found.then(|| CallKey { index: u32::try_from(index).unwrap_or(NONE), generation: entry.generation })
+        };
+        self.entries.iter().enumerate().filter_map(key).collect()
     }
 
     /// Moves a call's deadline; nothing if it has ended.

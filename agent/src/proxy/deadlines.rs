@@ -21,7 +21,7 @@ const PROGRESS_MIN: usize = 64 * 1024;
 impl Call {
     /// When it ends for good if its application takes nothing more. `holds_up`: others wait for its connection.
     fn paused_until(&self, since: Instant, holds_up: bool) -> Instant {
-        let last_taken = self.app.blocked_since().unwrap_or(since).max(since);
+        let last_taken = self.caller.blocked_since().unwrap_or(since).max(since);
         let until =
             if holds_up { (last_taken + STALL_MAX).min(since + self.within.timeout) } else { last_taken + self.within.timeout };
         if self.within.extends { until } else { until.min(self.deadline) }
@@ -51,7 +51,7 @@ impl Worker {
         {
             let mut calls = self.calls.borrow_mut();
             let Some(call) = calls.get_mut(key) else { return false };
-            let pause = call.app.pause_reader(call.seq, self.output_max(), &link.task);
+            let pause = call.caller.pause_reader(self.output_max(), &link.task);
             match (pause, call.paused) {
                 (false, None) => return false,
                 (false, Some(_)) => {
@@ -64,7 +64,7 @@ impl Worker {
                     calls.rearm(key, tick);
                     return false;
                 }
-                (true, _) if holds_up && call.app.is_stalled() => {}
+                (true, _) if holds_up && call.caller.is_stalled() => {}
                 (true, Some(_)) => return true,
                 (true, None) => {
                     call.paused = Some(now);
@@ -74,7 +74,7 @@ impl Worker {
                 }
             }
         }
-        self.fail(key, code::POOL_FULL, Some(pool.instance.address), &self.why_paused());
+        self.fail(key, code::POOL_FULL, Some(&pool.instance), &self.why_paused());
         false
     }
 
@@ -114,13 +114,13 @@ impl Worker {
             let (code, reason) = if late {
                 (code::TIMEOUT, format!("no answer within {} ms", call.within.timeout.as_millis()))
             } else {
-                call.app.set_stalled();
+                call.caller.set_stalled();
                 (code::POOL_FULL, self.why_paused())
             };
             (call.place.clone(), code, reason)
         };
-        let forgotten = self.withdraw(key, &place);
-        self.fail(key, code, place.pool().map(|pool| pool.instance.address), &reason);
+        let forgotten = self.withdraw(key, &place, u32::from(code));
+        self.fail(key, code, place.instance(), &reason);
         if let (Forgotten::Sent, Place::Sent(_, link)) = (forgotten, place) {
             self.end_overdue(&link, &reason);
         }

@@ -1,18 +1,24 @@
 //! The life of a call: an instance is picked, the call is sent, and it ends exactly once: with the service's answer or
-//! with the mesh's own. How long it may take is in `deadlines`.
+//! with the mesh's own. How long it may take is in `deadlines`; what only frames need is in `frames`.
 
-use std::{borrow::Cow, net::SocketAddr, rc::Rc, time::Duration};
+use std::{borrow::Cow, ops::Range, rc::Rc, time::Duration};
 
+use agent_common::frame::{Header, Kind, Message, status};
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{
     app::App,
+    caller::{Caller, Failure},
     calls::CallKey,
-    link::{Forgotten, Link, Request},
+    frames::{FrameConn, Remote, Streams, Tunnel, Way},
+    link::{Forgotten, Link},
     pool::{Pool, Refused},
     replies::Seq,
-    service::Service,
+    request::Request,
+    routes::Instance,
+    service::{Service, Turn, Upstream},
+    stats::CallCounters,
     worker::Worker,
 };
 use crate::wire::reply::error_envelope;
@@ -44,9 +50,8 @@ pub(crate) struct Within {
 /// A call in flight.
 #[derive(Debug)]
 pub(crate) struct Call {
-    pub(super) app: Rc<App>,
-    pub(super) seq: Seq,
-    service: Rc<Service>,
+    pub(crate) caller: Caller,
+    pub(crate) service: Rc<Service>,
     started: Instant,
     pub(super) within: Within,
     pub(super) deadline: Instant,
@@ -56,94 +61,170 @@ pub(crate) struct Call {
     pub(super) paused: Option<Instant>,
     bytes: usize,
     attempts: usize,
-    pub(super) place: Place,
+    pub(crate) place: Place,
+    /// What only calls of more than one frame each way have.
+    pub(crate) streams: Option<Box<Streams>>,
 }
 
 /// Where a call is.
 #[derive(Debug, Clone)]
-pub(super) enum Place {
+pub(crate) enum Place {
     Nowhere,
     Waiting(Rc<Pool>),
     Sent(Rc<Pool>, Rc<Link>),
+    /// It waits for a tunnel that is being opened.
+    Queued(Rc<Remote>, Rc<Tunnel>),
+    /// It was given to a connection, where it has this number.
+    Framed(Rc<Remote>, Rc<FrameConn>, u32),
 }
 
 impl Place {
-    pub(super) fn pool(&self) -> Option<&Rc<Pool>> {
+    pub(crate) fn counters(&self) -> Option<&CallCounters> {
         match self {
             Self::Nowhere => None,
-            Self::Waiting(pool) | Self::Sent(pool, _) => Some(pool),
+            Self::Waiting(pool) | Self::Sent(pool, _) => Some(&pool.counters),
+            Self::Queued(remote, _) | Self::Framed(remote, ..) => Some(&remote.counters),
         }
+    }
+
+    pub(crate) fn instance(&self) -> Option<&Instance> {
+        match self {
+            Self::Nowhere => None,
+            Self::Waiting(pool) | Self::Sent(pool, _) => Some(&pool.instance),
+            Self::Queued(remote, _) | Self::Framed(remote, ..) => Some(&remote.instance),
+        }
+    }
+
+    /// Whether certainly nobody has executed a call that is here.
+    fn is_before_sending(&self) -> bool {
+        matches!(self, Self::Nowhere | Self::Waiting(_) | Self::Queued(..))
+    }
+}
+
+impl Call {
+    /// The header of a frame to who was given the call.
+    pub(crate) fn header_to(&self, key: CallKey, stream: u32, kind: Kind) -> Header {
+        Header { stream, via: key.via(), service: self.service.hash, ..Header::new(kind) }
+    }
+
+    /// Whether the beginning of an answer was passed on.
+    fn answer_has_begun(&self) -> bool {
+        self.streams.as_ref().is_some_and(|streams| streams.begun)
+    }
+
+    /// Milliseconds that are left.
+    pub(crate) fn left_ms(&self, now: Instant) -> u32 {
+        u32::try_from(self.deadline.saturating_duration_since(now).as_millis()).unwrap_or(u32::MAX).max(1)
     }
 }
 
 impl Worker {
     /// Begins a call whose answer goes to place `seq` of an application's replies.
     pub(crate) fn begin(self: &Rc<Self>, app: &Rc<App>, seq: Seq, service: &Rc<Service>, request: Request, within: Within) {
+        match self.enter(Caller::Redis(app.clone(), seq), service, request.len(), within) {
+            Ok(key) => {
+                app.set_call(seq, key);
+                self.send(key, service, request, service.turn(), None);
+            }
+            Err(reason) => {
+                app.answer(seq, error_envelope(code::POOL_FULL, &self.error_text(service.name(), None, &reason)));
+            }
+        }
+    }
+
+    /// Puts a call into the table, or says why not.
+    pub(super) fn enter(&self, caller: Caller, service: &Rc<Service>, bytes: usize, within: Within) -> Result<CallKey, String> {
         let started = self.now();
+        let deadline = started + within.timeout;
         let call = Call {
-            app: app.clone(),
-            seq,
+            caller,
             service: service.clone(),
             started,
             within,
-            deadline: started + within.timeout,
+            deadline,
             received: None,
             paused: None,
-            bytes: request.len(),
+            bytes,
             attempts: 0,
             place: Place::Nowhere,
+            streams: None,
         };
-        let inserted = self.calls.borrow_mut().insert(call, self.tick_of(started + within.timeout));
-        match inserted {
+        match self.calls.borrow_mut().insert(call, self.tick_of(deadline)) {
             Ok(key) => {
-                app.set_call(seq, key);
-                self.queued_add(request.len());
+                self.queued_add(bytes);
                 self.ensure_timer();
-                self.send(key, service, request, None);
+                Ok(key)
             }
-            Err(call) => {
-                let max = self.limits().calls_in_flight_max;
-                let reason = format!("{max} calls are in flight in this worker (agent.calls_in_flight_max)");
+            Err(_) => {
                 service.unsent.refused(code::POOL_FULL);
-                call.app.answer(call.seq, error_envelope(code::POOL_FULL, &self.error_text(service.uri(), None, &reason)));
+                let max = self.limits().calls_in_flight_max;
+                Err(format!("{max} calls are in flight in this worker (agent.calls_in_flight_max)"))
             }
         }
     }
 
     /// Gives a call to the next instance that takes it; to the one where it `failed` only if no other does.
-    fn send(self: &Rc<Self>, key: CallKey, service: &Rc<Service>, mut request: Request, failed: Option<&Rc<Pool>>) {
+    pub(super) fn send(
+        self: &Rc<Self>,
+        key: CallKey,
+        service: &Rc<Service>,
+        mut request: Request,
+        turn: Turn,
+        failed: Option<&Upstream>,
+    ) {
+        let Some(scope) = self.calls.borrow_mut().get_mut(key).map(|call| call.caller.scope()) else { return };
         let mut full = None;
-        let is_failed = |pool: &Rc<Pool>| failed.is_some_and(|failed| Rc::ptr_eq(failed, pool));
-        let others = service.candidates(self.now()).filter(|pool| !is_failed(pool));
-        let again = failed.filter(|failed| failed.instance.health.is_healthy() && !failed.is_backing_off(self.now()));
-        for pool in others.chain(again.cloned()) {
-            match pool.submit(self, key, request) {
-                Ok(Some(link)) => return self.placed(key, Place::Sent(pool, link)),
-                Ok(None) => return self.placed(key, Place::Waiting(pool)),
+        let others = service.candidates(turn, scope, self.now()).filter(|other| failed.is_none_or(|failed| !failed.is(other)));
+        let again = failed.filter(|failed| failed.is_available(self.now()));
+        for upstream in others.chain(again.cloned()) {
+            match self.submit(key, &upstream, request) {
+                Ok(()) => return,
                 Err(Refused::Full(back)) => {
                     request = back;
-                    full = Some(pool);
+                    full = Some(upstream);
                 }
                 Err(Refused::BackingOff(back)) => request = back,
             }
         }
         match full {
-            Some(pool) => {
-                let policy = pool.policy();
-                let reason = format!(
-                    "all {} connections of this worker are busy and {} calls wait already (connections_max, queue_max)",
-                    policy.connections_max, policy.queue_max
-                );
-                self.fail(key, code::POOL_FULL, Some(pool.instance.address), &reason);
-            }
-            None => self.fail(key, code::REMOTING, None, &service.why_unavailable()),
+            Some(upstream) => self.fail(key, code::POOL_FULL, Some(upstream.instance()), &upstream.why_full()),
+            None => self.fail(key, code::REMOTING, None, &service.why_unavailable(scope)),
         }
     }
 
-    fn placed(&self, key: CallKey, place: Place) {
+    fn submit(self: &Rc<Self>, key: CallKey, upstream: &Upstream, request: Request) -> Result<(), Refused> {
+        match upstream {
+            Upstream::Pool(pool) => {
+                if request.body_len() > pool.policy().argument_bytes_max {
+                    let max = pool.policy().argument_bytes_max;
+                    let text = format!("the call has {} bytes, more than {max} (argument_bytes_max)", request.body_len());
+                    self.fail(key, code::SERIALIZATION, Some(&pool.instance), &text);
+                    return Ok(());
+                }
+                match pool.submit(self, key, request.into_command())? {
+                    Some(link) => self.placed(key, Place::Sent(pool.clone(), link)),
+                    None => self.placed(key, Place::Waiting(pool.clone())),
+                }
+            }
+            Upstream::Remote(remote) => match remote.way() {
+                Ok(Way::Conn(conn)) => self.send_framed(key, remote, &conn, &request),
+                Ok(Way::Wait(tunnel)) => {
+                    tunnel.wait(key, remote, request, self.tunnel_limits().queue_max)?;
+                    self.placed(key, Place::Queued(remote.clone(), tunnel));
+                }
+                Err(refused) => return Err(refused(request)),
+            },
+        }
+        Ok(())
+    }
+
+    pub(super) fn placed(&self, key: CallKey, place: Place) {
         if let Some(call) = self.calls.borrow_mut().get_mut(key) {
-            if let Some(pool) = place.pool() {
-                pool.counters.in_flight.add(1);
+            if let Some(counters) = call.place.counters() {
+                counters.in_flight.sub(1);
+            }
+            if let Some(counters) = place.counters() {
+                counters.in_flight.add(1);
             }
             call.place = place;
         }
@@ -163,58 +244,93 @@ impl Worker {
     }
 
     /// A call of which no byte was written goes to another instance, or once more to the only one.
-    pub(crate) fn send_elsewhere(self: &Rc<Self>, key: CallKey, request: Request, pool: &Rc<Pool>, reason: &str) {
-        let uri = {
+    pub(crate) fn send_elsewhere(self: &Rc<Self>, key: CallKey, request: Request, failed: &Upstream, reason: &str) {
+        self.placed(key, Place::Nowhere);
+        let name = {
             let mut calls = self.calls.borrow_mut();
             let Some(call) = calls.get_mut(key) else { return };
             call.attempts += 1;
             let again = call.attempts < call.service.instances().max(2);
             if again {
-                call.place = Place::Nowhere;
-                pool.counters.in_flight.sub(1);
-                pool.counters.retries.add(1);
+                failed.counters().retries.add(1);
             }
-            again.then(|| call.service.route.uri.clone())
+            again.then(|| call.service.route.key.clone())
         };
         // The configuration in force decides where to, not the one under which the call began.
-        match uri.map(|uri| self.service(&uri)) {
-            Some(Some(service)) => self.send(key, &service, request, Some(pool)),
-            Some(None) => self.fail(key, code::SERVICE_NOT_FOUND, None, "the service is no longer configured"),
-            None => self.fail(key, code::REMOTING, Some(pool.instance.address), reason),
+        match name.map(|name| self.service(&name)) {
+            Some(Some(service)) => self.send(key, &service, request, service.turn(), Some(failed)),
+            Some(None) => self.fail(key, code::SERVICE_NOT_FOUND, None, "the service is no longer there"),
+            None => self.fail_at(key, failed, code::REMOTING, reason),
         }
     }
 
-    /// The service's whole answer.
-    pub(crate) fn answered(&self, key: CallKey, pool: &Pool, whole: Bytes, error: Option<u16>) {
+    /// The service's whole answer, as a reply of Redis with its body in it.
+    pub(crate) fn answered(&self, key: CallKey, pool: &Pool, whole: Bytes, body: Range<usize>, error: Option<u16>) {
         if let Some(call) = self.remove(key) {
             pool.counters.answered(self.now().duration_since(call.started), error);
-            call.app.answer(call.seq, whole);
+            match call.caller {
+                Caller::Redis(app, seq) => app.answer(seq, whole),
+                Caller::Frames(framed) => framed.answer_whole(error, whole.slice(body)),
+                Caller::Nobody => {}
+            }
+        }
+    }
+
+    /// A large answer begins: a reply of Redis whose body begins after `header` bytes.
+    pub(crate) fn begins_large(&self, key: CallKey, header: usize, len: usize) {
+        if let Some(call) = self.calls.borrow_mut().get_mut(key)
+            && let Caller::Frames(_) = call.caller
+        {
+            let streams = call.streams.get_or_insert_default();
+            (streams.skip, streams.left) = (header, len);
         }
     }
 
     /// A piece of the service's answer.
     pub(crate) fn append(&self, key: CallKey, pool: &Pool, piece: Bytes, last: bool) {
-        let Some((app, seq)) = self.calls.borrow_mut().get_mut(key).map(|call| (call.app.clone(), call.seq)) else { return };
         if !last {
             self.extend(key, piece.len());
         }
-        app.append(seq, key, piece);
+        let caller = {
+            let mut calls = self.calls.borrow_mut();
+            let Some(call) = calls.get_mut(key) else { return };
+            if let (Caller::Frames(framed), Some(streams)) = (&call.caller, &mut call.streams) {
+                framed.answer_large(streams, piece.clone());
+            }
+            call.caller.clone()
+        };
+        if let Caller::Redis(app, seq) = &caller {
+            app.append(*seq, key, piece);
+        }
         if last && let Some(call) = self.remove(key) {
             pool.counters.answered(self.now().duration_since(call.started), None);
-            app.finish(seq);
+            match caller {
+                Caller::Redis(app, seq) => app.finish(seq),
+                // What is left of it goes without the call.
+                Caller::Frames(framed) => framed.conn.ended(framed.via),
+                Caller::Nobody => {}
+            }
         }
     }
 
     /// There will be no answer, or none that a caller could read.
     pub(crate) fn not_answered(&self, key: CallKey, pool: &Pool, reason: &str) {
-        self.fail(key, code::REMOTING, Some(pool.instance.address), reason);
+        self.fail(key, code::REMOTING, Some(&pool.instance), reason);
     }
 
-    /// The application has gone: what was not sent need not be, and what has begun to come need not go on.
+    /// Nobody waits for the answer any more: what was not sent need not be, and what has begun to come need not go on.
     pub(crate) fn cancel(self: &Rc<Self>, key: CallKey) {
-        let found = self.calls.borrow_mut().get_mut(key).map(|call| (call.place.clone(), call.received.is_some()));
-        let Some((place, begun)) = found else { return };
-        match (self.withdraw(key, &place), &place) {
+        let found = {
+            let mut calls = self.calls.borrow_mut();
+            let Some(call) = calls.get_mut(key) else { return };
+            if let Caller::Frames(framed) = std::mem::replace(&mut call.caller, Caller::Nobody) {
+                framed.conn.ended(framed.via);
+                framed.conn.drop_message(framed.answer());
+            }
+            (call.place.clone(), call.received.is_some())
+        };
+        let (place, begun) = found;
+        match (self.withdraw(key, &place, status::CANCELLED), &place) {
             (Forgotten::Unsent, _) => drop(self.remove(key)),
             (Forgotten::Sent, Place::Sent(_, link)) if begun && !link.is_shared() => {
                 link.stop("the application has gone");
@@ -223,11 +339,16 @@ impl Worker {
         }
     }
 
-    pub(super) fn withdraw(self: &Rc<Self>, key: CallKey, place: &Place) -> Forgotten {
+    /// Takes a call back from where it is. A call that was sent in frames is cancelled there, and needs no more care.
+    pub(super) fn withdraw(self: &Rc<Self>, key: CallKey, place: &Place, why: u32) -> Forgotten {
         match place {
             Place::Nowhere => Forgotten::Unsent,
             Place::Waiting(pool) => {
                 pool.forget(key);
+                Forgotten::Unsent
+            }
+            Place::Queued(_, tunnel) => {
+                tunnel.forget(key);
                 Forgotten::Unsent
             }
             Place::Sent(pool, link) => {
@@ -237,32 +358,67 @@ impl Worker {
                 }
                 forgotten
             }
+            Place::Framed(_, conn, stream) => {
+                let unsent = conn.drop_message(Message { via: key.via(), to_caller: false });
+                let header = self.calls.borrow_mut().get_mut(key).map(|call| call.header_to(key, *stream, Kind::Cancel));
+                if let Some(header) = header.filter(|_| !unsent) {
+                    conn.control(&Header { word: why, ..header }, &[]);
+                }
+                Forgotten::Unsent
+            }
         }
     }
 
     /// Answers a call with the mesh's own error.
-    pub(super) fn fail(&self, key: CallKey, code: u16, instance: Option<SocketAddr>, reason: &str) {
-        let Some(call) = self.remove(key) else { return };
-        match call.place.pool() {
-            Some(pool) => pool.counters.failed(self.now().duration_since(call.started), code),
-            None => call.service.unsent.refused(code),
-        }
-        let text = self.error_text(call.service.uri(), instance, reason);
-        call.app.fail(call.seq, error_envelope(code, &text));
+    pub(super) fn fail(&self, key: CallKey, code: u16, instance: Option<&Instance>, reason: &str) {
+        let not_executed = self.calls.borrow_mut().get_mut(key).is_some_and(|call| call.place.is_before_sending());
+        self.end_with(key, code, not_executed, |call| self.error_text(call.service.name(), instance, reason));
     }
 
-    fn remove(&self, key: CallKey) -> Option<Call> {
+    /// As `fail`, counted for an instance that the call did not reach.
+    fn fail_at(&self, key: CallKey, failed: &Upstream, code: u16, reason: &str) {
+        let Some(call) = self.remove(key) else { return };
+        failed.counters().failed(self.now().duration_since(call.started), code);
+        let text = self.error_text(call.service.name(), Some(failed.instance()), reason);
+        let begun = call.answer_has_begun();
+        call.caller.fail(Failure { code, text: &text, not_executed: true }, begun);
+    }
+
+    /// Ends a call with an error.
+    pub(super) fn end_with(&self, key: CallKey, code: u16, not_executed: bool, text: impl FnOnce(&Call) -> String) {
+        let Some(call) = self.remove(key) else { return };
+        match call.place.counters() {
+            Some(counters) => counters.failed(self.now().duration_since(call.started), code),
+            None => call.service.unsent.refused(code),
+        }
+        let begun = call.answer_has_begun();
+        call.caller.fail(Failure { code, text: &text(&call), not_executed }, begun);
+    }
+
+    /// Takes a call out of the table, as an answer to it has come.
+    pub(super) fn remove_answered(&self, key: CallKey, error: Option<u16>) -> Option<Call> {
+        let call = self.remove(key)?;
+        if let Some(counters) = call.place.counters() {
+            counters.answered(self.now().duration_since(call.started), error);
+        }
+        Some(call)
+    }
+
+    pub(super) fn remove(&self, key: CallKey) -> Option<Call> {
         let call = self.calls.borrow_mut().remove(key)?;
         self.queued_sub(call.bytes);
-        if let Some(pool) = call.place.pool() {
-            pool.counters.in_flight.sub(1);
+        if let Some(counters) = call.place.counters() {
+            counters.in_flight.sub(1);
+        }
+        if let Place::Framed(_, conn, _) = &call.place {
+            conn.done();
         }
         Some(call)
     }
 
     /// Names the agent, the service, the instance and the reason.
-    pub(crate) fn error_text(&self, uri: &str, instance: Option<SocketAddr>, reason: &str) -> String {
-        let instance = instance.map_or(Cow::Borrowed(""), |instance| format!(" at {instance}").into());
-        format!("MOA Mesh agent {}: {uri}{instance}: {reason}", self.name())
+    pub(crate) fn error_text(&self, service: &str, instance: Option<&Instance>, reason: &str) -> String {
+        let instance = instance.map_or(Cow::Borrowed(""), |instance| format!(" at {}", instance.name).into());
+        format!("MOA Mesh agent {}: {service}{instance}: {reason}", self.name())
     }
 }

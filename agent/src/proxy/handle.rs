@@ -304,6 +304,8 @@ fn check_fixed(former: &Checked, checked: &Checked) -> Result<(), ApplyError> {
     let (was, is) = (&former.config, &checked.config);
     let fixed = [
         ("app.listen", was.app.listen == is.app.listen),
+        ("app.unix", was.app.unix == is.app.unix),
+        ("tunnel.listen", was.tunnel.listen == is.tunnel.listen),
         ("agent.workers", was.agent.workers == is.agent.workers),
         ("app.connections_max", was.app.connections_max == is.app.connections_max),
         ("kernel.mode", was.kernel.mode == is.kernel.mode),

@@ -7,42 +7,9 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{
-    calls::CallKey,
-    out::{SLICES_MAX, owned},
-    stream::Stream,
-    turn::Task,
-};
-
-/// What stands before the argument of a call that was not sent as a command of its own (`MGET`).
-const GET_PREFIX: &[u8] = b"*2\r\n$3\r\nGET\r\n";
-
-/// A call's bytes as they go to a server.
-#[derive(Debug, Clone)]
-pub(crate) struct Request {
-    /// Whether `bytes` is only the argument, with its length before it and its end behind it.
-    pub(crate) argument_only: bool,
-    /// Slices of what the application sent.
-    pub(crate) bytes: Bytes,
-}
-
-impl Request {
-    pub(crate) fn len(&self) -> usize {
-        self.prefix().len() + self.bytes.len()
-    }
-
-    /// The same request, not holding on to a large buffer for a few bytes.
-    pub(crate) fn owned(self) -> Self {
-        Self { bytes: owned(self.bytes), ..self }
-    }
-
-    fn prefix(&self) -> &'static [u8] {
-        if self.argument_only { GET_PREFIX } else { &[] }
-    }
-}
+use super::{calls::CallKey, out::SLICES_MAX, request::Request, stream::Stream, turn::Task};
 
 /// What became of a call that its connection was told to forget.
 #[derive(Debug, PartialEq, Eq)]
@@ -221,7 +188,7 @@ impl Queue {
     fn fill<'a>(&'a self, slices: &mut [IoSlice<'a>; SLICES_MAX]) -> usize {
         let mut skip = self.written;
         let mut count = 0;
-        for part in self.unsent.iter().flat_map(|(_, request)| [request.prefix(), &request.bytes]) {
+        for part in self.unsent.iter().flat_map(|(_, request)| request.command()) {
             let seen = skip.min(part.len());
             skip -= seen;
             if seen < part.len() {
@@ -238,9 +205,9 @@ impl Queue {
     fn advance(&mut self, written: usize) {
         self.written += written;
         while let Some((key, request)) = self.unsent.front()
-            && self.written >= request.len()
+            && self.written >= request.command_len()
         {
-            self.written -= request.len();
+            self.written -= request.command_len();
             self.in_flight.push_back(*key);
             self.unsent.pop_front();
             self.owned = self.owned.saturating_sub(1);
@@ -249,7 +216,7 @@ impl Queue {
 
     fn own(&mut self) {
         for (_, request) in self.unsent.iter_mut().skip(self.owned) {
-            request.bytes = owned(std::mem::take(&mut request.bytes));
+            request.own();
         }
         self.owned = self.unsent.len();
     }

@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
+    net::SocketAddr,
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -13,8 +14,10 @@ use tokio::time::Instant;
 use super::{
     backend,
     calls::CallKey,
-    link::{Link, Request},
+    link::Link,
+    request::Request,
     routes::Instance,
+    service::Upstream,
     stats::CallCounters,
     worker::Worker,
 };
@@ -27,7 +30,9 @@ const BACKOFF_MAX: Duration = Duration::from_millis(250);
 /// The connections of one worker to one instance.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    pub(crate) uri: Arc<str>,
+    /// The service's key.
+    pub(crate) service: Arc<str>,
+    pub(crate) address: SocketAddr,
     pub(crate) instance: Arc<Instance>,
     pub(crate) counters: Arc<CallCounters>,
     policy: RefCell<Arc<ServicePolicy>>,
@@ -58,9 +63,9 @@ pub(crate) enum Refused {
 }
 
 impl Pool {
-    pub(crate) fn new(uri: Arc<str>, instance: Arc<Instance>, policy: Arc<ServicePolicy>) -> Self {
+    pub(crate) fn new(service: Arc<str>, address: SocketAddr, instance: Arc<Instance>, policy: Arc<ServicePolicy>) -> Self {
         let counters = instance.counters.writer();
-        Self { uri, instance, counters, policy: RefCell::new(policy), links: RefCell::default(), retired: Cell::new(false) }
+        Self { service, address, instance, counters, policy: RefCell::new(policy), links: RefCell::default(), retired: Cell::new(false) }
     }
 
     pub(crate) fn policy(&self) -> Arc<ServicePolicy> {
@@ -231,7 +236,7 @@ impl Pool {
         };
         self.count_queued();
         for (key, request) in stranded {
-            worker.send_elsewhere(key, request, self, reason);
+            worker.send_elsewhere(key, request, &Upstream::Pool(self.clone()), reason);
         }
     }
 

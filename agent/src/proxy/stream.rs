@@ -9,7 +9,6 @@
 use std::{
     io::{self, IoSlice},
     os::fd::AsFd,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -18,14 +17,14 @@ use std::{
 use bytes::BytesMut;
 use nix::libc::ENOMEM;
 use tokio::{
-    io::{AsyncWrite, Interest},
+    io::Interest,
     net::TcpStream,
     time::{Instant, sleep_until},
 };
-use tokio_util::io::poll_read_buf;
 
 use super::{
     path::{End, Fallback, KernelPath},
+    socket::{Loose, Socket},
     stats::WorkerCounters,
 };
 
@@ -40,8 +39,14 @@ const NEVER: u64 = u64::MAX;
 
 /// One connection's socket.
 pub(crate) struct Stream {
-    tcp: TcpStream,
+    socket: Socket,
     counters: Arc<WorkerCounters>,
+    leg: Option<Leg>,
+}
+
+/// A stream on its way to another worker.
+pub(crate) struct LooseStream {
+    socket: Loose,
     leg: Option<Leg>,
 }
 
@@ -100,37 +105,50 @@ struct Draining {
 }
 
 impl Stream {
-    pub(crate) fn new(tcp: TcpStream, counters: Arc<WorkerCounters>, kernel: Option<Arc<dyn KernelPath>>) -> Self {
-        let leg = kernel.map(|kernel| Leg {
+    /// `kernel` is for sockets of TCP alone.
+    pub(crate) fn new(socket: Socket, counters: Arc<WorkerCounters>, kernel: Option<Arc<dyn KernelPath>>) -> Self {
+        let leg = kernel.filter(|_| socket.tcp().is_some()).map(|kernel| Leg {
             reads: Reads { read: 0, published: 0, seen: NEVER, end: Known::NotYet },
             writes: Writes { unproven: 0, generation: kernel.generation(), never_redirected: false, state: State::Redirected },
             kernel,
         });
-        Self { tcp, counters, leg }
+        Self { socket, counters, leg }
+    }
+
+    /// Takes the socket out, for another task of this worker; what stays behind is closed.
+    pub(crate) fn take(&mut self) -> Self {
+        let socket = std::mem::replace(&mut self.socket, Socket::Gone);
+        Self { socket, counters: self.counters.clone(), leg: self.leg.take() }
+    }
+
+    /// Takes the socket out of this worker.
+    pub(crate) fn loosen(mut self) -> io::Result<LooseStream> {
+        let Self { socket, leg, .. } = self.take();
+        Ok(LooseStream { socket: socket.loosen()?, leg })
     }
 
     /// Reads what there is, once, and makes room for it. 0 at the end of the stream.
     pub(crate) fn poll_read_buf(&mut self, cx: &mut Context<'_>, buffer: &mut BytesMut) -> Poll<io::Result<usize>> {
-        let Some(leg) = &mut self.leg else {
-            return poll_read_buf(Pin::new(&mut self.tcp), cx, buffer).map_ok(|read| self.counters.moved(read));
+        let (Some(leg), Socket::Tcp(tcp)) = (&mut self.leg, &self.socket) else {
+            return self.socket.poll_read(cx, buffer).map_ok(|read| self.counters.moved(read));
         };
         loop {
-            ready!(self.tcp.poll_read_ready(cx))?;
+            ready!(tcp.poll_read_ready(cx))?;
             // Read before the socket is: what falls back later is not taken for seen.
             let fallbacks = leg.kernel.fallbacks();
             if buffer.capacity() == buffer.len() {
                 buffer.reserve(1);
             }
             let room = buffer.capacity() - buffer.len();
-            match self.tcp.try_read_buf(buffer) {
+            match tcp.try_read_buf(buffer) {
                 Ok(read) => {
                     if read > 0 && read < room && leg.nothing_behind() {
-                        clear(&self.tcp, Interest::READABLE);
+                        clear(tcp, Interest::READABLE);
                     }
-                    leg.has_read(&self.tcp, read as u64);
+                    leg.has_read(tcp, read as u64);
                     return Poll::Ready(Ok(self.counters.moved(read)));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => leg.has_read_all(&self.tcp, fallbacks),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => leg.has_read_all(tcp, fallbacks),
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
@@ -138,20 +156,20 @@ impl Stream {
 
     /// Writes slices at once, as much of them as there is room for.
     pub(crate) fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let Some(leg) = &mut self.leg else {
-            return write_tcp(&mut self.tcp, cx, slices).map_ok(|written| self.counters.moved(written));
+        let (Some(leg), Socket::Tcp(tcp)) = (&mut self.leg, &self.socket) else {
+            return self.socket.poll_write(cx, slices).map_ok(|written| self.counters.moved(written));
         };
         loop {
             let len: usize = slices.iter().map(|slice| slice.len()).sum();
-            let Some(room) = ready!(leg.poll_room(&self.tcp, cx, len as u64)) else {
-                return write_tcp(&mut self.tcp, cx, slices).map_ok(|written| self.counters.moved(written));
+            let Some(room) = ready!(leg.poll_room(tcp, cx, len as u64)) else {
+                return self.socket.poll_write(cx, slices).map_ok(|written| self.counters.moved(written));
             };
-            match write_some(&self.tcp, slices, usize::try_from(room).unwrap_or(usize::MAX)) {
+            match write_some(tcp, slices, usize::try_from(room).unwrap_or(usize::MAX)) {
                 Ok(written) => {
                     leg.writes.unproven += written as u64;
                     return Poll::Ready(Ok(self.counters.moved(written)));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(self.tcp.poll_write_ready(cx))?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(tcp.poll_write_ready(cx))?,
                 // The kernel has no memory for what has no backpressure. TCP waits for it.
                 Err(error) if error.raw_os_error() == Some(ENOMEM) => leg.writes.drain(Fallback::Bound),
                 Err(error) => return Poll::Ready(Err(error)),
@@ -161,14 +179,25 @@ impl Stream {
 
     /// Says that nothing more comes.
     pub(crate) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+        self.socket.poll_shutdown(cx)
     }
 }
 
-impl Drop for Stream {
+impl LooseStream {
+    pub(crate) fn new(socket: Loose) -> Self {
+        Self { socket, leg: None }
+    }
+
+    /// Gives it to the worker that this is called in.
+    pub(crate) fn fasten(self, counters: Arc<WorkerCounters>) -> io::Result<Stream> {
+        Ok(Stream { socket: self.socket.fasten()?, counters, leg: self.leg })
+    }
+}
+
+impl Drop for Leg {
     fn drop(&mut self) {
-        if let Some(Leg { kernel, reads: Reads { end: Known::Enrolled(end), .. }, .. }) = &self.leg {
-            kernel.forget(end);
+        if let Known::Enrolled(end) = &self.reads.end {
+            self.kernel.forget(end);
         }
     }
 }
@@ -294,14 +323,6 @@ fn leave(kernel: &dyn KernelPath, tcp: &TcpStream, why: Fallback) -> Option<Left
 
 fn unread(kernel: &dyn KernelPath, tcp: &TcpStream) -> io::Result<Option<u64>> {
     kernel.unread(tcp.local_addr()?, tcp.peer_addr()?)
-}
-
-/// Writes slices at once; one alone by the cheaper call.
-fn write_tcp(tcp: &mut TcpStream, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-    match slices {
-        [one] => Pin::new(tcp).poll_write(cx, one),
-        _ => Pin::new(tcp).poll_write_vectored(cx, slices),
-    }
 }
 
 /// Writes at most so many bytes. A short write does not mean that there was no room, so nothing is concluded from it.

@@ -50,7 +50,7 @@ fn one_agent_has_a_name() {
 
 /// A second agent with the same name; its complaints go to the same log.
 fn command_beside(agent: &Agent) -> std::process::Command {
-    command(agent.files.path(), free_address(), free_address())
+    command(agent.files.path(), free_address(), free_address(), free_address())
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn a_bad_start_says_why_and_leaves_nothing_behind() {
     let folder = tempfile::tempdir().expect("a folder");
     let start = |config: &str, app, metrics| {
         fs::write(folder.path().join("moa.toml"), config).expect("written");
-        let outcome = run(&mut command(folder.path(), app, metrics));
+        let outcome = run(&mut command(folder.path(), app, free_address(), metrics));
         (outcome.code, fs::read_to_string(folder.path().join("log")).expect("a log"))
     };
     let cases = [
@@ -104,9 +104,10 @@ fn the_file_limit_is_raised() {
 fn ports_belong_to_the_name_unless_something_stronger_says_otherwise() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("moa.toml");
-    // The check knows the ports of the name, so it finds an instance that is the agent itself.
-    fs::write(&file, "[services.'/a']\ninstances = ['127.0.0.1:13000', '127.0.0.1:13900']\n").expect("written");
+    // The check knows the ports of the name, so it finds instances that are the agent itself.
+    fs::write(&file, "[services.'/a']\ninstances = ['127.0.0.1:13000', '127.0.0.1:13100', '127.0.0.1:13900']\n")
+        .expect("written");
     let default = run(moa(&["config", "check"]).arg(&file));
-    assert_eq!(default.stderr.matches("where this agent itself listens").count(), 2, "{default:?}");
+    assert_eq!(default.stderr.matches("where this agent itself listens").count(), 3, "{default:?}");
     assert_eq!(run(moa(&["config", "check", "--name", "other"]).arg(&file)).code, Some(0));
 }

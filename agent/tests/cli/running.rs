@@ -64,6 +64,7 @@ fn the_effective_configuration_says_where_it_came_from() {
     let line =
         |key: &str| shown.lines().find(|line| line.starts_with(key)).unwrap_or_else(|| panic!("no {key}: {shown}")).to_owned();
     assert!(line("app.listen = ").ends_with("# --app-listen"), "{shown}");
+    assert!(line(&format!("tunnel.listen = \"{}\"", agent.tunnel)).ends_with("# --tunnel-listen"), "{shown}");
     assert!(line("agent.workers = 0").ends_with("# default"), "{shown}");
     assert!(line("services.\"/service/demo\".instances = ").ends_with("moa.toml:2"), "{shown}");
 }
@@ -97,14 +98,14 @@ fn a_reload_applies_all_of_a_file_or_nothing() {
 #[test]
 fn what_only_a_restart_can_change_is_refused() {
     let agent = Agent::start("");
-    fs::write(agent.config_path(), "[agent]\nworkers = 7\n").expect("written");
-    let refused = agent.moa(&["config", "reload"]);
-    assert!(
-        refused.code == Some(1) && refused.stderr.contains("agent.workers can't be changed while the agent runs"),
-        "{refused:?}"
-    );
-    // The flag is stronger than the file, so this changes nothing.
-    fs::write(agent.config_path(), "[metrics]\nlisten = '127.0.0.1:1'\n").expect("written");
+    for (text, key) in [("[agent]\nworkers = 7\n", "agent.workers"), ("[app]\nunix = '/run/a.sock'\n", "app.unix")] {
+        fs::write(agent.config_path(), text).expect("written");
+        let refused = agent.moa(&["config", "reload"]);
+        let expected = format!("{key} can't be changed while the agent runs");
+        assert!(refused.code == Some(1) && refused.stderr.contains(&expected), "{refused:?}");
+    }
+    // The flags are stronger than the file, so this changes nothing.
+    fs::write(agent.config_path(), "[metrics]\nlisten = '127.0.0.1:1'\n[tunnel]\nlisten = '127.0.0.1:2'\n").expect("written");
     assert_eq!(agent.moa(&["config", "reload"]).code, Some(0));
 }
 

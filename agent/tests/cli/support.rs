@@ -123,6 +123,7 @@ pub(crate) struct Agent {
     child: Child,
     pub(crate) files: TempDir,
     pub(crate) app: SocketAddr,
+    pub(crate) tunnel: SocketAddr,
     pub(crate) metrics: SocketAddr,
 }
 
@@ -136,9 +137,9 @@ impl Agent {
 
     /// Starts an agent with the configuration in a folder.
     pub(crate) fn start_in(files: TempDir) -> Self {
-        let (app, metrics) = (free_address(), free_address());
-        let child = command(files.path(), app, metrics).spawn().expect("the binary runs");
-        let mut agent = Self { child, files, app, metrics };
+        let (app, tunnel, metrics) = (free_address(), free_address(), free_address());
+        let child = command(files.path(), app, tunnel, metrics).spawn().expect("the binary runs");
+        let mut agent = Self { child, files, app, tunnel, metrics };
         until("the agent to serve", || {
             if let Some(status) = agent.child.try_wait().expect("a child") {
                 panic!("the agent ended with {status}: {}", agent.log());
@@ -202,11 +203,15 @@ impl Drop for Agent {
 }
 
 /// The command that starts an agent named `test`, with its files in `folder`.
-pub(crate) fn command(folder: &Path, app: SocketAddr, metrics: SocketAddr) -> Command {
+pub(crate) fn command(folder: &Path, app: SocketAddr, tunnel: SocketAddr, metrics: SocketAddr) -> Command {
     let log = fs::File::create(folder.join("log")).expect("made");
     let mut command = moa(&["agent", "--name", "test", "--kernel", "off"]);
     command.arg("--config").arg(folder.join("moa.toml")).arg("--run-dir").arg(folder.join("run"));
-    command.args(["--app-listen", &app.to_string(), "--metrics-listen", &metrics.to_string()]).stderr(log);
+    let listen = [("--app-listen", app), ("--tunnel-listen", tunnel), ("--metrics-listen", metrics)];
+    for (flag, address) in listen {
+        command.args([flag, &address.to_string()]);
+    }
+    command.stderr(log);
     command
 }
 

@@ -1,0 +1,83 @@
+//! The other agents: `[peers.<name>]`.
+
+use toml::de::DeTable;
+
+use super::{
+    CheckedPeer, Config,
+    check::{Check, is_own},
+    key::KeyPath,
+    load::{table, value},
+    problem::{Finding, Problems},
+};
+
+/// The longest name.
+const NAME_BYTES_MAX: usize = 64;
+
+/// The peers of a file, sorted by name; those without an address are left out, and [`Check::peers`] says so.
+pub(super) fn read(root: &DeTable<'_>, problems: &mut Problems<'_>) -> Vec<CheckedPeer> {
+    let sections = table(root, "peers").into_iter().flatten();
+    let peers = sections.filter_map(|(name, section)| {
+        let address = section.get_ref().as_table()?.get("address")?.clone();
+        let at = section_of(name.get_ref()).key("address");
+        let address = value::<Option<_>>(address, &at, problems)?;
+        Some(CheckedPeer { name: name.get_ref().to_string(), address })
+    });
+    let mut peers: Vec<_> = peers.collect();
+    peers.sort_by(|a, b| a.name.cmp(&b.name));
+    peers
+}
+
+fn section_of(name: &str) -> KeyPath {
+    KeyPath::default().key("peers").key(name)
+}
+
+impl Check<'_, '_> {
+    /// Checks the other agents.
+    pub(super) fn peers(&mut self, peers: &[CheckedPeer], config: &Config) {
+        for name in table(self.root, "peers").into_iter().flatten().map(|(name, _)| name.get_ref()) {
+            self.peer_section(name, peers);
+        }
+        for (n, peer) in peers.iter().enumerate() {
+            let same = peers[..n].iter().find(|other| other.address == peer.address);
+            if let Some(finding) = wrong_address(peer, same, config) {
+                self.push(&section_of(&peer.name).key("address"), finding);
+            }
+        }
+    }
+
+    fn peer_section(&mut self, name: &str, peers: &[CheckedPeer]) {
+        let at = section_of(name);
+        if !is_name(name) {
+            let expected =
+                format!("1 to {NAME_BYTES_MAX} lower-case letters, digits, `-` and `.`, the first one a letter or a digit");
+            self.push(&at, Finding { found: format!("the name {name:?}"), expected, advice: "rename the section".into() });
+        }
+        let address = at.key("address");
+        if !peers.iter().any(|peer| peer.name == name) && !self.problems.concern(&address) {
+            let (found, expected) = ("no address".into(), "the address where the other agent is called".into());
+            self.push(&address, Finding { found, expected, advice: r#"add address = "10.0.0.2:13100""#.into() });
+        }
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(good) && !name.starts_with(['-', '.'])
+}
+
+/// What is wrong with a peer's address; `same` is another one that has it, too.
+fn wrong_address(peer: &CheckedPeer, same: Option<&CheckedPeer>, config: &Config) -> Option<Finding> {
+    let address = peer.address;
+    let (found, expected, advice) = if let Some(other) = same {
+        let found = format!("{address}, which is the address of `{}`", other.name);
+        (found, "an address for each peer", "remove one of the two, or correct its address".into())
+    } else if is_own(config, address) {
+        let found = format!("{address}, where this agent itself listens");
+        (found, "the address of another agent", "calls would go in circles: remove the section".into())
+    } else if address.ip().is_unspecified() {
+        (address.to_string(), "an address that can be called", format!("write 127.0.0.1:{}", address.port()))
+    } else {
+        return None;
+    };
+    Some(Finding { found, expected: expected.into(), advice })
+}

@@ -1,0 +1,384 @@
+//! What comes from callees: answers, what goes on of them, and that there will be none.
+
+use std::rc::Rc;
+
+use agent_common::frame::{
+    Flags, Header, Kind, Message, ReceiveWindow, Released, Violation, find, id, is_after, status,
+};
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{
+    conn::FrameConn,
+    streams::Streams,
+    task::{Incoming, id_text},
+    upstream::Remote,
+};
+use crate::proxy::{
+    caller::{Caller, Failure, Framed, bulk},
+    calls::CallKey,
+    dispatch::{Call, Place, code},
+    request::Request,
+    service::Upstream,
+    stats::CloseReason,
+    worker::Worker,
+};
+use crate::wire::reply::{bulk_header, error_envelope};
+
+impl Worker {
+    /// An answer has come, or begins to.
+    pub(super) fn responded(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) -> Result<(), Violation> {
+        let header = &frame.header;
+        let key = CallKey::of_via(header.via);
+        let ours = self.with_call(key, |call| is_at(call, conn) && call.streams.as_ref().is_none_or(|streams| streams.answer.is_none()));
+        if ours != Some(true) {
+            self.counters.frames_dropped.add(1);
+            return Ok(());
+        }
+        if !header.flags.has(Flags::END_STREAM) {
+            return self.answer_begins(key, conn, frame);
+        }
+        let error = error_of(header.word);
+        let Some(call) = self.remove_answered(key, error) else { return Ok(()) };
+        stop_request(&call, key);
+        match &call.caller {
+            Caller::Frames(framed) => {
+                framed.conn.ended(framed.via);
+                if !framed.one_way {
+                    self.pass_answer(framed, frame);
+                }
+            }
+            Caller::Redis(app, seq) => app.answer(*seq, reply_of(frame)),
+            Caller::Nobody => {}
+        }
+        Ok(())
+    }
+
+    fn pass_answer(&self, framed: &Framed, frame: &Incoming<'_>) {
+        let header = &frame.header;
+        let back = Header { flags: header.flags, word: header.word, ..framed.header(Kind::Response).sized_as(header) };
+        if framed.conn.try_whole(&back, frame.rest()) {
+            return;
+        }
+        if framed.conn.is_crowded() {
+            return self.crowded(framed);
+        }
+        framed.conn.push(frame.frame(back));
+    }
+
+    /// A caller that does not read is told so, if it ever does, and gets no more of this answer.
+    fn crowded(&self, framed: &Framed) {
+        let max = framed.conn.bounds.queued_bytes_max;
+        let text = self.error_text("-", None, &format!("{max} bytes wait already for this connection's peer (queued_bytes_max)"));
+        framed.fail(Failure { code: code::POOL_FULL, text: &text, not_executed: false }, true);
+    }
+
+    fn answer_begins(self: &Rc<Self>, key: CallKey, conn: &Rc<FrameConn>, frame: &Incoming<'_>) -> Result<(), Violation> {
+        let mut window = ReceiveWindow::new(conn.bounds.windows.stream);
+        let stream = frame.header.stream;
+        window.receive(frame.header.frame_len()).map_err(|_| Violation::StreamWindow { stream })?;
+        let caller = self.with_call(key, |call| {
+            let streams = call.streams.get_or_insert_default();
+            streams.answer = Some(window);
+            streams.status = frame.header.word;
+            call.caller.clone()
+        });
+        match caller {
+            Some(Caller::Frames(framed)) => {
+                let header = &frame.header;
+                let back = Header { flags: header.flags, word: header.word, ..framed.header(Kind::Response).sized_as(header) };
+                self.with_call(key, |call| call.streams.get_or_insert_default().begun = true);
+                self.pass_piece(key, &framed, frame, back);
+            }
+            Some(Caller::Redis(app, seq)) => {
+                let len = find(frame.meta(), id::BODY_LEN).and_then(|len| len.try_into().ok()).map(u64::from_be_bytes);
+                let len = len.and_then(|len| usize::try_from(len).ok());
+                self.with_call(key, |call| {
+                    let streams = call.streams.get_or_insert_default();
+                    streams.left = len.unwrap_or(0);
+                    streams.begun = len.is_some();
+                    streams.held = len.is_none().then(BytesMut::new);
+                });
+                if let Some(len) = len {
+                    app.append(seq, key, Bytes::copy_from_slice(&bulk_header(len)));
+                }
+                self.piece_for_redis(key, conn, frame);
+            }
+            Some(Caller::Nobody) | None => {}
+        }
+        Ok(())
+    }
+
+    /// More of an answer has come.
+    pub(super) fn answer_goes_on(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) -> Result<(), Violation> {
+        let header = &frame.header;
+        let key = CallKey::of_via(header.via);
+        let stream = header.stream;
+        let received = self.with_call(key, |call| {
+            let window = if is_at(call, conn) { call.streams.as_mut()?.answer.as_mut()? } else { return None };
+            Some(window.receive(header.frame_len()).map(|()| call.caller.clone()))
+        });
+        let Some(received) = received.flatten() else {
+            self.counters.frames_dropped.add(1);
+            return Ok(());
+        };
+        let caller = received.map_err(|_| Violation::StreamWindow { stream })?;
+        self.extend(key, header.frame_len());
+        match caller {
+            Caller::Frames(framed) => {
+                let back = Header { flags: header.flags, ..framed.header(Kind::Data).sized_as(header) };
+                self.pass_piece(key, &framed, frame, back);
+            }
+            Caller::Redis(..) => self.piece_for_redis(key, conn, frame),
+            Caller::Nobody => {
+                if header.flags.has(Flags::END_STREAM) {
+                    drop(self.remove_answered(key, None));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pass_piece(self: &Rc<Self>, key: CallKey, framed: &Framed, frame: &Incoming<'_>, back: Header) {
+        if !framed.conn.is_crowded() {
+            return framed.conn.push(frame.frame(back));
+        }
+        let max = framed.conn.bounds.queued_bytes_max;
+        let place = self.with_call(key, |call| call.place.clone());
+        if let Some(place) = place {
+            self.withdraw(key, &place, status::LIMIT);
+        }
+        self.fail(key, code::POOL_FULL, None, &format!("{max} bytes wait already for this connection's peer (queued_bytes_max)"));
+    }
+
+    /// A piece of an answer for a Redis client: passed on if its length is known, else held until it is whole.
+    fn piece_for_redis(self: &Rc<Self>, key: CallKey, conn: &Rc<FrameConn>, frame: &Incoming<'_>) {
+        let max = self.limits().queued_bytes_max;
+        let end = frame.header.flags.has(Flags::END_STREAM);
+        let body = frame.body();
+        enum Outcome {
+            Go(Option<Bytes>),
+            Wrong(String),
+        }
+        let outcome = self.with_call(key, |call| {
+            let Some(streams) = call.streams.as_deref_mut() else { return Outcome::Go(None) };
+            if let Some(held) = &mut streams.held {
+                if held.len() + body.len() > max {
+                    return Outcome::Wrong(format!("an answer without a length has more than {max} bytes (app.queued_bytes_max)"));
+                }
+                held.extend_from_slice(body);
+                return Outcome::Go(end.then(|| bulk(held)));
+            }
+            let fits = if end { body.len() == streams.left } else { body.len() <= streams.left };
+            if !fits {
+                return Outcome::Wrong("the answer is not as long as it says".to_owned());
+            }
+            streams.left -= body.len();
+            let mut piece = BytesMut::with_capacity(body.len() + 2);
+            piece.put_slice(body);
+            if end {
+                piece.put_slice(b"\r\n");
+            }
+            Outcome::Go(Some(piece.freeze()))
+        });
+        match outcome {
+            Some(Outcome::Go(piece)) => self.give_redis(key, conn, piece, end, frame.header.frame_len()),
+            Some(Outcome::Wrong(reason)) => {
+                if let Some(place) = self.with_call(key, |call| call.place.clone()) {
+                    self.withdraw(key, &place, status::CANCELLED);
+                    self.fail(key, code::SERIALIZATION, place.instance(), &reason);
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn give_redis(self: &Rc<Self>, key: CallKey, conn: &Rc<FrameConn>, piece: Option<Bytes>, end: bool, len: usize) {
+        let Some(Caller::Redis(app, seq)) = self.with_call(key, |call| call.caller.clone()) else { return };
+        if let Some(piece) = piece {
+            app.append(seq, key, piece);
+        }
+        if end {
+            let error = self.with_call(key, |call| call.streams.as_ref().and_then(|streams| error_of(streams.status)));
+            if let Some(call) = self.remove_answered(key, error.flatten()) {
+                stop_request(&call, key);
+            }
+            return app.finish(seq);
+        }
+        self.with_call(key, |call| call.streams.as_deref_mut().map(|streams| streams.owed += len));
+        conn.owed.borrow_mut().push(key);
+    }
+
+    /// Gives back the room of what Redis clients have taken.
+    pub(super) fn give_owed(&self, conn: &Rc<FrameConn>) {
+        let owed = std::mem::take(&mut *conn.owed.borrow_mut());
+        if owed.is_empty() {
+            return;
+        }
+        let max = self.output_max();
+        let still: Vec<_> = owed.into_iter().filter(|key| self.owes(*key, conn, max)).collect();
+        conn.owed.borrow_mut().extend(still);
+    }
+
+    /// Gives back the room of one call, unless its caller has taken too little.
+    fn owes(&self, key: CallKey, conn: &Rc<FrameConn>, max: usize) -> bool {
+        let credit = self.with_call(key, |call| {
+            if call.caller.pause_reader(max, &conn.task) {
+                return Err(());
+            }
+            let Place::Framed(_, _, stream) = call.place else { return Ok(None) };
+            let header = call.header_to(key, stream, Kind::Credit);
+            let credit = call.streams.as_deref_mut().and_then(Streams::take_owed);
+            Ok(credit.map(|credit| (header, credit)))
+        });
+        match credit {
+            Some(Ok(Some((header, credit)))) => conn.credit(header, credit),
+            Some(Err(())) => return true,
+            Some(Ok(None)) | None => {}
+        }
+        false
+    }
+
+    /// There will be no answer, or no more of one.
+    pub(super) fn given_up(&self, conn: &Rc<FrameConn>, frame: &Incoming<'_>) {
+        let header = &frame.header;
+        let key = CallKey::of_via(header.via);
+        if self.with_call(key, |call| is_at(call, conn)) != Some(true) {
+            return self.counters.frames_dropped.add(1);
+        }
+        let error = error_of(header.word).unwrap_or(code::REMOTING);
+        let Some(call) = self.remove_answered(key, Some(error)) else { return };
+        stop_request(&call, key);
+        let text = match id_text(frame.meta()) {
+            text if text.is_empty() => self.error_text(call.service.name(), call.place.instance(), "the service gave the call up"),
+            text => text,
+        };
+        let begun = call.streams.as_ref().is_some_and(|streams| streams.begun);
+        let not_executed = header.flags.has(Flags::NOT_EXECUTED);
+        call.caller.fail(Failure { code: error, text: &text, not_executed }, begun);
+    }
+
+    /// Something of a message has left the queue of `conn`.
+    pub(super) fn released(&self, conn: &Rc<FrameConn>, released: Released) {
+        let Released { message, len, end } = released;
+        if !message.to_caller {
+            let key = CallKey::of_via(message.via);
+            return if end { self.request_is_sent(key) } else { self.took_request(key, len) };
+        }
+        let Some(key) = conn.incoming(message.via) else { return };
+        let credit = self.with_call(key, |call| {
+            let Place::Framed(_, to, stream) = &call.place else { return None };
+            let (to, stream) = (to.clone(), *stream);
+            let header = call.header_to(key, stream, Kind::Credit);
+            let credit = call.streams.as_deref_mut()?.answer.as_mut()?.used(len);
+            Some((to, header, credit))
+        });
+        match credit.flatten() {
+            Some((_, _, _)) if end => {
+                let error = self.with_call(key, |call| call.streams.as_ref().and_then(|streams| error_of(streams.status)));
+                if let Some(call) = self.remove_answered(key, error.flatten()) {
+                    stop_request(&call, key);
+                    conn.ended(message.via);
+                }
+            }
+            Some((to, header, Some(credit))) => to.credit(header, credit),
+            _ => {}
+        }
+    }
+
+    /// The last frame of a request has gone.
+    fn request_is_sent(&self, key: CallKey) {
+        let one_way = self.with_call(key, |call| matches!(&call.caller, Caller::Frames(framed) if framed.one_way));
+        if one_way == Some(true)
+            && let Some(Call { caller: Caller::Frames(framed), .. }) = self.remove_answered(key, None)
+        {
+            framed.conn.ended(framed.via);
+        }
+    }
+
+    /// The peer wants no more calls, or has not executed some.
+    pub(super) fn told_to_go(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) {
+        let header = &frame.header;
+        self.unregister(conn);
+        if !header.flags.has(Flags::END_STREAM) {
+            return conn.leave();
+        }
+        let text = match id_text(frame.meta()) {
+            text if text.is_empty() => "the peer has ended the connection".to_owned(),
+            text => text,
+        };
+        if header.word != status::reason::DRAIN {
+            conn.close(CloseReason::Peer, status::reason::DRAIN, &text);
+        }
+        conn.leave();
+        let refused = self.calls.borrow().keys(|call| matches!(&call.place, Place::Framed(_, to, stream) if Rc::ptr_eq(to, conn) && is_after(*stream, header.stream)));
+        for key in refused {
+            self.end_with(key, code::REMOTING, true, |call| {
+                self.error_text(call.service.name(), call.place.instance(), "it takes no more calls on this connection")
+            });
+        }
+    }
+
+    /// Ends or moves the calls that a connection was given, as it has ended.
+    pub(super) fn lose_calls(self: &Rc<Self>, conn: &Rc<FrameConn>, reason: &str) {
+        let placed = self.calls.borrow().keys(|call| is_at(call, conn));
+        for key in placed {
+            let Some(Place::Framed(remote, ..)) = self.with_call(key, |call| call.place.clone()) else { continue };
+            let unsent = conn.take_unsent(Message { via: key.via(), to_caller: false });
+            match unsent.and_then(whole) {
+                Some(request) => self.send_elsewhere_from(key, request, &remote, reason),
+                None => self.fail(key, code::REMOTING, Some(&remote.instance), reason),
+            }
+        }
+    }
+
+    pub(super) fn send_elsewhere_from(self: &Rc<Self>, key: CallKey, request: Request, remote: &Rc<Remote>, reason: &str) {
+        self.send_elsewhere(key, request, &Upstream::Remote(remote.clone()), reason);
+    }
+}
+
+impl Streams {
+    /// What to give back of what was owed, once there is enough.
+    fn take_owed(&mut self) -> Option<u32> {
+        let owed = std::mem::take(&mut self.owed);
+        self.answer.as_mut()?.used(owed)
+    }
+}
+
+/// Whether a call was given to this connection.
+fn is_at(call: &Call, conn: &Rc<FrameConn>) -> bool {
+    matches!(&call.place, Place::Framed(_, to, _) if Rc::ptr_eq(to, conn))
+}
+
+/// The call has ended: what waits of its request is not sent any more.
+fn stop_request(call: &Call, key: CallKey) {
+    if let (Place::Framed(_, to, _), Some(_)) = (&call.place, &call.streams) {
+        to.drop_message(Message { via: key.via(), to_caller: false });
+    }
+}
+
+/// A request of which all frames are here.
+fn whole(frames: Vec<agent_common::frame::Frame>) -> Option<Request> {
+    let (first, last) = (frames.first()?, frames.last()?);
+    if !last.header.flags.has(Flags::END_STREAM) {
+        return None;
+    }
+    let (header, meta) = (first.header, first.meta.clone());
+    let body = match &frames[..] {
+        [one] => one.body.clone(),
+        frames => frames.iter().flat_map(|frame| frame.body.iter().copied()).collect(),
+    };
+    Some(Request::framed(header, meta, body))
+}
+
+/// The error code of a status; none if it is a success.
+fn error_of(word: u32) -> Option<u16> {
+    (word != status::OK).then(|| u16::try_from(word).unwrap_or(0))
+}
+
+/// An answer of one frame as a reply of Redis.
+fn reply_of(frame: &Incoming<'_>) -> Bytes {
+    match error_of(frame.header.word) {
+        Some(code) if frame.body().is_empty() => error_envelope(code, &id_text(frame.meta())),
+        _ => bulk(frame.body()),
+    }
+}

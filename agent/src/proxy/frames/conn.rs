@@ -1,0 +1,454 @@
+//! A connection that speaks frames, as its calls see it.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    io::{self, IoSlice},
+    rc::Rc,
+    task::{Context, Poll, Waker, ready},
+};
+
+use agent_common::frame::{
+    Flags, Frame, Header, Hello, Kind, Message, MetaBuilder, Outbox, Released, Role, Windows, id, next_stream, status,
+};
+use bytes::Bytes;
+use foldhash::fast::RandomState;
+use tokio::{sync::Notify, time::Instant};
+
+use crate::proxy::{app::Shared, calls::CallKey, out::SLICES_MAX, socket::Peer, stats::CloseReason, stream::Stream, turn::Task};
+
+/// What a connection is for the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// Applications connect here.
+    App,
+    /// Another agent has connected here: its calls go to what is local.
+    AgentIn,
+    /// This worker has connected to another agent, or to another worker.
+    Out,
+    /// Another worker of this agent: its calls go to what is this worker's own.
+    Worker,
+}
+
+/// The bounds of a connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// What may be on its way to the agent.
+    pub(crate) windows: Windows,
+    /// Calls in flight that the peer may have.
+    pub(crate) calls_max: usize,
+    /// Bytes that may wait for the peer.
+    pub(crate) queued_bytes_max: usize,
+}
+
+/// How a connection ends.
+#[derive(Debug, Clone)]
+enum Ending {
+    /// It does not.
+    Open,
+    /// No new calls from this side; it ends with the last one.
+    Leaving,
+    /// At once, for this reason, which the peer is told.
+    Now(CloseReason, u32, Rc<str>),
+}
+
+/// One connection that speaks frames.
+#[derive(Debug)]
+pub(crate) struct FrameConn {
+    /// Its place in the worker's list.
+    pub(crate) key: usize,
+    /// Its number in the whole agent.
+    pub(crate) id: u64,
+    pub(crate) peer: Peer,
+    pub(crate) side: Side,
+    pub(crate) bounds: Bounds,
+    pub(crate) since: Instant,
+    pub(crate) last_read: Cell<Instant>,
+    pub(crate) task: Task,
+    /// Calls that the peer has made.
+    pub(crate) calls: Cell<u64>,
+    /// What the peer said of itself; none before it has.
+    hello: RefCell<Option<Rc<Hello>>>,
+    out: RefCell<Outbox>,
+    /// Calls in flight that the peer made, by its `via`.
+    incoming: RefCell<HashMap<u64, CallKey, RandomState>>,
+    /// Calls in flight that the peer was given.
+    outgoing: Cell<usize>,
+    last_stream: Cell<u32>,
+    ending: RefCell<Ending>,
+    closed: Cell<bool>,
+    /// Its end has taken long enough.
+    killed: Cell<bool>,
+    /// Told when the peer has said who it is, and when the connection leaves or ends.
+    changed: Notify,
+    /// Backends that hold back an answer until more of it has left.
+    paused: RefCell<Vec<Waker>>,
+    /// Calls whose room is given back when their callers have taken more.
+    pub(super) owed: RefCell<Vec<CallKey>>,
+    blocked_since: Cell<Option<Instant>>,
+    shared: Rc<Shared>,
+}
+
+/// What a connection is made of.
+pub(crate) struct About {
+    pub(crate) key: usize,
+    pub(crate) id: u64,
+    pub(crate) peer: Peer,
+    pub(crate) side: Side,
+    pub(crate) bounds: Bounds,
+    pub(crate) now: Instant,
+    pub(crate) shared: Rc<Shared>,
+}
+
+impl FrameConn {
+    pub(crate) fn new(about: About) -> Self {
+        let About { key, id, peer, side, bounds, now, shared } = about;
+        Self {
+            key,
+            id,
+            peer,
+            side,
+            bounds,
+            since: now,
+            last_read: Cell::new(now),
+            task: Task::default(),
+            calls: Cell::new(0),
+            hello: RefCell::default(),
+            // Until HELLO nothing is sent that needs credit.
+            out: RefCell::new(Outbox::new(Windows { stream: 0, connection: 0 })),
+            incoming: RefCell::default(),
+            outgoing: Cell::new(0),
+            last_stream: Cell::new(0),
+            ending: RefCell::new(Ending::Open),
+            closed: Cell::new(false),
+            killed: Cell::new(false),
+            changed: Notify::new(),
+            paused: RefCell::default(),
+            owed: RefCell::default(),
+            blocked_since: Cell::new(None),
+            shared,
+        }
+    }
+
+    /// The peer has said who it is.
+    pub(crate) fn greeted(&self, hello: Rc<Hello>) {
+        self.out.replace(Outbox::new(hello.windows));
+        self.hello.replace(Some(hello));
+        self.changed();
+    }
+
+    pub(crate) fn hello(&self) -> Option<Rc<Hello>> {
+        self.hello.borrow().clone()
+    }
+
+    /// Whether the source entries of what it sends can be believed.
+    pub(crate) fn is_agent(&self) -> bool {
+        self.hello.borrow().as_ref().is_some_and(|hello| hello.role == Role::Agent)
+    }
+
+    /// Whether it can be given a call.
+    pub(crate) fn is_usable(&self) -> bool {
+        matches!(*self.ending.borrow(), Ending::Open) && !self.closed.get() && self.hello.borrow().is_some()
+    }
+
+    /// Whether the peer takes one more call.
+    pub(crate) fn has_room(&self) -> bool {
+        let calls_max = self.hello.borrow().as_ref().map_or(0, |hello| hello.calls_max);
+        (calls_max == 0 || self.outgoing.get() < calls_max as usize) && !self.is_crowded()
+    }
+
+    /// Whether as much waits for the peer as may.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.out.borrow().waiting_bytes() >= self.bounds.queued_bytes_max
+    }
+
+    pub(crate) fn queued_bytes(&self) -> usize {
+        let out = self.out.borrow();
+        out.waiting_bytes() + out.ready_bytes()
+    }
+
+    /// Since when the socket has taken nothing, if it has to.
+    pub(crate) fn blocked_since(&self) -> Option<Instant> {
+        self.blocked_since.get()
+    }
+
+    // Calls.
+
+    pub(crate) fn outgoing(&self) -> usize {
+        self.outgoing.get()
+    }
+
+    /// The number of the next call that the peer is given.
+    pub(crate) fn begin(&self) -> u32 {
+        let stream = next_stream(self.last_stream.get());
+        self.last_stream.set(stream);
+        self.outgoing.set(self.outgoing.get() + 1);
+        stream
+    }
+
+    /// A call that it was given is over.
+    pub(crate) fn done(&self) {
+        self.outgoing.set(self.outgoing.get() - 1);
+        self.look_at_end();
+    }
+
+    /// The peer has made a call. False if another one in flight has the same name.
+    pub(crate) fn made(&self, via: u64, key: CallKey) -> bool {
+        self.incoming.borrow_mut().insert(via, key).is_none()
+    }
+
+    pub(crate) fn incoming(&self, via: u64) -> Option<CallKey> {
+        self.incoming.borrow().get(&via).copied()
+    }
+
+    pub(crate) fn incoming_len(&self) -> usize {
+        self.incoming.borrow().len()
+    }
+
+    pub(crate) fn take_incoming(&self) -> Vec<CallKey> {
+        std::mem::take(&mut *self.incoming.borrow_mut()).into_values().collect()
+    }
+
+    /// A call that the peer made is over.
+    pub(crate) fn ended(&self, via: u64) {
+        self.incoming.borrow_mut().remove(&via);
+        self.look_at_end();
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.outgoing.get() == 0 && self.incoming.borrow().is_empty()
+    }
+
+    // Sending.
+
+    /// Sends what needs no credit.
+    pub(crate) fn control(&self, header: &Header, meta: &[u8]) {
+        if self.change(|out| out.control(header, meta)).is_err() {
+            self.close(CloseReason::Stalled, status::reason::LIMIT, "too many frames that need no credit wait for the peer");
+        }
+    }
+
+    /// Sends a message of one frame, as soon as there is credit for it.
+    pub(crate) fn send(&self, header: Header, meta: &[u8], body: &[u8]) {
+        let header = sized(header, meta.len(), body.len());
+        let sent = meta.is_empty() && self.change(|out| out.try_whole(&header, body));
+        if !sent {
+            let frame = Frame { header, meta: Bytes::copy_from_slice(meta), body: Bytes::copy_from_slice(body) };
+            self.change(|out| out.push(frame));
+        }
+    }
+
+    /// Sends a whole small message at once, if it can. `rest` is what stands behind the header.
+    pub(crate) fn try_whole(&self, header: &Header, rest: &[u8]) -> bool {
+        self.change(|out| out.try_whole(header, rest))
+    }
+
+    pub(crate) fn push(&self, frame: Frame) {
+        self.change(|out| out.push(frame));
+    }
+
+    /// Gives back room of a message.
+    pub(crate) fn credit(&self, call: Header, bytes: u32) {
+        self.control(&Header { kind: Kind::Credit as u8, word: bytes, meta_len: 0, body_len: 0, ..call }, &[]);
+    }
+
+    /// The peer gave back room.
+    pub(crate) fn credited(&self, header: &Header) -> bool {
+        self.change(|out| out.credit(header)).is_ok()
+    }
+
+    /// Forgets what has not left of a message. True if nothing of it has.
+    pub(crate) fn drop_message(&self, message: Message) -> bool {
+        self.change(|out| out.cancel(message))
+    }
+
+    /// The frames of a message, if none of them has left.
+    pub(crate) fn take_unsent(&self, message: Message) -> Option<Vec<Frame>> {
+        self.change(|out| out.take_unsent(message))
+    }
+
+    /// Whether so much of an answer waits that its reader must; it is woken when more has left.
+    pub(crate) fn pause_reader(&self, answer: Message, max: usize, reader: &Task) -> bool {
+        if self.closed.get() || self.out.borrow().waiting_of(answer) < max.min(self.bounds.windows.stream as usize) {
+            return false;
+        }
+        let mut paused = self.paused.borrow_mut();
+        if let Some(waker) = reader.waker()
+            && !paused.iter().any(|other| other.will_wake(&waker))
+        {
+            paused.push(waker);
+        }
+        true
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Outbox) -> T) -> T {
+        let mut out = self.out.borrow_mut();
+        let before = out.waiting_bytes() + out.ready_bytes();
+        let result = change(&mut out);
+        let after = out.waiting_bytes() + out.ready_bytes();
+        drop(out);
+        self.shared.queued.set(self.shared.queued.get() + after - before);
+        if after > 0 {
+            self.task.wake();
+        }
+        result
+    }
+
+    /// Writes until nothing may go, or the socket takes no more. `released` gets what left the queue.
+    pub(crate) fn poll_flush(
+        &self,
+        stream: &mut Stream,
+        cx: &mut Context<'_>,
+        now: Instant,
+        released: &mut Vec<Released>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            let before = released.len();
+            self.change(|out| out.schedule(|one| released.push(one)));
+            if released.len() > before && !self.paused.borrow().is_empty() {
+                std::mem::take(&mut *self.paused.borrow_mut()).into_iter().for_each(Waker::wake);
+            }
+            let out = self.out.borrow();
+            if out.ready_bytes() == 0 {
+                self.blocked_since.set(None);
+                return Poll::Ready(Ok(()));
+            }
+            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+            let count = out.fill(&mut slices);
+            let written = stream.poll_write(cx, &slices[..count]);
+            drop(out);
+            if written.is_pending() {
+                self.blocked_since.set(self.blocked_since.get().or(Some(now)));
+            }
+            match ready!(written)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => {
+                    self.blocked_since.set(None);
+                    self.change(|out| out.advance(written));
+                }
+            }
+        }
+    }
+
+    // The end.
+
+    /// Asks the peer for no more calls, and makes none; the connection ends when all are over.
+    pub(crate) fn leave(&self) {
+        let mut ending = self.ending.borrow_mut();
+        if let Ending::Open = *ending {
+            *ending = Ending::Leaving;
+            drop(ending);
+            self.changed();
+        }
+    }
+
+    /// Says that no more calls are wanted.
+    pub(crate) fn say_goodbye(&self) {
+        self.control(&Header::new(Kind::GoAway), &[]);
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        matches!(*self.ending.borrow(), Ending::Leaving)
+    }
+
+    /// Ends it at once; the peer is told why.
+    pub(crate) fn close(&self, why: CloseReason, reason: u32, text: &str) {
+        let mut ending = self.ending.borrow_mut();
+        if !matches!(*ending, Ending::Now(..)) {
+            *ending = Ending::Now(why, reason, text.into());
+        }
+        drop(ending);
+        self.task.wake();
+        self.changed();
+    }
+
+    /// Why it is to end at once.
+    pub(crate) fn ends_now(&self) -> Option<(CloseReason, Rc<str>)> {
+        match &*self.ending.borrow() {
+            Ending::Now(why, _, text) => Some((*why, text.clone())),
+            _ => None,
+        }
+    }
+
+    /// The last frame, if the peer is to be told something.
+    pub(crate) fn farewell(&self, last_stream: u32) -> Option<(Header, Bytes)> {
+        let ending = self.ending.borrow();
+        let (reason, text) = match &*ending {
+            Ending::Now(CloseReason::Peer, ..) => return None,
+            Ending::Now(_, reason, text) => (*reason, &**text),
+            Ending::Leaving | Ending::Open => (status::reason::DRAIN, ""),
+        };
+        let mut meta = MetaBuilder::new();
+        if !text.is_empty() {
+            meta.put(id::ERROR_TEXT, text.as_bytes());
+        }
+        let meta = meta.finish();
+        let header = Header { flags: Flags::END_STREAM, stream: last_stream, word: reason, ..Header::new(Kind::GoAway) };
+        Some((sized(header, meta.len(), 0), meta))
+    }
+
+    /// It is closed.
+    pub(crate) fn set_closed(&self) {
+        self.closed.set(true);
+        self.change(|out| *out = Outbox::new(Windows { stream: 0, connection: 0 }));
+        std::mem::take(&mut *self.paused.borrow_mut()).into_iter().for_each(Waker::wake);
+        self.changed();
+    }
+
+    /// Has it end without waiting for the peer any more.
+    pub(crate) fn kill(&self) {
+        self.killed.set(true);
+        self.task.wake();
+    }
+
+    pub(crate) fn is_killed(&self) -> bool {
+        self.killed.get()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    /// Resolves when it takes no more calls.
+    pub(crate) async fn until_unusable(&self) {
+        self.until(|| self.closed.get() || !matches!(*self.ending.borrow(), Ending::Open)).await;
+    }
+
+    /// Resolves when it is closed.
+    pub(crate) async fn until_closed(&self) {
+        self.until(|| self.closed.get()).await;
+    }
+
+    /// Resolves when the peer has said who it is; false if it is closed before.
+    pub(crate) async fn until_greeted(&self) -> bool {
+        self.until(|| self.closed.get() || self.hello.borrow().is_some()).await;
+        !self.closed.get()
+    }
+
+    async fn until(&self, is_so: impl Fn() -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            if is_so() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn changed(&self) {
+        self.changed.notify_waiters();
+    }
+
+    /// Has the task look whether it is over.
+    fn look_at_end(&self) {
+        if !matches!(*self.ending.borrow(), Ending::Open) && self.is_idle() {
+            self.task.wake();
+        }
+    }
+}
+
+/// The header with its lengths.
+fn sized(header: Header, meta: usize, body: usize) -> Header {
+    let meta_len = u16::try_from(meta).unwrap_or(u16::MAX);
+    Header { meta_len, body_len: u32::try_from(body).unwrap_or(u32::MAX), ..header }
+}

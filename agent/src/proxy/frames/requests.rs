@@ -1,0 +1,307 @@
+//! What comes from callers: calls, what goes on of them, and that they are given up.
+
+use std::{rc::Rc, time::Duration};
+
+use agent_common::frame::{Flags, Header, Kind, Message, MetaBuilder, ReceiveWindow, Violation, entries, id, service_hash};
+use bytes::BytesMut;
+
+use super::{
+    conn::FrameConn,
+    streams::{Gathered, Streams},
+    task::Incoming,
+    upstream::{Remote, Way},
+};
+use crate::proxy::{
+    caller::{Caller, Failure, Framed},
+    calls::CallKey,
+    dispatch::{Call, Place, Within, code},
+    request::Request,
+    routes::service_key,
+    service::{Service, Upstream},
+    worker::Worker,
+};
+
+/// How much of a URI that is not known is repeated in the error.
+const URI_EXCERPT: usize = 128;
+
+/// Why a call is not begun.
+struct Refusal {
+    code: u16,
+    name: String,
+    reason: String,
+    service: Option<Rc<Service>>,
+}
+
+impl Worker {
+    /// A call has come.
+    pub(super) fn requested(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) -> Result<(), Violation> {
+        let header = &frame.header;
+        conn.calls.set(conn.calls.get() + 1);
+        if conn.incoming(header.via).is_some() {
+            return Err(Violation::Via { stream: header.stream });
+        }
+        let framed = Framed {
+            conn: conn.clone(),
+            stream: header.stream,
+            via: header.via,
+            service: header.service,
+            one_way: header.flags.has(Flags::ONE_WAY),
+        };
+        match self.admit(conn, frame) {
+            Ok(service) => self.begin_framed(framed, &service, frame),
+            Err(refusal) => {
+                let Refusal { code, name, reason, service } = refusal;
+                match service {
+                    Some(service) => service.unsent.refused(code),
+                    None => self.counters.unrouted.add(code),
+                }
+                let text = self.error_text(&name, None, &reason);
+                framed.fail(Failure { code, text: &text, not_executed: true }, false);
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the service, and says no where a bound is reached.
+    fn admit(&self, conn: &FrameConn, frame: &Incoming<'_>) -> Result<Rc<Service>, Refusal> {
+        let service = self.find_service(frame)?;
+        let limits = self.limits();
+        let reason = if conn.incoming_len() >= conn.bounds.calls_max {
+            format!("{} calls are in flight on this connection (app.pipeline_max, tunnel.calls_max)", conn.bounds.calls_max)
+        } else if self.queued() + frame.header.frame_len() > limits.worker_queued_bytes_max {
+            format!("more than {} bytes wait in this worker (agent.queued_bytes_max)", limits.worker_queued_bytes_max)
+        } else if conn.is_crowded() {
+            format!("{} bytes wait already for this connection's peer (queued_bytes_max)", conn.bounds.queued_bytes_max)
+        } else {
+            return Ok(service);
+        };
+        Err(Refusal { code: code::POOL_FULL, name: service.name().to_owned(), reason, service: Some(service) })
+    }
+
+    fn find_service(&self, frame: &Incoming<'_>) -> Result<Rc<Service>, Refusal> {
+        let refuse = |code, name: &str, reason: String| Refusal { code, name: name.to_owned(), reason, service: None };
+        let (mut uri, mut group) = (None, &[][..]);
+        for (nth, entry) in entries(frame.meta()).enumerate() {
+            match entry.map_err(|bad| refuse(code::SERIALIZATION, "-", bad.to_string()))? {
+                (id::URI, value) if nth == 0 => uri = Some(value),
+                (id::GROUP, value) => group = value,
+                _ => {}
+            }
+        }
+        let uri = uri.ok_or_else(|| refuse(code::NO_URI, "-", "the call's first entry is not its service's URI".to_owned()))?;
+        let services = self.services();
+        let hash = frame.header.service;
+        let is = |service: &&Rc<Service>| service.route.uri.as_bytes() == uri && service.route.group.as_bytes() == group;
+        if let Some(service) = services.by_hash(hash).filter(is) {
+            return Ok(service.clone());
+        }
+        let excerpt: String = String::from_utf8_lossy(uri).chars().take(URI_EXCERPT).collect();
+        if service_hash(uri, group) != hash {
+            let reason = "the header's service is not the hash of the metadata's URI and group".to_owned();
+            return Err(refuse(code::SERIALIZATION, &excerpt, reason));
+        }
+        // Two services with one hash: the name decides.
+        let key = service_key(&String::from_utf8_lossy(uri), &String::from_utf8_lossy(group));
+        let group = String::from_utf8_lossy(group);
+        let of_group = if group.is_empty() { String::new() } else { format!(" of group {group:.64}") };
+        services.by_key(&key).cloned().ok_or_else(|| {
+            refuse(code::SERVICE_NOT_FOUND, &excerpt, format!("no such service{of_group} is configured or offered"))
+        })
+    }
+
+    fn begin_framed(self: &Rc<Self>, framed: Framed, service: &Rc<Service>, frame: &Incoming<'_>) {
+        let header = frame.header;
+        let timeout = if header.word == 0 { service.route.policy.timeout_ms } else { u64::from(header.word) };
+        let within = Within { timeout: Duration::from_millis(timeout), extends: header.word == 0 };
+        let (conn, via) = (framed.conn.clone(), framed.via);
+        let scope = conn.side.scope();
+        let key = match self.enter(Caller::Frames(framed.clone()), service, header.frame_len(), within) {
+            Ok(key) => key,
+            Err(reason) => {
+                let text = self.error_text(service.name(), None, &reason);
+                return framed.fail(Failure { code: code::POOL_FULL, text: &text, not_executed: true }, false);
+            }
+        };
+        conn.made(via, key);
+        let turn = service.turn();
+        if !header.flags.has(Flags::END_STREAM) {
+            return self.begin_streamed(key, service, frame);
+        }
+        // The usual case needs no copy of the call that outlives this moment.
+        if let Some(Upstream::Remote(remote)) = service.candidates(turn, scope, self.now()).next()
+            && let Ok(Way::Conn(to)) = remote.way()
+            && self.give_whole(key, &remote, &to, frame)
+        {
+            return;
+        }
+        let (meta, body) = frame.keep();
+        let header = Header { flags: vouched(header.flags, &conn), ..header };
+        self.send(key, service, Request::framed(header, meta, body), turn, None);
+    }
+
+    /// Passes a call of one small frame on at once, if it can.
+    fn give_whole(&self, key: CallKey, remote: &Rc<Remote>, to: &Rc<FrameConn>, frame: &Incoming<'_>) -> bool {
+        let header = {
+            let mut calls = self.calls.borrow_mut();
+            let Some(call) = calls.get_mut(key) else { return true };
+            let Caller::Frames(framed) = &call.caller else { return false };
+            let numbers = call.header_to(key, to.next_stream(), Kind::Request);
+            let flags = vouched(frame.header.flags, &framed.conn);
+            Header { flags, word: call.left_ms(self.now()), ..numbers.sized_as(&frame.header) }
+        };
+        if !to.try_whole(&header, frame.rest()) {
+            return false;
+        }
+        let stream = to.begin();
+        self.placed(key, Place::Framed(remote.clone(), to.clone(), stream));
+        self.end_one_way(key);
+        true
+    }
+
+    /// A call whose first frame is not its last one.
+    fn begin_streamed(self: &Rc<Self>, key: CallKey, service: &Rc<Service>, frame: &Incoming<'_>) {
+        let Some((window, scope, flags)) = ({
+            let mut calls = self.calls.borrow_mut();
+            calls.get_mut(key).and_then(|call| match &call.caller {
+                Caller::Frames(framed) => Some((
+                    framed.conn.bounds.windows.stream,
+                    framed.conn.side.scope(),
+                    vouched(frame.header.flags, &framed.conn),
+                )),
+                _ => None,
+            })
+        }) else {
+            return;
+        };
+        let mut request = ReceiveWindow::new(window);
+        // A fresh window has room for any frame.
+        let _ = request.receive(frame.header.frame_len());
+        let mut streams = Box::new(Streams { request: Some(request), ..Streams::default() });
+        for upstream in service.candidates(service.turn(), scope, self.now()) {
+            match upstream {
+                Upstream::Pool(_) => {
+                    let (meta, body) = frame.keep();
+                    let header = Header { flags, ..frame.header };
+                    streams.gathered = Some(Gathered { header, meta, body: BytesMut::from(&body[..]) });
+                    self.with_call(key, |call| call.streams = Some(streams));
+                    return self.took_request(key, frame.header.frame_len());
+                }
+                Upstream::Remote(remote) => {
+                    let Ok(Way::Conn(to)) = remote.way() else { continue };
+                    let stream = to.begin();
+                    let header = self.with_call(key, |call| {
+                        call.streams = Some(streams);
+                        let numbers = call.header_to(key, stream, Kind::Request).sized_as(&frame.header);
+                        Header { flags, word: call.left_ms(self.now()), ..numbers }
+                    });
+                    self.placed(key, Place::Framed(remote, to.clone(), stream));
+                    header.into_iter().for_each(|header| to.push(frame.frame(header)));
+                    return;
+                }
+            }
+        }
+        self.fail(key, code::REMOTING, None, &service.why_unavailable(scope));
+    }
+
+    /// More of a request has come.
+    pub(super) fn request_goes_on(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) -> Result<(), Violation> {
+        let header = &frame.header;
+        let Some(key) = conn.incoming(header.via) else { return Ok(self.counters.frames_dropped.add(1)) };
+        let end = header.flags.has(Flags::END_STREAM);
+        let mut whole = None;
+        {
+            let mut calls = self.calls.borrow_mut();
+            let Some(call) = calls.get_mut(key) else { return Ok(()) };
+            let place = call.place.clone();
+            let numbers = if let Place::Framed(_, _, stream) = &place { call.header_to(key, *stream, Kind::Data) } else { *header };
+            let service = call.service.clone();
+            let Some(streams) = &mut call.streams else { return Ok(self.counters.frames_dropped.add(1)) };
+            let Some(window) = &mut streams.request else { return Ok(self.counters.frames_dropped.add(1)) };
+            window.receive(header.frame_len()).map_err(|_| Violation::StreamWindow { stream: header.stream })?;
+            if end {
+                streams.request = None;
+            }
+            if let Some(gathered) = &mut streams.gathered {
+                gathered.body.extend_from_slice(frame.body());
+                let max = service.route.policy.argument_bytes_max;
+                if gathered.body.len() > max {
+                    let text = format!("the call has more than {max} bytes (argument_bytes_max)");
+                    drop(calls);
+                    return Ok(self.fail(key, code::SERIALIZATION, None, &text));
+                }
+                whole = if end { streams.gathered.take().map(|gathered| (service, gathered)) } else { None };
+            } else if let Place::Framed(_, to, _) = place {
+                to.push(frame.frame(Header { flags: header.flags, ..numbers.sized_as(header) }));
+                return Ok(());
+            }
+        }
+        match whole {
+            Some((service, gathered)) => self.send(key, &service, gathered.finish(), service.turn(), None),
+            None => self.took_request(key, header.frame_len()),
+        }
+        Ok(())
+    }
+
+    /// So many bytes of a request were passed on, or are held for as long as it takes: there is room for more.
+    pub(super) fn took_request(&self, key: CallKey, bytes: usize) {
+        let credit = self.with_call(key, |call| {
+            let credit = call.streams.as_mut()?.request.as_mut()?.used(bytes)?;
+            let Caller::Frames(framed) = &call.caller else { return None };
+            Some((framed.clone(), credit))
+        });
+        if let Some((framed, credit)) = credit.flatten() {
+            framed.conn.credit(framed.header(Kind::Credit), credit);
+        }
+    }
+
+    /// The caller has given up.
+    pub(super) fn cancelled(self: &Rc<Self>, conn: &Rc<FrameConn>, header: &Header) {
+        match conn.incoming(header.via) {
+            Some(key) => self.cancel(key),
+            None => {
+                // What is left of an answer, at most.
+                conn.drop_message(Message { via: header.via, to_caller: true });
+            }
+        }
+    }
+
+    /// Gives a whole call to a connection.
+    pub(crate) fn send_framed(&self, key: CallKey, remote: &Rc<Remote>, to: &Rc<FrameConn>, request: &Request) {
+        let Some((header, service)) = self.with_call(key, |call| {
+            let header = call.header_to(key, to.next_stream(), Kind::Request);
+            (Header { word: call.left_ms(self.now()), ..header }, call.service.clone())
+        }) else {
+            return;
+        };
+        let stream = to.begin();
+        request.frames(header, &service.meta, |frame| to.push(frame));
+        self.placed(key, Place::Framed(remote.clone(), to.clone(), stream));
+        self.end_one_way(key);
+    }
+
+    /// A one-way call is over once it was passed on.
+    fn end_one_way(&self, key: CallKey) {
+        let over = self.with_call(key, |call| matches!(&call.caller, Caller::Frames(framed) if framed.one_way));
+        if over == Some(true)
+            && let Some(Call { caller: Caller::Frames(framed), .. }) = self.remove_answered(key, None)
+        {
+            framed.conn.ended(framed.via);
+        }
+    }
+
+    pub(super) fn with_call<T>(&self, key: CallKey, with: impl FnOnce(&mut Call) -> T) -> Option<T> {
+        self.calls.borrow_mut().get_mut(key).map(with)
+    }
+}
+
+/// Only an agent's word counts for who is calling.
+fn vouched(flags: Flags, conn: &FrameConn) -> Flags {
+    if conn.is_agent() { flags } else { flags.without(Flags::VERIFIED) }
+}
+
+/// The metadata of an error.
+pub(super) fn error_meta(text: &str) -> MetaBuilder {
+    let mut meta = MetaBuilder::new();
+    meta.put(id::ERROR_TEXT, text.as_bytes());
+    meta
+}
