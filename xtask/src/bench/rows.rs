@@ -160,8 +160,8 @@ pub(super) fn aligned<const COLUMNS: usize>(lines: Vec<[String; COLUMNS]>, words
 
 fn cells(row: &Row) -> [String; 8] {
     let ratio = row.ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}×"));
-    let text =
-        [row.median, row.min, row.max].map(|value| if value < 1e3 { format!("{value:.1}") } else { format!("{value:.0}") });
+    let digits = if row.median < 10.0 { 2 } else { usize::from(row.median < 1e3) };
+    let text = [row.median, row.min, row.max].map(|value| format!("{value:.digits$}"));
     let [median, min, max] = text;
     [row.subject.clone(), row.metric.to_owned(), row.unit.to_owned(), median, min, max, ratio, row.rounds.to_string()]
 }

@@ -157,7 +157,7 @@ impl Case {
         let report = found.report(0)?;
         let mut values = vec![(Metric::P50, us(report, 50.0)), (Metric::P99, us(report, 99.0))];
         values.push((Metric::CpuOfAll, per_call(found.used.own_ns, report)));
-        values.extend(found.of_proxy(target, report));
+        values.extend(found.cpu_per_call(target, report));
         if let (Some(before), Some(after)) = (before, after) {
             // Two legs have all that the client's connections have.
             let share = after.redirected_since(&before) as f64 / (2 * found.bytes) as f64;
@@ -171,7 +171,8 @@ impl Case {
         let report = found.report(0)?;
         let mut values = vec![(Metric::Throughput, report.per_second()), (Metric::P99, us(report, 99.0))];
         values.push((Metric::CpuOfAll, per_call(found.used.own_ns, report)));
-        values.extend(found.of_proxy(target, report));
+        let of_proxy = found.cpu_per_call(target, report);
+        values.extend(of_proxy.into_iter().flat_map(|(metric, us)| [(metric, us), (Metric::PerCore, 1e6 / us)]));
         Ok(Sample::new(values, found.used.foreign))
     }
 
@@ -220,12 +221,8 @@ impl Found {
         self.reports.get(flow).filter(|report| report.answered() > 0).context("no call was answered in this time")
     }
 
-    fn of_proxy(&self, target: &Target, report: &Report) -> Vec<(Metric, f64)> {
-        let (used_ns, calls) = (self.used.subject_ns, report.answered() as f64);
-        if target.proxies.is_empty() || used_ns == 0 {
-            return Vec::new();
-        }
-        vec![(Metric::CpuPerCall, per_call(used_ns, report)), (Metric::PerCore, calls * 1e9 / used_ns as f64)]
+    fn cpu_per_call(&self, target: &Target, report: &Report) -> Option<(Metric, f64)> {
+        (!target.proxies.is_empty()).then(|| (Metric::CpuPerCall, per_call(self.used.subject_ns, report)))
     }
 }
 

@@ -82,7 +82,8 @@ impl Client {
             let socket = TcpStream::connect_timeout(&load.to, load.timeout);
             let socket = socket.with_context(|| format!("cannot connect to {}", load.to))?;
             let instance = format!("bench-client-{}", std::process::id());
-            let connection = u16::try_from(number)?;
+            // Workers share the connections evenly.
+            let connection = Some(u16::try_from(number)?);
             let hello = Hello { connection, ..Hello::new(Role::Application, "bench-client", &instance, WINDOWS) };
             let (link, peer) = Link::connected(socket, &hello)?;
             let depth: usize = load.flows.iter().map(|flow| flow.depth).sum();

@@ -65,7 +65,7 @@ pub(crate) fn serve(args: &Args) -> Result<()> {
 /// Has as many connections as the agent says.
 pub(super) fn dialled(agent: SocketAddr) -> Result<()> {
     let instance = format!("bench-service-{}", std::process::id());
-    let hello = |connection| Hello { offers: vec![Offer::new(URI)], connection, ..hello(&instance) };
+    let hello = |connection| Hello { offers: vec![Offer::new(URI)], connection: Some(connection), ..hello(&instance) };
     let (first, peer) = Link::connected(dial(agent)?, &hello(0)).context("the agent did not take the service")?;
     let mut links = vec![first];
     for connection in 1..peer.connections {
