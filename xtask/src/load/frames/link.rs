@@ -39,11 +39,11 @@ impl Link {
         Ok((Self::new(socket, hello, &peer)?, peer))
     }
 
-    /// The side that was connected to.
-    pub(super) fn accepted(mut socket: TcpStream, hello: &Hello) -> Result<Self> {
+    /// The side that was connected to. Returns what the peer said.
+    pub(super) fn accepted(mut socket: TcpStream, hello: &Hello) -> Result<(Self, Hello)> {
         let peer = hear(&mut socket)?;
         say(&mut socket, hello)?;
-        Self::new(socket, hello, &peer)
+        Ok((Self::new(socket, hello, &peer)?, peer))
     }
 
     fn new(socket: TcpStream, hello: &Hello, peer: &Hello) -> Result<Self> {

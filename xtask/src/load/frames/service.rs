@@ -95,7 +95,7 @@ pub(super) fn listened(listener: &TcpListener) -> Result<()> {
             if number == LISTENER {
                 let (socket, _) = listener.accept()?;
                 match Link::accepted(socket, &hello("bench-service")) {
-                    Ok(link) => {
+                    Ok((link, _)) => {
                         events.add(next, &link.socket)?;
                         links.insert(next, (link, Echo::new()));
                         next += 1;
