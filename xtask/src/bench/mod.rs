@@ -13,6 +13,7 @@ mod path;
 mod prepare;
 mod progress;
 mod redis_benchmark;
+mod report;
 mod rounds;
 mod rows;
 mod subject;

@@ -56,11 +56,8 @@ pub(super) fn of_case(case: &Case, contenders: &[Contender]) -> Vec<Line> {
     goals.flat_map(of_goal).collect()
 }
 
-/// All of them; empty if no agent was measured.
+/// All of them.
 pub(super) fn table(lines: Vec<Line>) -> String {
-    if lines.is_empty() {
-        return String::new();
-    }
     let head = ["case", "subject", "metric", "median", "goal"].map(str::to_owned);
     format!("goals\n{}", aligned(std::iter::once(head).chain(lines).collect(), 3))
 }

@@ -11,8 +11,8 @@ use clap::builder::PossibleValuesParser;
 use self::case::{Case, FRAMES, MESH, Shape};
 use super::{
     prepare::{Common, Ready},
-    rounds::{Study, measure, rows_of, title},
-    rows::{Row, table},
+    report::Report,
+    rounds::{Study, measure, rows_of},
     subject::Subject,
 };
 use crate::place::Place;
@@ -47,9 +47,11 @@ pub(super) fn run(place: &Place, args: &Args) -> Result<()> {
     if !args.callgrind {
         return measure_all(place, &args.common, &ready, &FRAMES, &args.case);
     }
+    let mut report = Report::new(args.common.json);
     let rows = instructions::measure(&ready, args.common.quick)?;
     ensure!(!rows.is_empty(), "instructions are counted of agent-off and of haproxy: choose one with --subject");
-    report(&args.common, &rows, "instructions of a call of 64 B, 128 in flight on 1 connection, by callgrind")
+    report.add("instructions of a call of 64 B, 128 in flight on 1 connection, by callgrind", rows);
+    report.end(&ready)
 }
 
 /// Runs the cases with two agents, and prints what was found.
@@ -59,43 +61,19 @@ pub(super) fn run_mesh(place: &Place, args: &MeshArgs) -> Result<()> {
 }
 
 fn measure_all(place: &Place, common: &Common, ready: &Ready, shapes: &'static [Shape], chosen: &[String]) -> Result<()> {
-    let (mut rows, mut goals, mut disturbed) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut report, mut goals) = (Report::new(common.json), Vec::new());
+    let effort = common.effort(|wanted, quick| wanted.unwrap_or(if quick { 3 } else { 5 }));
     for shape in shapes.iter().filter(|shape| chosen.is_empty() || chosen.iter().any(|name| name == shape.name)) {
         let case = Case { shape, moa: place.shipped_moa() };
-        let effort = common.effort(|wanted, quick| wanted.unwrap_or(if quick { 3 } else { 5 }));
         let contenders = measure(&case, effort, ready.contenders().collect(), &ready.workshop);
         let contenders = contenders.with_context(|| format!("case {}", case.name()))?;
-        let found = rows_of(&case, &contenders);
-        let title = title(&case, &contenders, effort.foreign_max);
-        if common.json {
-            eprintln!("{title}");
-        } else {
-            println!("{title}\n{}", table(&found));
-        }
-        rows.extend(found);
+        report.add_case(&case, &contenders, effort, rows_of(&case, &contenders));
         goals.extend(goals::of_case(&case, &contenders));
-        let lost = contenders.iter().filter(|one| one.has_nothing());
-        disturbed.extend(lost.map(|one| format!("{} in {}", one.subject.name(), case.name())));
     }
-    let goals = goals::table(goals);
-    if common.json {
-        eprint!("{goals}");
-        println!("{}", serde_json::to_string_pretty(&rows)?);
-    } else {
-        print!("{goals}");
+    if !goals.is_empty() {
+        report.say(&goals::table(goals));
     }
-    ready.say_what_is_left_out();
-    ensure!(disturbed.is_empty(), "others used the CPUs in every sample of {}: try when it is quiet", disturbed.join(", "));
-    Ok(())
-}
-
-fn report(common: &Common, rows: &[Row], title: &str) -> Result<()> {
-    if common.json {
-        println!("{}", serde_json::to_string_pretty(rows)?);
-    } else {
-        println!("{title}\n{}", table(rows));
-    }
-    Ok(())
+    report.end(ready)
 }
 
 fn names(shapes: &[Shape]) -> PossibleValuesParser {
