@@ -153,6 +153,14 @@ impl Header {
         bytes
     }
 
+    /// The same with the lengths of another frame.
+    #[must_use]
+    pub const fn sized_as(mut self, other: &Self) -> Self {
+        self.meta_len = other.meta_len;
+        self.body_len = other.body_len;
+        self
+    }
+
     /// Bytes of the whole frame, which is also what it costs in a window.
     #[must_use]
     pub const fn frame_len(&self) -> usize {

@@ -97,10 +97,9 @@ impl Outbox {
     /// Nothing to send, towards a peer with these windows.
     #[must_use]
     pub fn new(windows: Windows) -> Self {
-        let kept = if windows.connection as usize >= 4 * FRAME_MAX { windows.connection / 4 } else { 0 };
         Self {
             window: SendWindow::new(windows.connection),
-            kept,
+            kept: kept(windows),
             stream_window: windows.stream,
             ready: Ready::default(),
             control_bytes: 0,
@@ -109,6 +108,13 @@ impl Outbox {
             turns: VecDeque::new(),
             waiting_bytes: 0,
         }
+    }
+
+    /// The peer has said its windows, before anything was sent that needs credit.
+    pub fn set_windows(&mut self, windows: Windows) {
+        self.window = SendWindow::new(windows.connection);
+        self.kept = kept(windows);
+        self.stream_window = windows.stream;
     }
 
     /// Sends a frame that needs no credit, with its metadata.
@@ -302,6 +308,11 @@ impl Outbox {
             self.control_bytes = 0;
         }
     }
+}
+
+/// A quarter of the connection's window is for small frames, unless a large one would never fit then.
+const fn kept(windows: Windows) -> u32 {
+    if windows.connection as usize >= 4 * FRAME_MAX { windows.connection / 4 } else { 0 }
 }
 
 impl Sending {

@@ -1,33 +1,58 @@
 //! Takes the applications' connections.
 
-use std::{future::poll_fn, io, net::SocketAddr, rc::Rc, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use socket2::SockRef;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, UnixListener},
     task::coop::unconstrained,
     time::sleep,
 };
 use tracing::warn;
 
-use super::worker::Worker;
+use super::{
+    frames::Side,
+    socket::{Peer, Socket},
+    worker::Worker,
+};
 
 /// A pause after an error that concerns the whole process, like a lack of descriptors, which trying at once would not mend.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Where connections come in.
+pub(crate) enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Socket, Peer)>> {
+        match self {
+            Self::Tcp(tcp) => tcp.poll_accept(cx).map_ok(|(stream, peer)| (Socket::Tcp(stream), Peer::Tcp(peer))),
+            Self::Unix(unix) => unix.poll_accept(cx).map_ok(|(stream, _)| (Socket::Unix(stream), Peer::Unix)),
+        }
+    }
+}
+
 /// Accepts until the worker drains; then the backlog is taken too, so that nobody who is connected is reset.
-pub(crate) async fn run(worker: Rc<Worker>, listener: TcpListener) {
+pub(crate) async fn run(worker: Rc<Worker>, listener: Listener, side: Side) {
     let mut warned = false;
     loop {
         let accepted = tokio::select! {
             biased;
-            accepted = listener.accept() => accepted,
+            accepted = poll_fn(|cx| listener.poll_accept(cx)) => accepted,
             () = worker.stopping() => break,
         };
         match accepted {
             Ok((stream, peer)) => {
                 warned = false;
-                take(&worker, stream, peer);
+                take(&worker, stream, peer, side);
             }
             Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {
@@ -41,25 +66,26 @@ pub(crate) async fn run(worker: Rc<Worker>, listener: TcpListener) {
     // Without the runtime's budget, which would end this in the middle of the backlog.
     while let Poll::Ready(accepted) = unconstrained(poll_fn(|cx| Poll::Ready(listener.poll_accept(cx)))).await {
         match accepted {
-            Ok((stream, peer)) => take(&worker, stream, peer),
+            Ok((stream, peer)) => take(&worker, stream, peer, side),
             Err(error) if concerns_one_connection(&error) => {}
             Err(_) => break,
         }
     }
 }
 
-fn take(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
+fn take(worker: &Rc<Worker>, socket: Socket, peer: Peer, side: Side) {
     worker.turn_begins();
     // A socket that refuses this is already reset. Keepalive finds peers that vanished without a word.
-    if stream.set_nodelay(true).and_then(|()| SockRef::from(&stream).set_keepalive(true)).is_ok() {
-        worker.accepted(stream, peer);
+    let usable = socket.tcp().is_none_or(|tcp| tcp.set_nodelay(true).and_then(|()| SockRef::from(tcp).set_keepalive(true)).is_ok());
+    if usable {
+        worker.accepted(socket, peer, side);
     }
 }
 
 /// Tells an application that there are too many, as Redis does.
-pub(crate) fn refuse(stream: &TcpStream) {
+pub(crate) fn refuse(socket: &Socket) {
     // Best effort: the buffer of a new connection takes it, and if not, the close says enough.
-    let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
+    let _ = socket.try_write(b"-ERR max number of clients reached\r\n");
 }
 
 fn concerns_one_connection(error: &io::Error) -> bool {

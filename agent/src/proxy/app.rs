@@ -3,7 +3,6 @@
 use std::{
     cell::{Cell, RefCell},
     io,
-    net::SocketAddr,
     rc::Rc,
     task::{Context, Poll, Waker},
 };
@@ -13,8 +12,10 @@ use tokio::time::Instant;
 
 use super::{
     calls::CallKey,
+    frames::Side,
     replies::{Replies, Seq},
     session::Session,
+    socket::Peer,
     stats::CloseReason,
     stream::Stream,
     turn::Task,
@@ -38,7 +39,8 @@ pub(crate) struct App {
     /// Its place in the worker's list.
     pub(crate) key: usize,
     pub(crate) id: u64,
-    pub(crate) peer: SocketAddr,
+    pub(crate) peer: Peer,
+    pub(crate) side: Side,
     pub(crate) since: Instant,
     /// When it last sent something.
     pub(crate) last_read: Cell<Instant>,
@@ -62,11 +64,12 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(key: usize, id: u64, peer: SocketAddr, now: Instant, shared: Rc<Shared>) -> Self {
+    pub(crate) fn new(key: usize, id: u64, (peer, side): (Peer, Side), now: Instant, shared: Rc<Shared>) -> Self {
         Self {
             key,
             id,
             peer,
+            side,
             since: now,
             last_read: Cell::new(now),
             in_command: Cell::new(false),

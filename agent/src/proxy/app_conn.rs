@@ -8,12 +8,13 @@ use std::{
     time::Duration,
 };
 
+use agent_common::frame::MAGIC;
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::{
     app::App,
     dispatch::{Within, code},
-    link::Request,
+    request::Request,
     service::Service,
     session::{self, After},
     stats::CloseReason,
@@ -86,7 +87,7 @@ impl Future for AppConn {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let app = self.app.clone();
-        app.task.turn(cx, |cx| self.drive(cx)).map(|reason| self.end(reason))
+        app.task.turn(cx, |cx| self.drive(cx)).map(|reason| if let Some(reason) = reason { self.end(reason) })
     }
 }
 
@@ -95,30 +96,32 @@ impl AppConn {
         Self { stream, worker, app, partial: None, last: None, shut: false }
     }
 
-    fn drive(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+    /// Ready when the connection has ended, with the reason; without one if it speaks frames.
+    fn drive(&mut self, cx: &mut Context<'_>) -> Poll<Option<CloseReason>> {
         self.worker.turn_begins();
         let limits = self.worker.limits();
         loop {
             let flushed = self.app.poll_flush(&mut self.stream, cx, self.worker.now());
             if let Some(reason) = self.app.closed() {
-                return Poll::Ready(reason);
+                return Poll::Ready(Some(reason));
             }
             if let Poll::Ready(Err(_)) = flushed {
-                return Poll::Ready(CloseReason::Peer);
+                return Poll::Ready(Some(CloseReason::Peer));
             }
             if self.app.output_bytes() < limits.queued_bytes_max / 2 {
                 self.app.resume_readers();
             }
             if let Some(reason) = self.last {
-                return if self.app.is_idle() { self.poll_end(cx, reason) } else { Poll::Pending };
+                return if self.app.is_idle() { self.poll_end(cx, reason).map(Some) } else { Poll::Pending };
             }
             if self.app.queued_bytes() >= limits.queued_bytes_max {
                 return Poll::Pending;
             }
             match self.poll_read(cx) {
                 Poll::Ready(Ok(data)) if data.is_empty() => self.last = Some(CloseReason::Peer),
+                Poll::Ready(Ok(data)) if self.speaks_frames(&data) => return Poll::Ready(None),
                 Poll::Ready(Ok(data)) => self.feed(data),
-                Poll::Ready(Err(_)) => return Poll::Ready(CloseReason::Peer),
+                Poll::Ready(Err(_)) => return Poll::Ready(Some(CloseReason::Peer)),
                 Poll::Pending if self.last.is_some() => {}
                 Poll::Pending if self.worker.is_draining() && self.app.is_idle() => self.last = Some(CloseReason::Drain),
                 Poll::Pending => return Poll::Pending,
@@ -170,6 +173,18 @@ impl AppConn {
         }
     }
 
+    /// What begins so speaks frames, which is another task's business.
+    fn speaks_frames(&mut self, data: &Bytes) -> bool {
+        let whole = data.first_chunk::<3>();
+        let is_first = self.app.calls.get() == 0 && self.app.session.borrow().is_none() && self.app.is_idle();
+        let frames = is_first && whole.is_some_and(|begun| begun[..2] == MAGIC && begun[2] < b' ');
+        if frames {
+            let bytes = BytesMut::from(&data[..]);
+            self.worker.becomes_frames(&self.app, self.stream.take(), bytes);
+        }
+        frames
+    }
+
     fn feed(&mut self, mut data: Bytes) {
         let limits = self.worker.command_limits();
         let mut parser = self.partial.take().map(|partial| partial.parser).unwrap_or_default();
@@ -200,7 +215,7 @@ impl AppConn {
     fn command(&mut self, raw: &Bytes, command: &Command) {
         match &command.args {
             Args::Ranges(args) if args.len() == 2 && is(&raw[args[0].clone()], b"GET") => {
-                let request = Request { argument_only: false, bytes: raw.clone() };
+                let request = Request::command_of(raw.clone(), args[1].clone());
                 self.call(&raw[args[1].clone()], request, None);
             }
             Args::Ranges(args) if args.len() > 1 && is(&raw[args[0].clone()], b"MGET") => self.mget(raw, args),
@@ -213,8 +228,9 @@ impl AppConn {
     fn inline(&mut self, args: &[&[u8]]) {
         match args {
             [name, envelope] if is(name, b"GET") => {
-                let request = Request { argument_only: false, bytes: reply::array_of_bulks(args).into() };
-                self.call(envelope, request, None);
+                let bytes = Bytes::from(reply::array_of_bulks(args));
+                let body = bytes.len() - 2 - envelope.len()..bytes.len() - 2;
+                self.call(envelope, Request::command_of(bytes, body), None);
             }
             [name, ..] if args.len() > 1 && is(name, b"MGET") => {
                 let limits = Limits { argument_bytes_max: usize::MAX, command_bytes_max: usize::MAX };
@@ -240,7 +256,8 @@ impl AppConn {
         for pair in args.windows(2) {
             // From the end of the argument before it to its own: its length and the bytes, as they came.
             let bytes = raw.slice(pair[0].end + 2..pair[1].end + 2);
-            self.call(&raw[pair[1].clone()], Request { argument_only: true, bytes }, Some(within));
+            let at = pair[1].start - pair[0].end - 2;
+            self.call(&raw[pair[1].clone()], Request::argument_of(bytes, at), Some(within));
         }
     }
 
@@ -292,7 +309,7 @@ impl AppConn {
         } else {
             return Ok(service);
         };
-        Err(RefusedCall { code, uri: service.uri().to_owned(), reason, service: Some(service) })
+        Err(RefusedCall { code, uri: service.name().to_owned(), reason, service: Some(service) })
     }
 
     fn find(&self, action: &JsonStr<'_>) -> Option<Rc<Service>> {

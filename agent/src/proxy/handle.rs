@@ -1,8 +1,10 @@
 //! The data plane's handle: starts it, changes its configuration, asks it, stops it.
 
 use std::{
-    io,
+    fs, io,
     net::SocketAddr,
+    os::unix::net::UnixListener,
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -18,10 +20,11 @@ use tokio::{
 };
 
 use super::{
+    frames::Told,
     health::Checks,
-    listen,
+    listen::{self, Listeners},
     path::KernelPath,
-    routes::{Routes, ServiceRoute},
+    routes::{Offers, Routes, ServiceRoute},
     stats::{CallSums, CloseReason, InstanceSnapshot, ServiceSnapshot, Snapshot, WorkerCounters},
     worker::{self, Control, Start},
 };
@@ -47,6 +50,24 @@ pub enum StartError {
     /// The address of the applications can't be listened on.
     #[error("can't listen on {address} for applications: {source}; is another agent running? Use another --name or app.listen")]
     Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The unix socket of the applications can't be listened on.
+    #[error("can't listen on {path} for applications: {source}; is another agent running? Use another app.unix", path = path.display())]
+    Unix {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The address of the other agents can't be listened on.
+    #[error("can't listen on {address} for other agents: {source}; is another agent running? Use another --name or tunnel.listen")]
+    Tunnel {
         /// The address.
         address: SocketAddr,
         /// Why.
@@ -84,12 +105,10 @@ pub enum ApplyError {
 /// The running data plane.
 pub struct Proxy {
     listen: SocketAddr,
+    unix: Option<PathBuf>,
     workers: Vec<WorkerHandle>,
-    routes: Mutex<Arc<Routes>>,
-    checks: Mutex<Checks>,
-    applying: tokio::sync::Mutex<()>,
-    /// What was counted for services and instances that are no longer configured.
-    gone: Mutex<CallSums>,
+    board: Arc<Board>,
+    registrar: tokio::task::JoinHandle<()>,
     open: Arc<AtomicUsize>,
     connections_max: usize,
 }
@@ -100,50 +119,64 @@ struct WorkerHandle {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// The routes in force, and who is told of new ones.
+struct Board {
+    routes: Mutex<Arc<Routes>>,
+    offers: Mutex<Offers>,
+    checks: Mutex<Checks>,
+    applying: tokio::sync::Mutex<()>,
+    /// What was counted for services and instances that are there no more.
+    gone: Mutex<CallSums>,
+    workers: Vec<mpsc::Sender<Control>>,
+}
+
+/// Connections on their way to one worker.
+const HANDOFFS_MAX: usize = 1024;
+
 impl Proxy {
     /// Binds every listener, then starts the workers. Health checks run on the runtime that this is called in.
     pub fn start(checked: Arc<Checked>, options: &Options) -> Result<Self, StartError> {
         let listen = checked.config.app.listen;
+        let unix = checked.config.app.unix.clone();
         let count = worker_count(&checked);
-        let listeners = listen::bind(listen, count, options.kernel.as_deref())
-            .map_err(|source| StartError::Listen { address: listen, source })?;
+        let listeners = bind(&checked, count, options.kernel.as_deref())?;
         let connections_max = connections_max(&checked);
-        let routes = Arc::new(Routes::new(checked, None));
+        let routes = Arc::new(Routes::new(checked, &Offers::default(), None));
         let open = Arc::new(AtomicUsize::new(0));
-        let workers = listeners
+        let (others, handoffs): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(HANDOFFS_MAX)).unzip();
+        let others: Arc<[_]> = others.into();
+        let (told, tells) = mpsc::unbounded_channel();
+        let instance: Arc<str> = instance_text(&options.name).into();
+        let workers: Vec<_> = listeners
             .into_iter()
+            .zip(handoffs)
             .enumerate()
-            .map(|(id, listener)| {
+            .map(|(id, (listeners, handoffs))| {
                 let (control, receiver) = mpsc::channel(16);
                 let counters = Arc::new(WorkerCounters::default());
                 let start = Start {
                     id,
                     workers: count,
                     name: options.name.as_str().into(),
-                    listener,
+                    instance: instance.clone(),
+                    listeners,
                     routes: routes.clone(),
                     counters: counters.clone(),
                     open: open.clone(),
                     connections_max,
                     control: receiver,
+                    handoffs,
+                    others: others.clone(),
+                    told: told.clone(),
                     kernel: options.kernel.clone(),
                 };
                 let thread = spawn(start).map_err(|source| StartError::Thread { worker: id, source })?;
                 Ok(WorkerHandle { control, counters, thread: Mutex::new(Some(thread)) })
             })
             .collect::<Result<_, StartError>>()?;
-        let mut checks = Checks::default();
-        checks.apply(&routes);
-        Ok(Self {
-            listen,
-            workers,
-            routes: Mutex::new(routes),
-            checks: Mutex::new(checks),
-            applying: tokio::sync::Mutex::default(),
-            gone: Mutex::default(),
-            open,
-            connections_max,
-        })
+        let board = Arc::new(Board::new(routes, workers.iter().map(|worker| worker.control.clone()).collect()));
+        let registrar = tokio::spawn(register(board.clone(), tells));
+        Ok(Self { listen, unix, workers, board, registrar, open, connections_max })
     }
 
     /// Takes over a new configuration without dropping a call, or refuses it as a whole.
@@ -151,25 +184,8 @@ impl Proxy {
     /// # Errors
     /// When it changes what only a restart can change; or, with the configuration in force, when a worker is late.
     pub async fn apply(&self, checked: Arc<Checked>) -> Result<(), ApplyError> {
-        let _one_at_a_time = self.applying.lock().await;
-        let former = self.routes();
-        check_fixed(&former.checked, &checked)?;
-        let routes = Arc::new(Routes::new(checked, Some(&former)));
-        lock(&self.gone).merge(&former.sums_without(&routes).ended());
-        lock(&self.checks).apply(&routes);
-        *lock(&self.routes) = routes.clone();
-        let mut pending = Vec::new();
-        for worker in &self.workers {
-            let (done, applied) = oneshot::channel();
-            pending.push((worker.control.send(Control::Apply(routes.clone(), done)).await.is_ok(), applied));
-        }
-        let deadline = Instant::now() + ANSWER_WITHIN;
-        for (worker, (sent, applied)) in pending.into_iter().enumerate() {
-            if !sent || !timeout_at(deadline, applied).await.is_ok_and(|applied| applied.is_ok()) {
-                return Err(ApplyError::Worker { worker });
-            }
-        }
-        Ok(())
+        check_fixed(&self.routes().checked, &checked)?;
+        self.board.apply(Some(checked)).await
     }
 
     /// How many workers it has.
@@ -202,7 +218,7 @@ impl Proxy {
     #[must_use]
     pub fn call_stats(&self) -> api::CallStats {
         let snapshot = self.snapshot();
-        let mut sums = lock(&self.gone).clone();
+        let mut sums = lock(&self.board.gone).clone();
         for service in &snapshot.services {
             sums.merge(&service.unsent);
             service.instances.iter().for_each(|instance| sums.merge(&instance.sums));
@@ -283,17 +299,123 @@ impl Proxy {
 
     /// Ends the workers and waits for them.
     pub fn stop(self) {
+        self.registrar.abort();
         for worker in self.workers {
-            drop(worker.control);
+            while let Err(mpsc::error::TrySendError::Full(_)) = worker.control.try_send(Control::Stop) {
+                thread::sleep(Duration::from_millis(1));
+            }
             let thread = lock(&worker.thread).take();
             // A worker that panicked has said so itself.
             let _ = thread.map(JoinHandle::join);
+        }
+        if let Some(path) = self.unix {
+            // Whoever comes next would find it stale.
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    fn routes(&self) -> Arc<Routes> {
+        self.board.routes()
+    }
+}
+
+impl Board {
+    fn new(routes: Arc<Routes>, workers: Vec<mpsc::Sender<Control>>) -> Self {
+        let mut checks = Checks::default();
+        checks.apply(&routes);
+        Self {
+            routes: Mutex::new(routes),
+            offers: Mutex::default(),
+            checks: Mutex::new(checks),
+            applying: tokio::sync::Mutex::default(),
+            gone: Mutex::default(),
+            workers,
         }
     }
 
     fn routes(&self) -> Arc<Routes> {
         lock(&self.routes).clone()
     }
+
+    /// Has all workers follow a new configuration, or the one in force with what is offered now.
+    async fn apply(&self, checked: Option<Arc<Checked>>) -> Result<(), ApplyError> {
+        let _one_at_a_time = self.applying.lock().await;
+        let former = self.routes();
+        let checked = checked.unwrap_or_else(|| former.checked.clone());
+        let routes = Arc::new(Routes::new(checked, &lock(&self.offers), Some(&former)));
+        lock(&self.gone).merge(&former.sums_without(&routes).ended());
+        lock(&self.checks).apply(&routes);
+        *lock(&self.routes) = routes.clone();
+        let mut pending = Vec::new();
+        for worker in &self.workers {
+            let (done, applied) = oneshot::channel();
+            pending.push((worker.send(Control::Apply(routes.clone(), done)).await.is_ok(), applied));
+        }
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        for (worker, (sent, applied)) in pending.into_iter().enumerate() {
+            if !sent || !timeout_at(deadline, applied).await.is_ok_and(|applied| applied.is_ok()) {
+                return Err(ApplyError::Worker { worker });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Follows what applications offer. What comes at once is taken over at once.
+async fn register(board: Arc<Board>, mut tells: mpsc::UnboundedReceiver<Told>) {
+    while let Some(first) = tells.recv().await {
+        let mut waiting = Vec::new();
+        let mut changed = false;
+        let mut next = Some(first);
+        while let Some(told) = next {
+            match told {
+                Told::Offered(conn, offered, done) => {
+                    lock(&board.offers).insert(conn, offered);
+                    waiting.push(done);
+                    changed = true;
+                }
+                Told::Gone(conn) => changed |= lock(&board.offers).remove(&conn).is_some(),
+            }
+            next = tells.try_recv().ok();
+        }
+        if !changed {
+            continue;
+        }
+        if let Err(error) = board.apply(None).await {
+            tracing::warn!(%error, "what applications offer is not known to all workers yet");
+        }
+        for done in waiting {
+            // The connection has ended meanwhile.
+            let _ = done.send(());
+        }
+    }
+}
+
+/// A text that no other process has.
+fn instance_text(name: &str) -> String {
+    format!("{name}-{}-{:08x}", std::process::id(), rand::random::<u32>())
+}
+
+/// Binds everything that applications and other agents connect to, for each worker.
+fn bind(checked: &Checked, workers: usize, kernel: Option<&dyn KernelPath>) -> Result<Vec<Listeners>, StartError> {
+    let address = checked.config.app.listen;
+    let apps = listen::bind(address, workers, kernel).map_err(|source| StartError::Listen { address, source })?;
+    let address = checked.config.tunnel.listen;
+    let agents = listen::bind(address, workers, None).map_err(|source| StartError::Tunnel { address, source })?;
+    let unix = match &checked.config.app.unix {
+        None => None,
+        Some(path) => {
+            let bound = listen::bind_unix(path);
+            Some(bound.map_err(|source| StartError::Unix { path: path.clone(), source })?)
+        }
+    };
+    let listeners = apps.into_iter().zip(agents).map(|(app, agents)| {
+        // Each worker has a descriptor of its own of the same socket.
+        let unix = unix.as_ref().map(UnixListener::try_clone).transpose();
+        let path = checked.config.app.unix.clone().unwrap_or_default();
+        Ok(Listeners { app, agents, unix: unix.map_err(|source| StartError::Unix { path, source })? })
+    });
+    listeners.collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -360,24 +482,30 @@ fn call_stats(sums: &CallSums) -> api::CallStats {
 }
 
 fn service_snapshot(service: &ServiceRoute) -> ServiceSnapshot {
-    let instances = service.instances.iter().map(|instance| InstanceSnapshot {
-        address: instance.address.to_string(),
-        healthy: instance.health.is_healthy(),
-        sums: instance.counters.sums(),
+    let instances = service.members.iter().map(|member| InstanceSnapshot {
+        address: member.instance.name.to_string(),
+        healthy: member.instance.health.is_healthy(),
+        sums: member.instance.counters.sums(),
     });
-    ServiceSnapshot { uri: service.uri.to_string(), unsent: service.unsent.sums(), instances: instances.collect() }
+    ServiceSnapshot { uri: shown(service), unsent: service.unsent.sums(), instances: instances.collect() }
+}
+
+/// A service's name in lists and metrics.
+fn shown(service: &ServiceRoute) -> String {
+    if service.group.is_empty() { service.uri.to_string() } else { format!("{}#{}", service.uri, service.group) }
 }
 
 fn describe(service: &ServiceRoute) -> api::Service {
     let mut all = service.unsent.sums();
     let instances = service
-        .instances
+        .members
         .iter()
-        .map(|instance| {
+        .map(|member| {
+            let instance = &member.instance;
             let sums = instance.counters.sums();
             all.merge(&sums);
             api::Instance {
-                address: instance.address.to_string(),
+                address: instance.name.to_string(),
                 healthy: instance.health.is_healthy(),
                 reason: instance.health.reason(),
                 connections: sums.connections,
@@ -387,7 +515,7 @@ fn describe(service: &ServiceRoute) -> api::Service {
         })
         .collect();
     api::Service {
-        uri: service.uri.to_string(),
+        uri: shown(service),
         timeout_ms: service.policy.timeout_ms,
         pipelined: service.policy.pipelined,
         stats: call_stats(&all),

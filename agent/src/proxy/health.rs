@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::{
     backend::connect,
-    routes::{Instance, Routes},
+    routes::{Endpoint, Instance, Routes},
 };
 use crate::{
     config::{Health as Policy, HealthCheck},
@@ -37,8 +37,10 @@ impl Checks {
     pub(crate) fn apply(&mut self, routes: &Routes) {
         let mut former = std::mem::take(&mut self.running);
         for service in &routes.services {
-            for instance in &service.instances {
-                let key = (service.uri.clone(), instance.address);
+            for instance in service.members.iter().map(|member| &member.instance) {
+                // Others say themselves that they are there.
+                let Endpoint::Redis(address) = instance.endpoint else { continue };
+                let key = (service.key.clone(), address);
                 let policy = &service.policy.health;
                 let check = match former.remove(&key) {
                     Some((same, task)) if same == *policy => task,
@@ -46,7 +48,7 @@ impl Checks {
                         if let Some((_, task)) = other {
                             task.abort();
                         }
-                        tokio::spawn(check(service.uri.clone(), instance.clone(), policy.clone()))
+                        tokio::spawn(check(service.uri.clone(), address, instance.clone(), policy.clone()))
                     }
                 };
                 self.running.insert(key, (policy.clone(), check));
@@ -64,14 +66,14 @@ impl Drop for Checks {
     }
 }
 
-async fn check(uri: Arc<str>, instance: Arc<Instance>, policy: Policy) {
+async fn check(uri: Arc<str>, address: SocketAddr, instance: Arc<Instance>, policy: Policy) {
     let request = match (policy.check, &policy.call) {
         (HealthCheck::Off, _) => return instance.health.set(true, "not checked"),
         (HealthCheck::Call, Some(call)) => array_of_bulks(&[b"GET", call.as_bytes()]),
         _ => array_of_bulks(&[b"PING"]),
     };
     let interval = Duration::from_millis(policy.interval_ms);
-    let mut probe = Probe { address: instance.address, request, stream: None };
+    let mut probe = Probe { address, request, stream: None };
     let (mut good, mut bad) = (0u32, 0u32);
     // A thousand instances are not all asked in the same millisecond.
     sleep(interval.mul_f64(rand::random_range(0.0..0.2))).await;
@@ -82,7 +84,7 @@ async fn check(uri: Arc<str>, instance: Arc<Instance>, policy: Policy) {
             Ok(()) => {
                 (good, bad) = (good.saturating_add(1), 0);
                 if !healthy && good >= policy.healthy_after {
-                    info!(service = %uri, instance = %instance.address, "instance is healthy again");
+                    info!(service = %uri, instance = %instance.name, "instance is healthy again");
                     instance.health.set(true, "answers its health check");
                 } else if healthy {
                     instance.health.set(true, "answers its health check");
@@ -91,7 +93,7 @@ async fn check(uri: Arc<str>, instance: Arc<Instance>, policy: Policy) {
             Err(reason) => {
                 (good, bad) = (0, bad.saturating_add(1));
                 if healthy && bad >= policy.unhealthy_after {
-                    warn!(service = %uri, instance = %instance.address, %reason, "instance is unhealthy: it gets no calls");
+                    warn!(service = %uri, instance = %instance.name, %reason, "instance is unhealthy: it gets no calls");
                     instance.health.set(false, format!("failed its health check {bad} times: {reason}"));
                 } else if healthy {
                     instance

@@ -1,18 +1,59 @@
 //! Listening sockets, one for each worker, all of them bound before anything is served.
 
 use std::{
+    fs::{self, Permissions},
     io,
     net::{SocketAddr, TcpListener},
-    os::fd::AsFd,
+    os::{
+        fd::AsFd,
+        unix::{
+            fs::PermissionsExt,
+            net::{UnixListener, UnixStream},
+        },
+    },
+    path::Path,
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::warn;
 
-use super::path::KernelPath;
+use super::{accept::Listener, frames::Side, path::KernelPath};
 
 /// The kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
+
+/// The listening sockets of one worker.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    pub(crate) app: TcpListener,
+    pub(crate) agents: TcpListener,
+    pub(crate) unix: Option<UnixListener>,
+}
+
+impl Listeners {
+    /// Gives them to the worker that this is called in.
+    pub(crate) fn fasten(self) -> io::Result<Vec<(Listener, Side)>> {
+        let tcp = |listener| tokio::net::TcpListener::from_std(listener).map(Listener::Tcp);
+        let mut listeners = vec![(tcp(self.app)?, Side::App), (tcp(self.agents)?, Side::AgentIn)];
+        if let Some(unix) = self.unix {
+            listeners.push((Listener::Unix(tokio::net::UnixListener::from_std(unix)?), Side::App));
+        }
+        Ok(listeners)
+    }
+}
+
+/// Binds a unix socket in the place of one that nobody listens on any more. Any process that reaches it may connect, as with
+/// the address.
+pub(super) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    let is_stale = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    if UnixStream::connect(path).err().is_some_and(is_stale) {
+        fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
+    fs::set_permissions(path, Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
 
 /// Binds an address once for each worker; the kernel spreads connections over them.
 pub(super) fn bind(address: SocketAddr, workers: usize, kernel: Option<&dyn KernelPath>) -> io::Result<Vec<TcpListener>> {

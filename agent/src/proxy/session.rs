@@ -2,8 +2,9 @@
 //!
 //! Pure code: a command and a session in, a reply out.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
+use super::socket::Peer;
 use crate::wire::reply::Writer;
 
 /// What a client said of itself.
@@ -19,7 +20,7 @@ pub(crate) struct Session {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct About<'a> {
     pub(crate) id: u64,
-    pub(crate) peer: SocketAddr,
+    pub(crate) peer: Peer,
     pub(crate) agent: &'a str,
     pub(crate) connections: usize,
     pub(crate) uptime: Duration,
@@ -290,7 +291,7 @@ mod tests {
     fn about() -> About<'static> {
         About {
             id: 7,
-            peer: SocketAddr::from(([127, 0, 0, 1], 5)),
+            peer: Peer::Tcp(([127, 0, 0, 1], 5).into()),
             agent: "a@n",
             connections: 3,
             uptime: Duration::from_secs(99),

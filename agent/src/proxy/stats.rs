@@ -273,6 +273,8 @@ pub(crate) struct WorkerCounters {
     pub(crate) queued_bytes: Counter,
     /// Read and written on all connections.
     pub(crate) bytes: Counter,
+    /// Frames of calls that were over already.
+    pub(crate) frames_dropped: Counter,
     /// Calls without a service, which no other counter has.
     pub(crate) unrouted: UnroutedCounters,
     pub(crate) closed: [Counter; CloseReason::ALL.len()],

@@ -3,7 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     io,
-    net::{SocketAddr, TcpListener},
+    collections::HashMap,
     rc::Rc,
     sync::{
         Arc,
@@ -13,10 +13,10 @@ use std::{
     time::Duration,
 };
 
+use agent_common::frame::Windows;
 use bytes::BytesMut;
 use slab::Slab;
 use tokio::{
-    net::TcpStream,
     runtime,
     sync::{Notify, mpsc, oneshot},
     time::{Instant, sleep},
@@ -28,17 +28,20 @@ use super::{
     app_conn::AppConn,
     calls::CallTable,
     dispatch::Call,
+    frames::{self, Bounds, FrameConn, Handoff, Remote, Side, Target, To, Told, Tunnel},
+    listen::Listeners,
     path::KernelPath,
     pool::Pool,
     read::ReadBuffers,
-    routes::Routes,
+    routes::{AgentRoute, Endpoint, Member, Routes},
     service::{self, Service, Services},
     session::About,
-    stats::{CloseReason, WorkerCounters},
+    socket::{Peer, Socket},
+    stats::{CallCounters, CloseReason, WorkerCounters},
     stream::Stream,
     timer::Timer,
 };
-use crate::{api, wire::resp};
+use crate::{api, config, wire::resp};
 
 /// Deadlines are kept to this.
 const TICK: Duration = Duration::from_millis(8);
@@ -49,6 +52,8 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 const LAST_CALLS: Duration = Duration::from_millis(20);
 /// Bytes of answers that may wait for one application when the worker holds as many as it may.
 const CROWDED_OUTPUT: usize = 64 * 1024;
+/// Calls that may wait for a tunnel which is being opened.
+const TUNNEL_QUEUE_MAX: usize = 1024;
 /// A command that is taken even when the worker holds as many bytes as it may.
 const SHORT_COMMAND: usize = 8 * 1024;
 
@@ -62,6 +67,8 @@ pub(crate) enum Control {
     Ping(oneshot::Sender<()>),
     /// Take no new connections, finish what is in flight, say when it is done.
     Drain(oneshot::Sender<()>),
+    /// End.
+    Stop,
 }
 
 /// What a worker begins with.
@@ -69,13 +76,19 @@ pub(crate) struct Start {
     pub(crate) id: usize,
     pub(crate) workers: usize,
     pub(crate) name: Arc<str>,
-    pub(crate) listener: TcpListener,
+    /// The process, as no other is called.
+    pub(crate) instance: Arc<str>,
+    pub(crate) listeners: Listeners,
     pub(crate) routes: Arc<Routes>,
     pub(crate) counters: Arc<WorkerCounters>,
     /// Application connections of all workers.
     pub(crate) open: Arc<AtomicUsize>,
     pub(crate) connections_max: usize,
     pub(crate) control: mpsc::Receiver<Control>,
+    /// Connections for this worker, and the way to every worker.
+    pub(crate) handoffs: mpsc::Receiver<Handoff>,
+    pub(crate) others: Arc<[mpsc::Sender<Handoff>]>,
+    pub(crate) told: mpsc::UnboundedSender<Told>,
     pub(crate) kernel: Option<Arc<dyn KernelPath>>,
 }
 
@@ -89,8 +102,21 @@ pub(crate) struct WorkerLimits {
     pub(crate) mget_keys_max: usize,
     pub(crate) mget_timeout_ms: u64,
     pub(crate) stall_timeout: Duration,
+    pub(crate) app: Bounds,
+    pub(crate) tunnel: TunnelLimits,
     /// What a command may have while there is room in the worker.
     pub(crate) command: resp::Limits,
+}
+
+/// What concerns other agents.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TunnelLimits {
+    pub(crate) bounds: Bounds,
+    pub(crate) connections: usize,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) keepalive: Duration,
+    /// Calls that may wait for a tunnel which is being opened.
+    pub(crate) queue_max: usize,
 }
 
 /// The state of one worker.
@@ -98,6 +124,7 @@ pub(crate) struct Worker {
     id: usize,
     workers: usize,
     name: Arc<str>,
+    instance: Arc<str>,
     pub(crate) calls: RefCell<CallTable<Call>>,
     pub(crate) counters: Arc<WorkerCounters>,
     services: RefCell<Rc<Services>>,
@@ -107,6 +134,14 @@ pub(crate) struct Worker {
     buffers: RefCell<ReadBuffers>,
     scratch: RefCell<Vec<u8>>,
     apps: RefCell<Slab<Rc<App>>>,
+    /// Connections that speak frames, by their number.
+    pub(super) frames: RefCell<HashMap<u64, Rc<FrameConn>>>,
+    next_conn: Cell<u64>,
+    /// The ways to other agents, by name, and to other workers, by number.
+    tunnels: RefCell<HashMap<Arc<str>, (Arc<AgentRoute>, Rc<Tunnel>)>>,
+    workers_tunnels: RefCell<HashMap<usize, Rc<Tunnel>>>,
+    others: Arc<[mpsc::Sender<Handoff>]>,
+    told: mpsc::UnboundedSender<Told>,
     open: Arc<AtomicUsize>,
     connections_max: usize,
     shared: Rc<Shared>,
@@ -128,10 +163,13 @@ pub(crate) fn run(start: Start) -> io::Result<()> {
     runtime.block_on(async move {
         let worker = Rc::new(Worker::new(&start));
         worker.apply(&start.routes);
-        let listener = tokio::net::TcpListener::from_std(start.listener)?;
         tokio::task::spawn_local(deadlines(worker.clone(), Timer::new()?));
         tokio::task::spawn_local(housekeeping(worker.clone(), Timer::new()?));
-        tokio::task::spawn_local(accept::run(worker.clone(), listener));
+        tokio::task::spawn_local(signs_of_life(worker.clone(), Timer::new()?));
+        tokio::task::spawn_local(take_over(worker.clone(), start.handoffs));
+        for (listener, side) in start.listeners.fasten()? {
+            tokio::task::spawn_local(accept::run(worker.clone(), listener, side));
+        }
         obey(&worker, start.control).await;
         Ok(())
     })
@@ -152,6 +190,7 @@ async fn obey(worker: &Rc<Worker>, mut control: mpsc::Receiver<Control>) {
             Control::Ping(reply) => {
                 let _ = reply.send(());
             }
+            Control::Stop => return,
             Control::Drain(done) => {
                 let worker = worker.clone();
                 tokio::task::spawn_local(async move {
@@ -184,6 +223,24 @@ async fn housekeeping(worker: Rc<Worker>, timer: Timer) {
     }
 }
 
+/// Looks after connections that speak frames.
+async fn signs_of_life(worker: Rc<Worker>, timer: Timer) {
+    loop {
+        let limits = worker.limits();
+        worker.turn_begins();
+        worker.look_after_frames(limits.tunnel.keepalive, limits.stall_timeout);
+        timer.sleep(limits.tunnel.keepalive.min(HOUSEKEEPING)).await;
+    }
+}
+
+/// Takes the connections that other workers give.
+async fn take_over(worker: Rc<Worker>, mut handoffs: mpsc::Receiver<Handoff>) {
+    while let Some(handoff) = handoffs.recv().await {
+        worker.turn_begins();
+        worker.take_over(handoff);
+    }
+}
+
 impl Worker {
     fn new(start: &Start) -> Self {
         let now = Instant::now();
@@ -191,6 +248,7 @@ impl Worker {
             id: start.id,
             workers: start.workers,
             name: start.name.clone(),
+            instance: start.instance.clone(),
             calls: RefCell::new(CallTable::new(0)),
             counters: start.counters.clone(),
             services: RefCell::default(),
@@ -199,6 +257,12 @@ impl Worker {
             buffers: RefCell::default(),
             scratch: RefCell::default(),
             apps: RefCell::default(),
+            frames: RefCell::default(),
+            next_conn: Cell::new(0),
+            tunnels: RefCell::default(),
+            workers_tunnels: RefCell::default(),
+            others: start.others.clone(),
+            told: start.told.clone(),
             open: start.open.clone(),
             connections_max: start.connections_max,
             shared: Rc::default(),
@@ -219,7 +283,9 @@ impl Worker {
         let limits = WorkerLimits::of(routes, self.workers);
         self.limits.set(limits);
         self.calls.borrow_mut().set_max(limits.calls_in_flight_max);
-        let (services, gone) = service::build(routes, &self.services.borrow());
+        self.follow_agents(&routes.agents);
+        let former = self.services();
+        let (services, gone) = service::build(routes, &former, |member, counters| self.remote(member, counters));
         *self.services.borrow_mut() = Rc::new(services);
         for pool in &gone {
             pool.retire();
@@ -228,9 +294,69 @@ impl Worker {
         self.look_after_pools();
     }
 
+    /// Opens the ways to other agents, and closes those that are no longer wanted.
+    fn follow_agents(self: &Rc<Self>, agents: &[Arc<AgentRoute>]) {
+        let mut tunnels = self.tunnels.borrow_mut();
+        let mut former = std::mem::take(&mut *tunnels);
+        for agent in agents {
+            let known = former.remove(&agent.name).filter(|(route, tunnel)| {
+                let same = Arc::ptr_eq(route, agent);
+                if !same {
+                    tunnel.retire();
+                }
+                same
+            });
+            let tunnel = known.map_or_else(|| self.tunnel_to(agent), |(_, tunnel)| tunnel);
+            tunnels.insert(agent.name.clone(), (agent.clone(), tunnel));
+        }
+        former.into_values().for_each(|(_, tunnel)| tunnel.retire());
+    }
+
+    fn tunnel_to(self: &Rc<Self>, agent: &Arc<AgentRoute>) -> Rc<Tunnel> {
+        let AgentRoute { name, address, health } = &**agent;
+        let to = To::Agent { name: name.clone(), address: *address, health: health.clone() };
+        let tunnel = Rc::new(Tunnel::new(to));
+        tunnel.keep(self, self.limits().tunnel.connections);
+        tunnel
+    }
+
+    /// The way to an instance that is reached in frames.
+    fn remote(self: &Rc<Self>, member: &Member, counters: Arc<CallCounters>) -> Option<Remote> {
+        let target = match &member.instance.endpoint {
+            Endpoint::Redis(_) => return None,
+            Endpoint::Agent(name) => Target::By(self.tunnels.borrow().get(name)?.1.clone()),
+            Endpoint::Application(..) => {
+                let frames = self.frames.borrow();
+                let own = member.conns.iter().filter(|conn| conn.worker == self.id);
+                let conns: Vec<_> = own.filter_map(|conn| frames.get(&conn.id).cloned()).collect();
+                drop(frames);
+                match member.conns.get(self.id % member.conns.len().max(1)) {
+                    _ if !conns.is_empty() => {
+                        counters.connections.set(conns.len() as u64);
+                        Target::Here(conns)
+                    }
+                    Some(conn) if conn.worker != self.id => Target::By(self.tunnel_to_worker(conn.worker)),
+                    _ => return None,
+                }
+            }
+        };
+        Some(Remote { instance: member.instance.clone(), counters, target })
+    }
+
+    /// The way to another worker, which is opened when it is first needed.
+    fn tunnel_to_worker(self: &Rc<Self>, worker: usize) -> Rc<Tunnel> {
+        let mut tunnels = self.workers_tunnels.borrow_mut();
+        let tunnel = tunnels.entry(worker).or_insert_with(|| {
+            let tunnel = Rc::new(Tunnel::new(To::Worker(worker)));
+            tunnel.keep(self, 1);
+            tunnel
+        });
+        tunnel.clone()
+    }
+
     fn look_after_pools(self: &Rc<Self>) {
-        let services = self.services.borrow().clone();
-        for service in services.values() {
+        let services = self.services();
+        for service in services.all() {
             service.warm_pools().for_each(|pool| pool.warm_up(self));
             for pool in service.pools() {
                 pool.close_idle(self.now());
@@ -314,8 +440,54 @@ impl Worker {
         }
     }
 
-    pub(crate) fn service(&self, uri: &str) -> Option<Rc<Service>> {
-        self.services.borrow().get(uri).cloned()
+    /// The service with this key, which for the default group is its URI.
+    pub(crate) fn service(&self, key: &str) -> Option<Rc<Service>> {
+        self.services.borrow().by_key(key).cloned()
+    }
+
+    pub(crate) fn services(&self) -> Rc<Services> {
+        self.services.borrow().clone()
+    }
+
+    pub(crate) fn id(&self) -> usize {
+        self.id
+    }
+
+    pub(crate) fn workers(&self) -> usize {
+        self.workers
+    }
+
+    pub(crate) fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// The way to give connections to every worker.
+    pub(super) fn others(&self) -> &[mpsc::Sender<Handoff>] {
+        &self.others
+    }
+
+    /// Tells the rest of the process something. It is gone only when this worker is about to end.
+    pub(super) fn tell(&self, told: Told) {
+        let _ = self.told.send(told);
+    }
+
+    pub(super) fn shared(&self) -> Rc<Shared> {
+        self.shared.clone()
+    }
+
+    pub(super) fn next_conn_id(&self) -> u64 {
+        let next = self.next_conn.get();
+        self.next_conn.set(next + 1);
+        next * self.workers as u64 + self.id as u64
+    }
+
+    pub(super) fn bounds_of(&self, side: Side) -> Bounds {
+        let limits = self.limits.get();
+        if side == Side::App { limits.app } else { limits.tunnel.bounds }
+    }
+
+    pub(super) fn tunnel_limits(&self) -> TunnelLimits {
+        self.limits.get().tunnel
     }
 
     pub(crate) fn queued(&self) -> usize {
@@ -338,24 +510,31 @@ impl Worker {
         self.buffers.borrow_mut().poll_read(stream, cx)
     }
 
-    /// Takes an application's connection, or says no if there are too many.
-    pub(crate) fn accepted(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr) {
+    /// Takes a connection, or says no if there are too many.
+    pub(crate) fn accepted(self: &Rc<Self>, socket: Socket, peer: Peer, side: Side) {
         if self.open.fetch_add(1, Relaxed) >= self.connections_max {
             self.open.fetch_sub(1, Relaxed);
             self.counters.refused.add(1);
-            accept::refuse(&stream);
+            accept::refuse(&socket);
             return;
         }
         self.counters.accepted.add(1);
         let app = {
             let mut apps = self.apps.borrow_mut();
             let entry = apps.vacant_entry();
-            let app = Rc::new(App::new(entry.key(), self.counters.accepted.get(), peer, self.now(), self.shared.clone()));
+            let id = self.next_conn_id();
+            let app = Rc::new(App::new(entry.key(), id, (peer, side), self.now(), self.shared.clone()));
             entry.insert(app.clone());
             app
         };
-        let stream = Stream::new(stream, self.counters.clone(), self.kernel());
+        let stream = Stream::new(socket, self.counters.clone(), self.kernel());
         tokio::task::spawn_local(AppConn::new(self.clone(), app, stream));
+    }
+
+    /// What was taken for a Redis client speaks frames.
+    pub(crate) fn becomes_frames(self: &Rc<Self>, app: &App, stream: Stream, first: BytesMut) {
+        self.apps.borrow_mut().remove(app.key);
+        frames::start_in(self, stream, app.peer, app.side, first);
     }
 
     /// The kernel path, if there is one.
@@ -365,6 +544,11 @@ impl Worker {
 
     pub(crate) fn app_ended(&self, app: &App, reason: CloseReason) {
         self.apps.borrow_mut().remove(app.key);
+        self.connection_gone(reason);
+    }
+
+    /// A connection that was accepted has ended.
+    pub(super) fn connection_gone(&self, reason: CloseReason) {
         self.open.fetch_sub(1, Relaxed);
         self.counters.closed[reason as usize].add(1);
         self.app_gone.notify_waiters();
@@ -373,7 +557,7 @@ impl Worker {
     /// What commands like INFO and CLIENT LIST tell of a connection.
     pub(crate) fn about<'a>(&'a self, app: &'a App) -> About<'a> {
         About {
-            id: self.conn_id(app),
+            id: app.id,
             peer: app.peer,
             agent: &self.name,
             connections: self.open.load(Relaxed),
@@ -390,6 +574,10 @@ impl Worker {
         }
     }
 
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.get()
+    }
+
     async fn drain(&self) {
         self.stopping.set(true);
         self.stop.notify_waiters();
@@ -399,17 +587,30 @@ impl Worker {
         for app in apps {
             app.task.wake();
         }
+        let frames: Vec<_> = self.frames.borrow().values().cloned().collect();
+        for conn in frames.iter().filter(|conn| conn.is_usable()) {
+            conn.say_goodbye();
+            // Services stay as long as there are callers.
+            if !conn.is_service() {
+                conn.leave();
+            }
+        }
+        self.until(|| self.apps.borrow().is_empty() && !self.frames.borrow().values().any(|conn| conn.is_caller())).await;
+        for conn in self.frames.borrow().values() {
+            conn.leave();
+        }
+        self.until(|| !self.frames.borrow().values().any(|conn| conn.was_accepted())).await;
+    }
+
+    /// Resolves when something holds that changes only when a connection ends.
+    async fn until(&self, holds: impl Fn() -> bool) {
         loop {
             let gone = self.app_gone.notified();
-            if self.apps.borrow().is_empty() {
+            if holds() {
                 return;
             }
             gone.await;
         }
-    }
-
-    fn conn_id(&self, app: &App) -> u64 {
-        app.id * self.workers as u64 + self.id as u64
     }
 
     fn conns(&self, max: usize) -> Vec<api::Conn> {
@@ -418,7 +619,7 @@ impl Worker {
         let describe = |app: &Rc<App>| {
             let session = app.session.borrow();
             api::Conn {
-                id: self.conn_id(app),
+                id: app.id,
                 worker: self.id,
                 peer: app.peer.to_string(),
                 name: session.as_ref().and_then(|session| session.name()),
@@ -430,7 +631,10 @@ impl Worker {
                 queued_bytes: app.queued_bytes() as u64,
             }
         };
-        self.apps.borrow().iter().take(max).map(|(_, app)| describe(app)).collect()
+        let frames = self.frames.borrow();
+        let mut conns: Vec<_> = self.apps.borrow().iter().take(max).map(|(_, app)| describe(app)).collect();
+        conns.extend(frames.values().take(max - conns.len()).map(|conn| conn.describe(self.id, now)));
+        conns
     }
 }
 
@@ -445,11 +649,33 @@ impl WorkerLimits {
             pipeline_max: config.app.pipeline_max,
             mget_keys_max: config.app.mget_keys_max,
             mget_timeout_ms: config.app.mget_timeout_ms,
+            app: Bounds {
+                windows: Windows { stream: config.app.stream_window_bytes, connection: config.app.connection_window_bytes },
+                calls_max: config.app.pipeline_max,
+                queued_bytes_max: config.app.queued_bytes_max,
+            },
+            tunnel: TunnelLimits::of(&config.tunnel),
             stall_timeout: Duration::from_millis(config.app.stall_timeout_ms),
             command: resp::Limits {
                 argument_bytes_max: config.app.argument_bytes_max,
                 command_bytes_max: config.app.command_bytes_max,
             },
+        }
+    }
+}
+
+impl TunnelLimits {
+    fn of(tunnel: &config::Tunnel) -> Self {
+        Self {
+            bounds: Bounds {
+                windows: Windows { stream: tunnel.stream_window_bytes, connection: tunnel.connection_window_bytes },
+                calls_max: tunnel.calls_max,
+                queued_bytes_max: tunnel.queued_bytes_max,
+            },
+            connections: tunnel.connections,
+            connect_timeout: Duration::from_millis(tunnel.connect_timeout_ms),
+            keepalive: Duration::from_millis(tunnel.keepalive_ms),
+            queue_max: tunnel.calls_max.min(TUNNEL_QUEUE_MAX),
         }
     }
 }

@@ -15,7 +15,10 @@ use bytes::Bytes;
 use foldhash::fast::RandomState;
 use tokio::{sync::Notify, time::Instant};
 
-use crate::proxy::{app::Shared, calls::CallKey, out::SLICES_MAX, socket::Peer, stats::CloseReason, stream::Stream, turn::Task};
+use crate::{
+    api,
+    proxy::{app::Shared, calls::CallKey, out::SLICES_MAX, socket::Peer, stats::CloseReason, stream::Stream, turn::Task},
+};
 
 /// What a connection is for the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,8 +58,6 @@ enum Ending {
 /// One connection that speaks frames.
 #[derive(Debug)]
 pub(crate) struct FrameConn {
-    /// Its place in the worker's list.
-    pub(crate) key: usize,
     /// Its number in the whole agent.
     pub(crate) id: u64,
     pub(crate) peer: Peer,
@@ -79,6 +80,7 @@ pub(crate) struct FrameConn {
     closed: Cell<bool>,
     /// Its end has taken long enough.
     killed: Cell<bool>,
+    late: Cell<bool>,
     /// Told when the peer has said who it is, and when the connection leaves or ends.
     changed: Notify,
     /// Backends that hold back an answer until more of it has left.
@@ -91,7 +93,6 @@ pub(crate) struct FrameConn {
 
 /// What a connection is made of.
 pub(crate) struct About {
-    pub(crate) key: usize,
     pub(crate) id: u64,
     pub(crate) peer: Peer,
     pub(crate) side: Side,
@@ -102,9 +103,8 @@ pub(crate) struct About {
 
 impl FrameConn {
     pub(crate) fn new(about: About) -> Self {
-        let About { key, id, peer, side, bounds, now, shared } = about;
+        let About { id, peer, side, bounds, now, shared } = about;
         Self {
-            key,
             id,
             peer,
             side,
@@ -122,6 +122,7 @@ impl FrameConn {
             ending: RefCell::new(Ending::Open),
             closed: Cell::new(false),
             killed: Cell::new(false),
+            late: Cell::new(false),
             changed: Notify::new(),
             paused: RefCell::default(),
             owed: RefCell::default(),
@@ -132,13 +133,52 @@ impl FrameConn {
 
     /// The peer has said who it is.
     pub(crate) fn greeted(&self, hello: Rc<Hello>) {
-        self.out.replace(Outbox::new(hello.windows));
+        self.change(|out| out.set_windows(hello.windows));
         self.hello.replace(Some(hello));
         self.changed();
     }
 
     pub(crate) fn hello(&self) -> Option<Rc<Hello>> {
         self.hello.borrow().clone()
+    }
+
+    /// Whether somebody offers services on it.
+    pub(crate) fn is_service(&self) -> bool {
+        self.side == Side::App && self.hello.borrow().as_ref().is_some_and(|hello| !hello.offers.is_empty())
+    }
+
+    /// Whether it is there for its calls, and nothing else.
+    pub(crate) fn is_caller(&self) -> bool {
+        self.was_accepted() && !self.is_service()
+    }
+
+    /// Whether the other end has opened it.
+    pub(crate) fn was_accepted(&self) -> bool {
+        matches!(self.side, Side::App | Side::AgentIn)
+    }
+
+    /// What lists show of it.
+    pub(crate) fn describe(&self, worker: usize, now: Instant) -> api::Conn {
+        let ms = |since: Instant| u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX);
+        let hello = self.hello.borrow();
+        let protocol = match self.side {
+            Side::App => "frames",
+            Side::AgentIn | Side::Out if self.peer == Peer::Unix => "worker",
+            Side::AgentIn | Side::Out => "tunnel",
+            Side::Worker => "worker",
+        };
+        api::Conn {
+            id: self.id,
+            worker,
+            peer: self.peer.to_string(),
+            name: hello.as_ref().map(|hello| hello.application.clone()).filter(|name| !name.is_empty()),
+            protocol: protocol.to_owned(),
+            age_ms: ms(self.since),
+            idle_ms: ms(self.last_read.get()),
+            calls: self.calls.get(),
+            in_flight: (self.incoming_len() + self.outgoing()) as u64,
+            queued_bytes: self.queued_bytes() as u64,
+        }
     }
 
     /// Whether the source entries of what it sends can be believed.
@@ -178,9 +218,14 @@ impl FrameConn {
         self.outgoing.get()
     }
 
-    /// The number of the next call that the peer is given.
+    /// The number that the next call which the peer is given will have.
+    pub(crate) fn next_stream(&self) -> u32 {
+        next_stream(self.last_stream.get())
+    }
+
+    /// The peer is given a call, with this number.
     pub(crate) fn begin(&self) -> u32 {
-        let stream = next_stream(self.last_stream.get());
+        let stream = self.next_stream();
         self.last_stream.set(stream);
         self.outgoing.set(self.outgoing.get() + 1);
         stream
@@ -387,12 +432,29 @@ impl FrameConn {
         Some((sized(header, meta.len(), 0), meta))
     }
 
-    /// It is closed.
+    /// It takes no more calls, as it has ended.
+    pub(crate) fn set_ended(&self) {
+        self.closed.set(true);
+    }
+
+    /// It is closed, and none of its calls is left.
     pub(crate) fn set_closed(&self) {
         self.closed.set(true);
         self.change(|out| *out = Outbox::new(Windows { stream: 0, connection: 0 }));
         std::mem::take(&mut *self.paused.borrow_mut()).into_iter().for_each(Waker::wake);
         self.changed();
+    }
+
+    /// It was to end a while ago already.
+    pub(crate) fn overdue(&self) {
+        if self.late.replace(true) {
+            self.kill();
+        }
+    }
+
+    /// Asks for a sign of life.
+    pub(crate) fn ping(&self) {
+        self.control(&Header::new(Kind::Ping), &[]);
     }
 
     /// Has it end without waiting for the peer any more.

@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, time::Duration};
 
-use agent_common::frame::{Flags, Header, Kind, Message, MetaBuilder, ReceiveWindow, Violation, entries, id, service_hash};
+use agent_common::frame::{Flags, Header, Kind, Message, ReceiveWindow, Violation, entries, id, service_hash};
 use bytes::BytesMut;
 
 use super::{
@@ -297,11 +297,4 @@ impl Worker {
 /// Only an agent's word counts for who is calling.
 fn vouched(flags: Flags, conn: &FrameConn) -> Flags {
     if conn.is_agent() { flags } else { flags.without(Flags::VERIFIED) }
-}
-
-/// The metadata of an error.
-pub(super) fn error_meta(text: &str) -> MetaBuilder {
-    let mut meta = MetaBuilder::new();
-    meta.put(id::ERROR_TEXT, text.as_bytes());
-    meta
 }

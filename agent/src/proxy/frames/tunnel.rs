@@ -18,7 +18,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    conn::{FrameConn, Side},
+    conn::FrameConn,
     task,
     upstream::{Remote, Waiting, least_loaded},
 };
@@ -258,9 +258,4 @@ impl std::fmt::Display for To {
             Self::Worker(number) => write!(f, "worker {number}"),
         }
     }
-}
-
-/// Which connections are tunnels.
-pub(crate) const fn is_tunnel(side: Side) -> bool {
-    matches!(side, Side::AgentIn | Side::Out)
 }

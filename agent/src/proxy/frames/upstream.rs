@@ -56,6 +56,11 @@ impl Remote {
         }
     }
 
+    /// Whether it has a connection to this worker.
+    pub(crate) fn is_here(&self) -> bool {
+        matches!(self.target, Target::Here(_))
+    }
+
     /// Why it can't be called.
     pub(crate) fn why_not(&self) -> String {
         match &self.target {
