@@ -45,6 +45,9 @@ enum Verb {
     Check,
     /// Removes what was built and what the tasks installed in the target folder
     Clean,
+    /// The service of `bench frames` and `bench mesh`, a process of its own
+    #[command(hide = true)]
+    FrameService(load::frames::service::Args),
 }
 
 fn main() -> ExitCode {
@@ -67,6 +70,7 @@ fn dispatch(verb: &Verb) -> Result<ExitCode> {
         Verb::Bench(bench) => bench::run(&place, bench)?,
         Verb::Check => check::run(&place)?,
         Verb::Clean => clean::run(&place)?,
+        Verb::FrameService(args) => load::frames::service::serve(args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

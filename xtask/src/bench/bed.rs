@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use super::{
     call::{Call, Connection},
     cpu::Cpus,
-    rounds::{Study, Target},
+    rounds::{Target, TestBed},
     subject::{Setting, Subject, installed},
     workshop::{Program, Workshop},
 };
@@ -39,63 +39,86 @@ pub(super) struct Bed<'a> {
 pub(super) struct Serving {
     /// Where to call it.
     pub(super) target: Target,
-    process: Option<Process>,
+    /// All that was started for it.
+    pub(super) processes: Vec<Process>,
 }
 
 impl<'a> Bed<'a> {
     /// Starts the server.
-    pub(super) fn start(study: &impl Study, workshop: &'a Workshop) -> Result<Self> {
-        let cpus = study.cpus()?;
-        let workers = if cpus.one().is_some() { 1 } else { thread::available_parallelism()?.get() };
-        let (call, server_port) = (study.call(), free_port()?);
+    pub(super) fn start(call: Call, cpus: Cpus, workshop: &'a Workshop) -> Result<Self> {
+        let (workers, server_port) = (workers(cpus)?, free_port()?);
         let options = format!("--bind 127.0.0.1 --port {server_port} --appendonly no --maxclients 16000 --save");
         let args = options.split(' ').chain([""]).map(str::to_owned).collect();
         let mut server = workshop.start("redis-server", &Program { file: installed("redis-server")?, args }, cpus)?;
         wait_until(&mut server, || call.store(server_port)).context("redis-server does not serve")?;
         Ok(Self { call, cpus, workshop, workers, server_port, _server: server })
     }
+}
 
-    /// Starts a subject; `file` is its program, if it has one.
-    pub(super) fn serve(&self, subject: Subject, file: Option<&Path>) -> Result<Serving> {
+impl TestBed for Bed<'_> {
+    fn serve(&self, subject: Subject, file: Option<&Path>) -> Result<Serving> {
         let Some(file) = file else {
-            return Ok(Serving { target: Target { port: self.server_port, proxy: None }, process: None });
+            return Ok(Serving { target: Target { port: self.server_port, proxies: Vec::new() }, processes: Vec::new() });
         };
         let (listen, name) = (free_port()?, subject.name());
         let folder = self.workshop.path().join(format!("{name}-{listen}"));
         fs::create_dir(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
-        let (extra, upstream) = (free_port()?, self.server_port);
-        let args = subject.configure(&Setting { folder: &folder, listen, extra, upstream, workers: self.workers })?;
+        let (extra, upstream, tunnel) = (free_port()?, self.server_port, free_port()?);
+        let setting = Setting { folder: &folder, listen, extra, upstream, tunnel, workers: self.workers };
+        let args = subject.configure(&setting)?;
         let mut process = self.workshop.start(&name, &Program { file: file.to_owned(), args }, self.cpus)?;
         let answers = || Connection::open(listen, &self.call)?.call();
         wait_until(&mut process, answers).with_context(|| format!("{name} does not serve"))?;
-        Ok(Serving { target: Target { port: listen, proxy: Some(process.id()) }, process: Some(process) })
+        Ok(Serving { target: Target { port: listen, proxies: vec![process.id()] }, processes: vec![process] })
+    }
+
+    fn check(&self, target: &Target) -> Result<()> {
+        Connection::open(target.port, &self.call)?.call()
     }
 }
 
 impl Serving {
+    /// Tries until it succeeds, for as long as all processes live and a start may take.
+    pub(super) fn wait_until(&mut self, attempt: impl FnMut() -> Result<()>) -> Result<()> {
+        until(&mut self.processes, attempt)
+    }
+
     /// Whether it still answers rightly.
-    pub(super) fn check(&mut self, call: &Call) -> Result<()> {
-        self.process.as_mut().map_or(Ok(()), lives)?;
-        Connection::open(self.target.port, call)?.call()
+    pub(super) fn check(&mut self, bed: &impl TestBed) -> Result<()> {
+        self.processes.iter_mut().try_for_each(lives)?;
+        bed.check(&self.target)
     }
 
     /// The end of its log.
     pub(super) fn log(&self) -> String {
-        self.process.as_ref().map_or_else(String::new, Process::tail)
+        tails(&self.processes)
     }
 }
 
+/// Threads of a proxy that can have several: one for each CPU.
+pub(super) fn workers(cpus: Cpus) -> Result<usize> {
+    Ok(if cpus.one().is_some() { 1 } else { thread::available_parallelism()?.get() })
+}
+
 /// Tries until it succeeds, for as long as the process lives and a start may take.
-pub(super) fn wait_until(process: &mut Process, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
+pub(super) fn wait_until(process: &mut Process, attempt: impl FnMut() -> Result<()>) -> Result<()> {
+    until(std::slice::from_mut(process), attempt)
+}
+
+fn until(processes: &mut [Process], mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
     let deadline = Instant::now() + START_WITHIN;
     while let Err(error) = attempt() {
-        lives(process)?;
+        processes.iter_mut().try_for_each(lives)?;
         if Instant::now() > deadline {
-            return Err(error.context(format!("its log ends:\n{}", process.tail())));
+            return Err(error.context(format!("its log ends:\n{}", tails(processes))));
         }
         thread::sleep(LOOK);
     }
     Ok(())
+}
+
+fn tails(processes: &[Process]) -> String {
+    processes.iter().map(Process::tail).collect::<Vec<_>>().join("\n")
 }
 
 fn lives(process: &mut Process) -> Result<()> {

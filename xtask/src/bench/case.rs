@@ -15,6 +15,7 @@ use super::{
     rounds::{Sample, Study, Target},
     rows::Metric,
     subject::Subject,
+    workshop::Workshop,
 };
 
 /// A case, under the name that reports have for it.
@@ -51,9 +52,19 @@ impl Case {
     pub(super) fn applies_to(self, subject: Subject) -> bool {
         self != Self::Memory || subject != Subject::Direct
     }
+
+    fn call(&self) -> Call {
+        Call::new(if *self == Self::Large { 16 << 10 } else { 64 })
+    }
+
+    fn cpus(&self) -> Result<Cpus> {
+        Ok(if *self == Self::OneCpu { Cpus::One(cpu::last()?) } else { Cpus::All })
+    }
 }
 
 impl Study for Case {
+    type Bed<'a> = Bed<'a>;
+
     fn name(&self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
@@ -63,12 +74,8 @@ impl Study for Case {
         help.unwrap_or_default()
     }
 
-    fn call(&self) -> Call {
-        Call::new(if *self == Self::Large { 16 << 10 } else { 64 })
-    }
-
-    fn cpus(&self) -> Result<Cpus> {
-        Ok(if *self == Self::OneCpu { Cpus::One(cpu::last()?) } else { Cpus::All })
+    fn bed<'a>(&self, workshop: &'a Workshop) -> Result<Bed<'a>> {
+        Bed::start(self.call(), self.cpus()?, workshop)
     }
 
     fn minds_strangers(&self) -> bool {
@@ -79,7 +86,7 @@ impl Study for Case {
         *self == Self::Memory
     }
 
-    fn sample(&self, _: Subject, target: &Target, bed: &Bed, quick: bool) -> Result<Sample> {
+    fn sample(&self, _: Subject, target: &Target, bed: &Bed<'_>, quick: bool) -> Result<Sample> {
         let share = if quick { 5 } else { 1 };
         let bench = |pipeline, calls| RedisBenchmark { connections: 50, pipeline, calls: calls / share };
         match self {
@@ -101,7 +108,7 @@ fn latency(target: &Target, bed: &Bed, time: Duration) -> Result<Sample> {
 }
 
 fn throughput(target: &Target, bed: &Bed, bench: &RedisBenchmark) -> Result<Sample> {
-    let meter = Meter::start(bed.cpus, target.proxy)?;
+    let meter = Meter::start(bed.cpus, &target.proxies)?;
     let calls_per_s = bench.run(bed.workshop, target.port, &bed.call)?;
     let used = meter.stop()?;
     let mut values = vec![(Metric::Throughput, calls_per_s)];
@@ -110,5 +117,5 @@ fn throughput(target: &Target, bed: &Bed, bench: &RedisBenchmark) -> Result<Samp
 }
 
 fn cpu_per_call(target: &Target, used: Used, calls: u64) -> Option<(Metric, f64)> {
-    target.proxy.map(|_| (Metric::CpuPerCall, used.subject_ns as f64 / 1e3 / calls as f64))
+    (!target.proxies.is_empty()).then(|| (Metric::CpuPerCall, used.subject_ns as f64 / 1e3 / calls as f64))
 }

@@ -31,7 +31,7 @@ impl Cpus {
 /// A measurement that is under way.
 pub(super) struct Meter {
     cpus: Cpus,
-    subject: Option<u32>,
+    subject: Vec<u32>,
     started: Instant,
     idle_ns: u64,
     own_ns: u64,
@@ -50,16 +50,16 @@ pub(super) struct Used {
 }
 
 impl Meter {
-    /// Begins to measure. `subject` is the process under test.
-    pub(super) fn start(cpus: Cpus, subject: Option<u32>) -> Result<Self> {
+    /// Begins to measure. `subject` is the processes under test.
+    pub(super) fn start(cpus: Cpus, subject: &[u32]) -> Result<Self> {
         let (idle_ns, own_ns) = (idle_ns(cpus)?, own_ns()?);
-        let subject_ns = subject.map_or(0, tree_ns);
-        Ok(Self { cpus, subject, started: Instant::now(), idle_ns, own_ns, subject_ns })
+        let subject_ns = sum_ns(subject);
+        Ok(Self { cpus, subject: subject.to_owned(), started: Instant::now(), idle_ns, own_ns, subject_ns })
     }
 
     /// Ends the measurement.
     pub(super) fn stop(self) -> Result<Used> {
-        let subject_ns = self.subject.map_or(0, tree_ns).saturating_sub(self.subject_ns);
+        let subject_ns = sum_ns(&self.subject).saturating_sub(self.subject_ns);
         let wall_ns = nanos(self.started.elapsed().as_secs_f64()) * count(self.cpus)? as u64;
         let busy_ns = wall_ns.saturating_sub(idle_ns(self.cpus)?.saturating_sub(self.idle_ns));
         let own_ns = own_ns()?.saturating_sub(self.own_ns);
@@ -99,6 +99,10 @@ pub(super) fn tree(root: u32) -> Vec<u32> {
         }
     }
     all
+}
+
+fn sum_ns(roots: &[u32]) -> u64 {
+    roots.iter().map(|root| tree_ns(*root)).sum()
 }
 
 /// CPU time of a process and its descendants: nanoseconds, where `/proc/<pid>/stat` counts steps of 10 ms.

@@ -37,7 +37,7 @@ impl Latency {
         let mut load = Load { cpu, ..Load::new(address, vec![bed.call.request()]) }.start()?;
         thread::sleep(time / 10);
         let before = load.take()?.answered();
-        let meter = Meter::start(bed.cpus, target.proxy)?;
+        let meter = Meter::start(bed.cpus, &target.proxies)?;
         thread::sleep(time);
         let (report, used) = (load.take()?, meter.stop()?);
         let calls_in_all = before + report.answered() + load.stop()?.answered();

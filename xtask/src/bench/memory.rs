@@ -30,8 +30,8 @@ struct Resident {
 
 /// Opens the connections on a proxy that has served none but the first.
 pub(super) fn sample(target: &Target, bed: &Bed) -> Result<Sample> {
-    let proxy = target.proxy.context("a direct call has no proxy whose memory could grow")?;
-    let meter = Meter::start(bed.cpus, target.proxy)?;
+    let proxy = *target.proxies.first().context("a direct call has no proxy whose memory could grow")?;
+    let meter = Meter::start(bed.cpus, &target.proxies)?;
     let before = settled(proxy)?;
     let mut connections = Vec::with_capacity(CONNECTIONS);
     for number in 1..=CONNECTIONS {

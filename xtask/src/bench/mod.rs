@@ -4,6 +4,7 @@ mod bed;
 mod call;
 mod case;
 mod cpu;
+mod frames;
 mod latency;
 mod legs;
 mod local;
@@ -12,6 +13,7 @@ mod path;
 mod prepare;
 mod progress;
 mod redis_benchmark;
+mod report;
 mod rounds;
 mod rows;
 mod subject;
@@ -29,6 +31,10 @@ pub(crate) enum Bench {
     Local(local::Args),
     /// The kernel path: what the agent adds to a call with it and without, for calls of 64 B to 1 MiB
     KernelLegs(legs::Args),
+    /// Calls in frames through one agent: latency, throughput, CPU, and small calls beside large ones
+    Frames(frames::Args),
+    /// Calls in frames through two agents: latency and CPU, next to one proxy and two
+    Mesh(frames::MeshArgs),
 }
 
 /// Runs a benchmark.
@@ -36,5 +42,7 @@ pub(crate) fn run(place: &Place, bench: &Bench) -> Result<()> {
     match bench {
         Bench::Local(args) => local::run(place, args),
         Bench::KernelLegs(args) => legs::run(place, args),
+        Bench::Frames(args) => frames::run(place, args),
+        Bench::Mesh(args) => frames::run_mesh(place, args),
     }
 }

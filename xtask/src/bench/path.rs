@@ -51,10 +51,10 @@ pub(super) struct KernelProgram {
 
 /// Why an agent on this machine has no kernel path; none if it has one.
 pub(super) fn why_not(place: &Place, workshop: &Workshop) -> Result<Option<String>> {
-    let (listen, extra, upstream) = (free_port()?, free_port()?, free_port()?);
+    let (listen, extra, upstream, tunnel) = (free_port()?, free_port()?, free_port()?, free_port()?);
     let (folder, moa) = (workshop.path().join("probe"), place.shipped_moa());
     fs::create_dir(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
-    let args = Subject::AgentOn.configure(&Setting { folder: &folder, listen, extra, upstream, workers: 1 })?;
+    let args = Subject::AgentOn.configure(&Setting { folder: &folder, listen, extra, upstream, tunnel, workers: 1 })?;
     let mut agent = workshop.start("probe", &Program { file: moa.clone(), args }, Cpus::All)?;
     let mut found = None;
     let ask = || {

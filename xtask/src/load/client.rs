@@ -158,11 +158,7 @@ impl Client {
     }
 
     fn count(&self, latency: Duration, error: Option<String>) {
-        let mut stats = self.stats();
-        stats.latency_ns.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX).max(1));
-        if let Some(error) = error {
-            stats.error(1, error);
-        }
+        self.stats().answered(latency, error);
     }
 
     fn stats(&self) -> MutexGuard<'_, Stats> {
@@ -200,7 +196,7 @@ impl Pace {
 }
 
 /// Keeps the calling thread on a CPU.
-fn pin(cpu: usize) -> nix::Result<()> {
+pub(super) fn pin(cpu: usize) -> nix::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
     sched_setaffinity(Pid::from_raw(0), &set)

@@ -5,6 +5,7 @@
 //! that sent it to the read that completed its answer.
 
 mod client;
+pub(crate) mod frames;
 mod resp;
 #[cfg(test)]
 mod tests;
@@ -176,6 +177,13 @@ impl Report {
 impl Stats {
     fn new() -> Result<Self> {
         Ok(Self { latency_ns: histogram()?, errors: 0, last_error: None })
+    }
+
+    fn answered(&mut self, latency: Duration, error: Option<String>) {
+        self.latency_ns.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX).max(1));
+        if let Some(error) = error {
+            self.error(1, error);
+        }
     }
 
     fn error(&mut self, count: u64, text: impl Into<String>) {

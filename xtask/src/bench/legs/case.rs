@@ -17,6 +17,7 @@ use crate::bench::{
     rounds::{Sample, Study, Target},
     rows::Metric,
     subject::Subject,
+    workshop::Workshop,
 };
 
 /// The share of the bytes that must have been redirected for a sample to say something of the kernel path.
@@ -76,6 +77,8 @@ impl Size {
 }
 
 impl Study for Case {
+    type Bed<'a> = Bed<'a>;
+
     fn name(&self) -> String {
         let placement = self.placement.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
         format!("legs_{}_{placement}", self.size.name())
@@ -89,22 +92,18 @@ impl Study for Case {
         format!("1 connection, calls and answers of {}; {place}", self.size.name())
     }
 
-    fn call(&self) -> Call {
-        Call::echo(self.size.bytes())
+    fn bed<'a>(&self, workshop: &'a Workshop) -> Result<Bed<'a>> {
+        self.start(workshop)
     }
 
-    fn cpus(&self) -> Result<Cpus> {
-        Ok(if self.placement == Placement::One { Cpus::One(cpu::last()?) } else { Cpus::All })
-    }
-
-    fn sample(&self, subject: Subject, target: &Target, bed: &Bed, quick: bool) -> Result<Sample> {
+    fn sample(&self, subject: Subject, target: &Target, bed: &Bed<'_>, quick: bool) -> Result<Sample> {
         let before = self.kernel(subject, target)?;
         let found = Latency::measure(target, bed, Duration::from_millis(if quick { 150 } else { 1_000 }))?;
         let after = self.kernel(subject, target)?;
         let per_call = |ns: u64| ns as f64 / 1e3 / found.calls as f64;
         let mut values =
             vec![(Metric::P50, found.p50_us), (Metric::P99, found.p99_us), (Metric::CpuOfAll, per_call(found.used.own_ns))];
-        values.extend(target.proxy.map(|_| (Metric::CpuPerCall, per_call(found.used.subject_ns))));
+        values.extend((!target.proxies.is_empty()).then(|| (Metric::CpuPerCall, per_call(found.used.subject_ns))));
         let mut sample = Sample::new(values, found.used.foreign);
         if let (Some(before), Some(after)) = (before, after) {
             // From what the client did, and not from what the agent says that it did.
@@ -121,6 +120,12 @@ impl Study for Case {
 }
 
 impl Case {
+    /// Starts the server.
+    pub(super) fn start<'a>(&self, workshop: &'a Workshop) -> Result<Bed<'a>> {
+        let cpus = if self.placement == Placement::One { Cpus::One(cpu::last()?) } else { Cpus::All };
+        Bed::start(Call::echo(self.size.bytes()), cpus, workshop)
+    }
+
     fn kernel(&self, subject: Subject, target: &Target) -> Result<Option<Kernel>> {
         let moa: &Path = &self.moa;
         subject.needs_kernel().then(|| Kernel::now(moa, target.port)).transpose()

@@ -4,7 +4,7 @@ mod case;
 mod hop;
 mod programs;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use self::{
@@ -13,8 +13,8 @@ use self::{
 };
 use super::{
     prepare::{Common, Ready, selected},
-    rounds::{Study, measure, rows_of, title},
-    rows::{Row, table},
+    report::Report,
+    rounds::{Study, measure, rows_of},
     subject::Subject,
 };
 use crate::place::Place;
@@ -32,37 +32,27 @@ pub(crate) struct Args {
     placement: Vec<Placement>,
 }
 
-/// Where reports go: tables as they are found, or one array at the end.
-struct Report {
-    json: bool,
-    rows: Vec<Row>,
-}
-
 /// Runs the cases, and prints what was found.
 pub(super) fn run(place: &Place, args: &Args) -> Result<()> {
     let common = &args.common;
     let ready = common.prepare(place, &Subject::LEGS, &[Subject::Direct], &["redis-server"])?;
     let effort = common.effort(|wanted, quick| wanted.unwrap_or(if quick { 3 } else { 5 }));
-    let mut report = Report { json: common.json, rows: Vec::new() };
-    let (mut hops, mut nothing) = (Vec::new(), Vec::new());
+    let mut report = Report::new(common.json);
+    let mut hops = Vec::new();
     for case in cases(place, args) {
         let contenders = measure(&case, effort, ready.contenders().collect(), &ready.workshop);
         let contenders = contenders.with_context(|| format!("case {}", case.name()))?;
         let of_case = Hops::new(&case, &contenders);
         let mut rows = rows_of(&case, &contenders);
         rows.extend(of_case.rows());
-        report.add(&title(&case, &contenders, effort.foreign_max), rows);
+        report.add_case(&case, &contenders, effort, rows);
         hops.push(of_case);
-        let lost = contenders.iter().filter(|one| one.has_nothing());
-        nothing.extend(lost.map(|one| format!("{} in {}", one.subject.name(), case.name())));
     }
     if ready.programs.iter().any(|(subject, _)| *subject == Subject::AgentOn) {
         time_programs(place, args, &ready, &mut report)?;
     }
-    report.end(&hops)?;
-    ready.say_what_is_left_out();
-    ensure!(nothing.is_empty(), "no sample counts of {}: the reasons stand above each table", nothing.join(", "));
-    Ok(())
+    report.say(&format!("the hop that the agent adds to a direct call, p50\n{}", hop::table(&hops)));
+    report.end(&ready)
 }
 
 fn cases(place: &Place, args: &Args) -> Vec<Case> {
@@ -80,27 +70,4 @@ fn time_programs(place: &Place, args: &Args, ready: &Ready, report: &mut Report)
     }
     report.add("the kernel programs, in a round of their own, on one CPU", rows);
     Ok(())
-}
-
-impl Report {
-    fn add(&mut self, title: &str, rows: Vec<Row>) {
-        self.say(&format!("{title}\n{}", if self.json { String::new() } else { table(&rows) }));
-        self.rows.extend(rows);
-    }
-
-    fn end(&self, hops: &[Hops]) -> Result<()> {
-        self.say(&format!("the hop that the agent adds to a direct call, p50\n{}", hop::table(hops)));
-        if self.json {
-            println!("{}", serde_json::to_string_pretty(&self.rows)?);
-        }
-        Ok(())
-    }
-
-    fn say(&self, text: &str) {
-        if self.json {
-            eprintln!("{}", text.trim_end());
-        } else {
-            println!("{text}");
-        }
-    }
 }

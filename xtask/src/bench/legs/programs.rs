@@ -7,11 +7,12 @@ use anyhow::{Context, Result, ensure};
 use super::case::{Case, Placement, Size};
 use crate::{
     bench::{
-        bed::{Bed, wait_until},
+        bed::wait_until,
         call::Connection,
         cpu::Cpus,
         latency::Latency,
         path::{Kernel, KernelProgram},
+        rounds::TestBed,
         rows::{Metric, Row},
         subject::{Subject, installed},
         workshop::{Program, Workshop},
@@ -29,7 +30,7 @@ const SCRIPT: &str = "trap '' TERM; switch=/proc/sys/kernel/bpf_stats_enabled; b
 /// Calls of one size on one CPU, with every run of a program counted.
 pub(super) fn measure(size: Size, moa: &Path, workshop: &Workshop) -> Result<Vec<Row>> {
     let case = Case { size, placement: Placement::One, moa: moa.to_owned() };
-    let bed = Bed::start(&case, workshop)?;
+    let bed = case.start(workshop)?;
     let serving = bed.serve(Subject::AgentOn, Some(moa))?;
     let counting = count(workshop)?;
     let before = Kernel::now(moa, serving.target.port)?;

@@ -1,0 +1,221 @@
+//! A service that answers each call with its body: it dials an agent and offers itself, or is called without one.
+
+use std::{
+    collections::HashMap,
+    net::{SocketAddr, TcpListener, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use agent_common::frame::{Flags, Header, Hello, Kind, MetaBuilder, Offer, ReceiveWindow, Role, find, id, status};
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+
+use super::{
+    URI, WINDOWS,
+    events::Events,
+    input::Frame,
+    link::{Calls, Link, message_credit},
+    output::{Message, Output},
+};
+
+/// How long the agent may take to be there.
+const DIAL_WITHIN: Duration = Duration::from_secs(20);
+const REDIAL: Duration = Duration::from_millis(20);
+/// More than this is not allocated before it has come.
+const BODY_MAX: u64 = 64 << 20;
+
+/// Options of the service.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The agent to offer the service to
+    #[arg(long, required_unless_present = "listen", conflicts_with = "listen")]
+    dial: Option<SocketAddr>,
+    /// Where to be called without an agent
+    #[arg(long)]
+    listen: Option<SocketAddr>,
+}
+
+/// The number of the listener among the sockets.
+const LISTENER: usize = usize::MAX >> 1;
+
+/// The calls of one connection.
+struct Echo {
+    /// The first entry of every REQUEST's metadata.
+    uri: Bytes,
+    /// Requests that have not come whole, by `via`.
+    begun: HashMap<u64, Begun>,
+}
+
+struct Begun {
+    header: Header,
+    body: Vec<u8>,
+    window: ReceiveWindow,
+}
+
+/// Serves until it is killed, or the agent has closed a connection.
+pub(crate) fn serve(args: &Args) -> Result<()> {
+    match (args.listen, args.dial) {
+        (Some(listen), _) => listened(&TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?),
+        (_, Some(agent)) => dialled(agent),
+        _ => bail!("neither an agent to dial nor an address to listen on"),
+    }
+}
+
+/// Has as many connections as the agent says.
+pub(super) fn dialled(agent: SocketAddr) -> Result<()> {
+    let instance = format!("bench-service-{}", std::process::id());
+    let hello = |connection| Hello { offers: vec![Offer::new(URI)], connection: Some(connection), ..hello(&instance) };
+    let (first, peer) = Link::connected(dial(agent)?, &hello(0)).context("the agent did not take the service")?;
+    let mut links = vec![first];
+    for connection in 1..peer.connections {
+        links.push(Link::connected(dial(agent)?, &hello(connection))?.0);
+    }
+    let mut events = Events::new()?;
+    for (number, link) in links.iter().enumerate() {
+        events.add(number, &link.socket)?;
+    }
+    let mut links: Vec<_> = links.into_iter().map(|link| (link, Echo::new())).collect();
+    loop {
+        for (number, reads) in events.wait(Duration::from_secs(60))? {
+            turn(&mut links[number], reads).context("the connection to the agent")?;
+            events.renew(number, &links[number].0)?;
+        }
+    }
+}
+
+/// Takes any connection; one that ends is of no interest.
+pub(super) fn listened(listener: &TcpListener) -> Result<()> {
+    let mut events = Events::new()?;
+    events.add(LISTENER, listener)?;
+    let mut links: HashMap<usize, (Link, Echo)> = HashMap::new();
+    let mut next = 0;
+    loop {
+        for (number, reads) in events.wait(Duration::from_secs(60))? {
+            if number == LISTENER {
+                let (socket, _) = listener.accept()?;
+                match Link::accepted(socket, &hello("bench-service")) {
+                    Ok((link, _)) => {
+                        events.add(next, &link.socket)?;
+                        links.insert(next, (link, Echo::new()));
+                        next += 1;
+                    }
+                    Err(error) => eprintln!("a connection: {error:#}"),
+                }
+            } else if let Some(link) = links.get_mut(&number) {
+                match turn(link, reads) {
+                    Ok(()) => events.renew(number, &link.0)?,
+                    Err(error) => {
+                        eprintln!("a connection: {error:#}");
+                        links.remove(&number);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn turn((link, echo): &mut (Link, Echo), reads: bool) -> Result<()> {
+    if reads {
+        link.read()?;
+        link.process(echo)?;
+    }
+    link.flush()
+}
+
+fn dial(agent: SocketAddr) -> Result<TcpStream> {
+    let deadline = Instant::now() + DIAL_WITHIN;
+    loop {
+        match TcpStream::connect(agent) {
+            Ok(socket) => return Ok(socket),
+            Err(error) if Instant::now() > deadline => return Err(error).with_context(|| format!("no agent at {agent}")),
+            Err(_) => thread::sleep(REDIAL),
+        }
+    }
+}
+
+fn hello(instance: &str) -> Hello {
+    Hello::new(Role::Application, "bench-service", instance, WINDOWS)
+}
+
+impl Echo {
+    fn new() -> Self {
+        let mut uri = MetaBuilder::new();
+        uri.put(id::URI, URI.as_bytes());
+        Self { uri: uri.finish(), begun: HashMap::new() }
+    }
+
+    fn request(&mut self, frame: &Frame, output: &mut Output) -> Result<()> {
+        let header = &frame.header;
+        if !frame.meta.starts_with(&self.uri) {
+            refuse(header, output);
+        } else if header.flags.has(Flags::END_STREAM) {
+            answer(header, frame.body, output);
+        } else {
+            let len = find(frame.meta, id::BODY_LEN).and_then(|len| len.try_into().ok()).map_or(0, u64::from_be_bytes);
+            let body = Vec::with_capacity(usize::try_from(len.min(BODY_MAX))?);
+            let begun = Begun { header: *header, body, window: ReceiveWindow::new(WINDOWS.stream) };
+            self.begun.insert(header.via, begun);
+            self.more(frame, output)?;
+        }
+        Ok(())
+    }
+
+    fn more(&mut self, frame: &Frame, output: &mut Output) -> Result<()> {
+        let header = &frame.header;
+        let Some(begun) = self.begun.get_mut(&header.via) else { return Ok(()) };
+        begun.body.extend_from_slice(frame.body);
+        if let Some(credit) = message_credit(header, &mut begun.window, Flags::TO_CALLER)? {
+            output.control(&credit);
+        }
+        if header.flags.has(Flags::END_STREAM)
+            && let Some(Begun { header, body, .. }) = self.begun.remove(&header.via)
+        {
+            answer_whole(&header, body.into(), output);
+        }
+        Ok(())
+    }
+}
+
+impl Calls for Echo {
+    fn frame(&mut self, frame: &Frame, output: &mut Output) -> Result<()> {
+        let via = frame.header.via;
+        match frame.header.kind() {
+            Some(Kind::Request) => self.request(frame, output)?,
+            Some(Kind::Data) => self.more(frame, output)?,
+            Some(Kind::Cancel) => {
+                self.begun.remove(&via);
+                output.forget(via);
+            }
+            _ => bail!("the peer answered a call that nobody made"),
+        }
+        Ok(())
+    }
+}
+
+fn answer(request: &Header, body: &[u8], output: &mut Output) {
+    if !request.flags.has(Flags::ONE_WAY) && !output.at_once(response(request), &[], body) {
+        answer_whole(request, Bytes::copy_from_slice(body), output);
+    }
+}
+
+fn answer_whole(request: &Header, body: Bytes, output: &mut Output) {
+    if request.flags.has(Flags::ONE_WAY) {
+        return;
+    }
+    let mut meta = MetaBuilder::new();
+    meta.put(id::BODY_LEN, &(body.len() as u64).to_be_bytes());
+    output.queue(Message { header: response(request), meta: meta.finish(), body });
+}
+
+fn refuse(request: &Header, output: &mut Output) {
+    let mut meta = MetaBuilder::new();
+    meta.put(id::ERROR_TEXT, b"another service was offered");
+    let header = Header { word: status::SERVICE_NOT_FOUND, ..response(request) };
+    output.queue(Message { header, meta: meta.finish(), body: Bytes::new() });
+}
+
+fn response(request: &Header) -> Header {
+    let Header { stream, via, service, .. } = *request;
+    Header { flags: Flags::TO_CALLER, stream, via, service, ..Header::new(Kind::Response) }
+}
