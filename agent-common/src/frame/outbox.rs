@@ -58,7 +58,7 @@ pub struct Outbox {
     kept: u32,
     stream_window: u32,
     ready: Ready,
-    control_bytes: usize,
+    control: Control,
     /// Messages of one small frame that wait for the connection's credit.
     small: VecDeque<Frame>,
     messages: HashMap<Message, Sending>,
@@ -73,6 +73,15 @@ struct Sending {
     waiting: VecDeque<Frame>,
     in_turn: bool,
     begun: bool,
+}
+
+/// Bytes of frames that need no credit and wait for the socket: known by generations, as other frames are between them.
+#[derive(Debug, Default)]
+struct Control {
+    bytes: usize,
+    /// Those of them that will have gone when `until` more bytes have.
+    settled: usize,
+    until: usize,
 }
 
 /// Bytes in the order in which they go to the socket.
@@ -102,7 +111,7 @@ impl Outbox {
             kept: kept(windows),
             stream_window: windows.stream,
             ready: Ready::default(),
-            control_bytes: 0,
+            control: Control::default(),
             small: VecDeque::new(),
             messages: HashMap::new(),
             turns: VecDeque::new(),
@@ -123,10 +132,10 @@ impl Outbox {
     /// When the peer has taken too few of those before: the connection is to be closed.
     pub fn control(&mut self, header: &Header, meta: &[u8]) -> Result<(), Flooded> {
         let len = HEADER_LEN + meta.len();
-        if self.control_bytes + len > RESERVE {
+        if self.control.bytes + len > RESERVE {
             return Err(Flooded);
         }
-        self.control_bytes += len;
+        self.control.bytes += len;
         self.ready.copy(&header.bytes(), meta);
         Ok(())
     }
@@ -279,6 +288,9 @@ impl Outbox {
             self.turns.pop_front();
             let end = frame.header.flags.has(Flags::END_STREAM);
             if end {
+                // Nothing should be behind the end, but what is there does not wait for ever.
+                let behind = std::mem::take(&mut sending.waiting);
+                self.waiting_bytes -= behind.iter().map(|frame| frame.header.frame_len()).sum::<usize>();
                 self.messages.remove(&message);
             } else if sending.is_able() {
                 self.turns.push_back(message);
@@ -304,9 +316,7 @@ impl Outbox {
     /// The first `written` bytes of what is ready have gone.
     pub fn advance(&mut self, written: usize) {
         self.ready.advance(written);
-        if self.ready.bytes == 0 {
-            self.control_bytes = 0;
-        }
+        self.control.advance(written, self.ready.bytes);
     }
 }
 
@@ -319,6 +329,21 @@ impl Sending {
     /// Whether it has a frame and the credit for it.
     fn is_able(&self) -> bool {
         self.waiting.front().is_some_and(|frame| self.window.has(frame.header.frame_len()))
+    }
+}
+
+impl Control {
+    /// Bytes were written, and so many are still ready.
+    fn advance(&mut self, written: usize, ready: usize) {
+        self.until = self.until.saturating_sub(written);
+        if self.until == 0 {
+            self.bytes -= self.settled;
+            self.settled = self.bytes;
+            self.until = ready;
+        }
+        if ready == 0 {
+            *self = Self::default();
+        }
     }
 }
 
