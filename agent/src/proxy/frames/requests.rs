@@ -17,7 +17,7 @@ use crate::proxy::{
     dispatch::{Call, Place, Within, code},
     request::Request,
     routes::service_key,
-    service::{Service, Upstream},
+    service::{Service, Turn, Upstream},
     worker::Worker,
 };
 
@@ -37,7 +37,7 @@ impl Worker {
     pub(super) fn requested(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) -> Result<(), Violation> {
         let header = &frame.header;
         conn.calls.set(conn.calls.get() + 1);
-        if conn.incoming(header.via).is_some() {
+        if conn.incoming(header.via).is_some() || conn.answers(header.via) {
             return Err(Violation::Via { stream: header.stream });
         }
         let framed = Framed {
@@ -125,7 +125,7 @@ impl Worker {
         conn.made(via, key);
         let turn = service.turn();
         if !header.flags.has(Flags::END_STREAM) {
-            return self.begin_streamed(key, service, frame);
+            return self.begin_streamed(key, service, turn, frame);
         }
         // The usual case needs no copy of the call that outlives this moment.
         if let Some(Upstream::Remote(remote)) = service.candidates(turn, scope, self.now()).next()
@@ -159,7 +159,7 @@ impl Worker {
     }
 
     /// A call whose first frame is not its last one.
-    fn begin_streamed(self: &Rc<Self>, key: CallKey, service: &Rc<Service>, frame: &Incoming<'_>) {
+    fn begin_streamed(self: &Rc<Self>, key: CallKey, service: &Rc<Service>, turn: Turn, frame: &Incoming<'_>) {
         let Some((window, scope, flags)) = ({
             let mut calls = self.calls.borrow_mut();
             calls.get_mut(key).and_then(|call| match &call.caller {
@@ -176,8 +176,9 @@ impl Worker {
         let mut request = ReceiveWindow::new(window);
         // A fresh window has room for any frame.
         let _ = request.receive(frame.header.frame_len());
+        let mut full = None;
         let mut streams = Box::new(Streams { request: Some(request), ..Streams::default() });
-        for upstream in service.candidates(service.turn(), scope, self.now()) {
+        for upstream in service.candidates(turn, scope, self.now()) {
             match upstream {
                 Upstream::Pool(_) => {
                     let (meta, body) = frame.keep();
@@ -187,7 +188,10 @@ impl Worker {
                     return self.took_request(key, frame.header.frame_len());
                 }
                 Upstream::Remote(remote) => {
-                    let Ok(Way::Conn(to)) = remote.way() else { continue };
+                    let Ok(Way::Conn(to)) = remote.way() else {
+                        full = Some(remote).filter(|remote| remote.is_full()).or(full);
+                        continue;
+                    };
                     let stream = to.begin();
                     let header = self.with_call(key, |call| {
                         call.streams = Some(streams);
@@ -200,7 +204,10 @@ impl Worker {
                 }
             }
         }
-        self.fail(key, code::REMOTING, None, &service.why_unavailable(scope));
+        match full.map(Upstream::Remote) {
+            Some(upstream) => self.fail(key, code::POOL_FULL, Some(upstream.instance()), &upstream.why_full()),
+            None => self.fail(key, code::REMOTING, None, &service.why_unavailable(scope)),
+        }
     }
 
     /// More of a request has come.
