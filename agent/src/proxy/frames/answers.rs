@@ -66,7 +66,7 @@ impl Worker {
     }
 
     /// A caller that does not read is told so, if it ever does, and gets no more of this answer.
-    fn crowded(&self, framed: &Framed) {
+    pub(crate) fn crowded(&self, framed: &Framed) {
         let max = framed.conn.bounds.queued_bytes_max;
         let text = self.error_text("-", None, &format!("{max} bytes wait already for this connection's peer (queued_bytes_max)"));
         framed.fail(Failure { code: code::POOL_FULL, text: &text, not_executed: false }, true);
@@ -127,6 +127,11 @@ impl Worker {
             Caller::Frames(framed) => {
                 let back = Header { flags: header.flags, ..framed.header(Kind::Data).sized_as(header) };
                 self.pass_piece(key, &framed, frame, back);
+                // What is left of it goes without the call, whatever becomes of who has answered.
+                if header.flags.has(Flags::END_STREAM) {
+                    self.answer_is_here(key);
+                    framed.conn.ended(framed.via);
+                }
             }
             Caller::Redis(..) => self.piece_for_redis(key, conn, frame),
             Caller::Nobody => {
@@ -198,14 +203,19 @@ impl Worker {
             app.append(seq, key, piece);
         }
         if end {
-            let error = self.with_call(key, |call| call.streams.as_ref().and_then(|streams| error_of(streams.status)));
-            if let Some(call) = self.remove_answered(key, error.flatten()) {
-                stop_request(&call, key);
-            }
+            self.answer_is_here(key);
             return app.finish(seq);
         }
         self.with_call(key, |call| call.streams.as_deref_mut().map(|streams| streams.owed += len));
         conn.owed.borrow_mut().push(key);
+    }
+
+    /// The last of an answer of several frames has come.
+    fn answer_is_here(&self, key: CallKey) {
+        let error = self.with_call(key, |call| call.streams.as_ref().and_then(|streams| error_of(streams.status)));
+        if let Some(call) = self.remove_answered(key, error.flatten()) {
+            stop_request(&call, key);
+        }
     }
 
     /// Gives back the room of what Redis clients have taken.
@@ -269,19 +279,10 @@ impl Worker {
             let Place::Framed(_, to, stream) = &call.place else { return None };
             let (to, stream) = (to.clone(), *stream);
             let header = call.header_to(key, stream, Kind::Credit);
-            let credit = call.streams.as_deref_mut()?.answer.as_mut()?.used(len);
-            Some((to, header, credit))
+            Some((to, header, call.streams.as_deref_mut()?.answer.as_mut()?.used(len)?))
         });
-        match credit.flatten() {
-            Some((_, _, _)) if end => {
-                let error = self.with_call(key, |call| call.streams.as_ref().and_then(|streams| error_of(streams.status)));
-                if let Some(call) = self.remove_answered(key, error.flatten()) {
-                    stop_request(&call, key);
-                    conn.ended(message.via);
-                }
-            }
-            Some((to, header, Some(credit))) => to.credit(header, credit),
-            _ => {}
+        if let Some((to, header, credit)) = credit.flatten() {
+            to.credit(header, credit);
         }
     }
 
@@ -312,6 +313,7 @@ impl Worker {
         conn.leave();
         let refused = self.calls.borrow().keys(|call| matches!(&call.place, Place::Framed(_, to, stream) if Rc::ptr_eq(to, conn) && is_after(*stream, header.stream)));
         for key in refused {
+            conn.drop_message(Message { via: key.via(), to_caller: false });
             self.end_with(key, code::REMOTING, true, |call| {
                 self.error_text(call.service.name(), call.place.instance(), "it takes no more calls on this connection")
             });
@@ -372,7 +374,8 @@ fn whole(frames: Vec<agent_common::frame::Frame>) -> Option<Request> {
 
 /// The error code of a status; none if it is a success.
 fn error_of(word: u32) -> Option<u16> {
-    (word != status::OK).then(|| u16::try_from(word).unwrap_or(0))
+    // A code that only frames have room for is a failure all the same.
+    (word != status::OK).then(|| u16::try_from(word).unwrap_or(code::FAILED))
 }
 
 /// An answer of one frame as a reply of Redis.
