@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use agent_common::frame::{Flags, Header, Kind, Message, MetaBuilder, id};
+use agent_common::frame::{Flags, Header, Kind, Message, MetaBuilder, id, status};
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::time::Instant;
 
@@ -10,6 +10,7 @@ use super::{
     app::App,
     frames::{FrameConn, Scope},
     replies::Seq,
+    stats::CloseReason,
     turn::Task,
 };
 use crate::wire::reply::{bulk_header, error_envelope};
@@ -62,6 +63,9 @@ impl Framed {
         self.conn.ended(self.via);
         if self.one_way {
             return;
+        }
+        if self.conn.is_overcrowded() {
+            return self.conn.close(CloseReason::Stalled, status::reason::LIMIT, "too much waits for the peer");
         }
         let mut meta = MetaBuilder::new();
         meta.put(id::ERROR_TEXT, failure.text.as_bytes());

@@ -25,6 +25,8 @@ use crate::wire::reply::error_envelope;
 
 /// MOA's error codes that the mesh itself answers with.
 pub(crate) mod code {
+    /// The service failed in a way that has no code here.
+    pub(crate) const FAILED: u16 = 300;
     /// The call is not what a MOA server can read, or too large for it.
     pub(crate) const SERIALIZATION: u16 = 302;
     /// No instance could be reached, or the connection broke.
@@ -270,6 +272,7 @@ impl Worker {
             pool.counters.answered(self.now().duration_since(call.started), error);
             match call.caller {
                 Caller::Redis(app, seq) => app.answer(seq, whole),
+                Caller::Frames(framed) if framed.conn.is_crowded() => self.crowded(&framed),
                 Caller::Frames(framed) => framed.answer_whole(error, whole.slice(body)),
                 Caller::Nobody => {}
             }

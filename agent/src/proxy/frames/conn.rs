@@ -202,6 +202,11 @@ impl FrameConn {
         self.out.borrow().waiting_bytes() >= self.bounds.queued_bytes_max
     }
 
+    /// Whether so much waits for the peer that it can't even be told so any more.
+    pub(crate) fn is_overcrowded(&self) -> bool {
+        self.out.borrow().waiting_bytes() / 2 >= self.bounds.queued_bytes_max
+    }
+
     pub(crate) fn queued_bytes(&self) -> usize {
         let out = self.out.borrow();
         out.waiting_bytes() + out.ready_bytes()
@@ -240,6 +245,11 @@ impl FrameConn {
     /// The peer has made a call. False if another one in flight has the same name.
     pub(crate) fn made(&self, via: u64, key: CallKey) -> bool {
         self.incoming.borrow_mut().insert(via, key).is_none()
+    }
+
+    /// Whether the peer still waits for the rest of an answer to a call of this name.
+    pub(crate) fn answers(&self, via: u64) -> bool {
+        self.out.borrow().has(Message { via, to_caller: true })
     }
 
     pub(crate) fn incoming(&self, via: u64) -> Option<CallKey> {
@@ -314,7 +324,8 @@ impl FrameConn {
 
     /// Whether so much of an answer waits that its reader must; it is woken when more has left.
     pub(crate) fn pause_reader(&self, answer: Message, max: usize, reader: &Task) -> bool {
-        if self.closed.get() || self.out.borrow().waiting_of(answer) < max.min(self.bounds.windows.stream as usize) {
+        let is_much = || self.out.borrow().waiting_of(answer) >= max.min(self.bounds.windows.stream as usize);
+        if self.closed.get() || !(is_much() || self.is_crowded()) {
             return false;
         }
         let mut paused = self.paused.borrow_mut();
@@ -383,6 +394,7 @@ impl FrameConn {
         if let Ending::Open = *ending {
             *ending = Ending::Leaving;
             drop(ending);
+            self.task.wake();
             self.changed();
         }
     }
