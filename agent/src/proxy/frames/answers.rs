@@ -334,6 +334,10 @@ impl Worker {
     }
 
     pub(super) fn send_elsewhere_from(self: &Rc<Self>, key: CallKey, request: Request, remote: &Rc<Remote>, reason: &str) {
+        let is_streamed = self.with_call(key, |call| call.streams.as_ref().is_some_and(|streams| streams.gathered.is_some()));
+        if is_streamed == Some(true) {
+            return self.fail(key, code::REMOTING, Some(&remote.instance), reason);
+        }
         self.send_elsewhere(key, request, &Upstream::Remote(remote.clone()), reason);
     }
 }

@@ -3,19 +3,20 @@
 use std::{rc::Rc, time::Duration};
 
 use agent_common::frame::{Flags, Header, Kind, Message, ReceiveWindow, Violation, entries, id, service_hash};
-use bytes::BytesMut;
+use bytes::Bytes;
 
 use super::{
-    conn::FrameConn,
+    conn::{FrameConn, Side},
     streams::{Gathered, Streams},
     task::Incoming,
+    tunnel::Tunnel,
     upstream::{Remote, Way},
 };
 use crate::proxy::{
     caller::{Caller, Failure, Framed},
     calls::CallKey,
     dispatch::{Call, Place, Within, code},
-    request::Request,
+    request::{Request, pieces},
     routes::service_key,
     service::{Service, Turn, Upstream},
     worker::Worker,
@@ -52,6 +53,8 @@ impl Worker {
             Err(refusal) => {
                 let Refusal { code, name, reason, service } = refusal;
                 match service {
+                    // Another worker has counted the call.
+                    _ if conn.side == Side::Worker => {}
                     Some(service) => service.unsent.refused(code),
                     None => self.counters.unrouted.add(code),
                 }
@@ -181,16 +184,22 @@ impl Worker {
         for upstream in service.candidates(turn, scope, self.now()) {
             match upstream {
                 Upstream::Pool(_) => {
-                    let (meta, body) = frame.keep();
-                    let header = Header { flags, ..frame.header };
-                    streams.gathered = Some(Gathered { header, meta, body: BytesMut::from(&body[..]) });
+                    streams.gathered = Some(Gathered::of(frame, flags));
                     self.with_call(key, |call| call.streams = Some(streams));
                     return self.took_request(key, frame.header.frame_len());
                 }
                 Upstream::Remote(remote) => {
-                    let Ok(Way::Conn(to)) = remote.way() else {
-                        full = Some(remote).filter(|remote| remote.is_full()).or(full);
-                        continue;
+                    let to = match remote.way() {
+                        Ok(Way::Conn(to)) => to,
+                        Ok(Way::Wait(tunnel)) if self.wait_streamed(key, &remote, &tunnel, flags, frame) => {
+                            streams.gathered = Some(Gathered::of(frame, flags));
+                            self.with_call(key, |call| call.streams = Some(streams));
+                            return;
+                        }
+                        _ => {
+                            full = Some(remote).filter(|remote| remote.is_full()).or(full);
+                            continue;
+                        }
                     };
                     let stream = to.begin();
                     let header = self.with_call(key, |call| {
@@ -208,6 +217,33 @@ impl Worker {
             Some(upstream) => self.fail(key, code::POOL_FULL, Some(upstream.instance()), &upstream.why_full()),
             None => self.fail(key, code::REMOTING, None, &service.why_unavailable(scope)),
         }
+    }
+
+    /// Lets a call wait for a tunnel that is being opened; what comes of it meanwhile is bounded by its window.
+    fn wait_streamed(&self, key: CallKey, remote: &Rc<Remote>, tunnel: &Rc<Tunnel>, flags: Flags, frame: &Incoming<'_>) -> bool {
+        let request = Request::framed(Header { flags, ..frame.header }, Bytes::new(), Bytes::new());
+        let waits = tunnel.wait(key, remote, request, self.tunnel_limits().queue_max).is_ok();
+        if waits {
+            self.placed(key, Place::Queued(remote.clone(), tunnel.clone()));
+        }
+        waits
+    }
+
+    /// A call that waited for a tunnel can go.
+    pub(super) fn send_waiting(&self, key: CallKey, remote: &Rc<Remote>, to: &Rc<FrameConn>, request: &Request) {
+        let streamed = self.with_call(key, |call| {
+            let gathered = call.streams.as_deref_mut().and_then(|streams| Some((streams.gathered.take()?, streams.request.is_none())));
+            let numbers = Header { word: call.left_ms(self.now()), ..call.header_to(key, to.next_stream(), Kind::Request) };
+            gathered.map(|(gathered, ends)| (gathered, ends, numbers))
+        });
+        let Some((gathered, ends, numbers)) = streamed.flatten() else {
+            return self.send_framed(key, remote, to, request);
+        };
+        let stream = to.begin();
+        let Gathered { header, meta, body } = gathered;
+        let header = Header { flags: header.flags, ..numbers };
+        pieces(header, meta, body.freeze(), ends, &mut |frame| to.push(frame));
+        self.placed(key, Place::Framed(remote.clone(), to.clone(), stream));
     }
 
     /// More of a request has come.
@@ -230,6 +266,9 @@ impl Worker {
             }
             if let Some(gathered) = &mut streams.gathered {
                 gathered.body.extend_from_slice(frame.body());
+                if let Place::Queued(..) = place {
+                    return Ok(());
+                }
                 let max = service.route.policy.argument_bytes_max;
                 if gathered.body.len() > max {
                     let text = format!("the call has more than {max} bytes (argument_bytes_max)");
