@@ -7,6 +7,7 @@ use std::{
     net::{Shutdown, SocketAddr, TcpStream},
     os::unix::net::UnixStream,
     path::Path,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -316,4 +317,13 @@ pub fn bytes_of(header: Header, meta: &[u8], body: &[u8]) -> Vec<u8> {
         ..header
     };
     [&header.bytes()[..], meta, body].concat()
+}
+
+/// Serves a connection in a thread of its own until it ends.
+pub fn serve(mut peer: FramePeer, mut each: impl FnMut(&mut FramePeer, Got) + Send + 'static) -> JoinHandle<()> {
+    thread::spawn(move || {
+        while let Some(got) = peer.next() {
+            each(&mut peer, got);
+        }
+    })
 }

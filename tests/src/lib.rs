@@ -18,6 +18,7 @@ pub mod leg;
 pub mod load;
 pub mod machine;
 pub mod mixed;
+pub mod mux;
 pub mod process;
 pub mod resp;
 pub mod seed;

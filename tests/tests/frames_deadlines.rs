@@ -57,7 +57,7 @@ fn an_answer_that_stops_in_the_middle_is_cancelled() {
     let agent = Agent::start("");
     let mut server = FramePeer::connect(agent.address(), &service("s1", &[USER]));
     let mut client = FramePeer::connect(agent.address(), &caller());
-    let stream = client.request_with(timed(USER, WHOLE, 50), meta_of(USER).as_ref(), b"");
+    let stream = client.request_with(timed(USER, WHOLE, 2000), meta_of(USER).as_ref(), b"");
     let call = server.expect(Kind::Request);
     server.send(call.back(Kind::Response), &[], b"begun");
     client.expect(Kind::Response);
@@ -68,9 +68,9 @@ fn an_answer_that_stops_in_the_middle_is_cancelled() {
     let stream = client.request(USER, WHOLE, b"");
     let call = server.expect(Kind::Request);
     server.send(call.back(Kind::Response), &[], b"begun");
+    client.expect(Kind::Response);
     let flags = Flags::TO_CALLER | Flags::NOT_EXECUTED;
     server.send(Header { flags, word: 333, ..call.back(Kind::Cancel) }, &[14, 0, 2, b'n', b'o'], &[]);
-    client.expect(Kind::Response);
     let got = client.expect(Kind::Cancel);
     assert_eq!((got.header.stream, got.header.word, got.error().as_str()), (stream, 333, "no"));
     // And the same before it has begun.

@@ -1,6 +1,11 @@
 //! Services that dial in: several processes, several connections, groups, both kinds of instances, and how they go.
 
-use std::{net::TcpListener, thread};
+use std::{
+    io::{BufReader, Write},
+    net::TcpListener,
+    os::unix::net::UnixStream,
+    thread,
+};
 
 use agent_common::frame::{Flags, Header, Hello, Kind, Offer, Role, id, service_hash, status::reason};
 use moa_tests::{
@@ -9,6 +14,7 @@ use moa_tests::{
     config, echo,
     frames::{FramePeer, Got, WIDE, caller, meta_of, service},
     machine::free_address,
+    resp::read_reply,
     until, until_true,
 };
 
@@ -279,4 +285,26 @@ fn the_agent_port_leads_only_to_what_is_local() {
     let mut application = FramePeer::silent(agent.tunnel_address());
     application.write(&caller().encode().expect("a HELLO that fits"));
     application.expect_goaway(reason::REFUSED);
+}
+
+#[test]
+fn the_unix_socket_speaks_both_protocols() {
+    let fake = FakeMoa::start();
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("app.sock");
+    let text = format!("{}{}", config::app_unix(&path, ""), config::service(DEMO, &[fake.address()], config::NO_HEALTH_CHECK));
+    let agent = Agent::start(&text);
+    let mut server = FramePeer::connect_unix(&path, &nth(service("s1", &[USER]), 1));
+    let mut client = FramePeer::connect_unix(&path, &nth(caller(), 0));
+    assert_eq!(client.call(DEMO, echo("unix").as_bytes()).header.word, 0);
+    client.request(USER, Flags::END_STREAM, &[7; 60_000]);
+    let call = server.expect(Kind::Request);
+    assert_eq!(call.body, [7; 60_000]);
+    server.respond(&call, 0, &[8; 60_000]);
+    assert_eq!(client.expect(Kind::Response).body, [8; 60_000]);
+    let mut redis = BufReader::new(UnixStream::connect(&path).expect("the agent listens"));
+    redis.get_mut().write_all(&command(&["GET", &echo("redis")])).expect("the agent reads");
+    let reply = read_reply(&mut redis).expect("a reply");
+    assert!(reply.text().contains("redis"), "{}", reply.brief());
+    drop(agent);
 }

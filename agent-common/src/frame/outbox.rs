@@ -513,4 +513,31 @@ mod tests {
         let pings = (0..).take_while(|_| outbox.control(&Header::new(Kind::Pong), &[]).is_ok()).count();
         assert_eq!(pings, RESERVE / HEADER_LEN);
     }
+
+    #[test]
+    fn what_needs_no_credit_is_counted_only_while_it_waits() {
+        let mut outbox = outbox(1 << 30, 1 << 30);
+        let ping = Header::new(Kind::Ping);
+        outbox.push(frame(Kind::Request, 1, FRAME_MAX - HEADER_LEN, false));
+        // The socket takes a little at a time, and there is always more: nothing is ever quite empty.
+        for _ in 0..10_000 {
+            outbox.push(frame(Kind::Data, 1, 100, false));
+            outbox.schedule(|_| {});
+            outbox.control(&ping, &[]).expect("the ones before it have gone");
+            outbox.advance(outbox.ready_bytes().min(150));
+        }
+        assert!(outbox.ready_bytes() > 0);
+        // And who takes nothing has as much as there may be.
+        let taken = (0..10_000).take_while(|_| outbox.control(&ping, &[]).is_ok()).count();
+        assert!(taken <= RESERVE / HEADER_LEN, "{taken}");
+    }
+
+    #[test]
+    fn what_is_behind_an_end_does_not_wait_for_ever() {
+        let mut outbox = outbox(1 << 20, 1 << 20);
+        outbox.push(frame(Kind::Request, 1, 10_000, true));
+        outbox.push(frame(Kind::Data, 1, 10_000, true));
+        sent(&mut outbox);
+        assert_eq!((outbox.waiting_bytes(), outbox.ready_bytes()), (0, 0));
+    }
 }

@@ -78,6 +78,8 @@ pub(crate) struct FrameConn {
     last_stream: Cell<u32>,
     ending: RefCell<Ending>,
     closed: Cell<bool>,
+    /// Its last frame is queued.
+    finishing: Cell<bool>,
     /// Its end has taken long enough.
     killed: Cell<bool>,
     late: Cell<bool>,
@@ -121,6 +123,7 @@ impl FrameConn {
             last_stream: Cell::new(0),
             ending: RefCell::new(Ending::Open),
             closed: Cell::new(false),
+            finishing: Cell::new(false),
             killed: Cell::new(false),
             late: Cell::new(false),
             changed: Notify::new(),
@@ -455,6 +458,16 @@ impl FrameConn {
         self.change(|out| *out = Outbox::new(Windows { stream: 0, connection: 0 }));
         std::mem::take(&mut *self.paused.borrow_mut()).into_iter().for_each(Waker::wake);
         self.changed();
+    }
+
+    /// Nothing more is said on it.
+    pub(crate) fn finish(&self) {
+        self.finishing.set(true);
+    }
+
+    /// Whether it only waits for the peer to see that it is over.
+    pub(crate) fn is_finishing(&self) -> bool {
+        self.finishing.get() || self.ends_now().is_some()
     }
 
     /// It was to end a while ago already.

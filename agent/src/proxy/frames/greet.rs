@@ -152,7 +152,7 @@ impl Worker {
         for conn in conns {
             let silent = self.now().saturating_duration_since(conn.last_read.get());
             let blocked = conn.blocked_since().map(|since| self.now().saturating_duration_since(since));
-            if conn.ends_now().is_some() {
+            if conn.is_finishing() {
                 conn.overdue();
             } else if blocked.is_some_and(|blocked| blocked >= stall) {
                 conn.close(CloseReason::Stalled, reason::LIMIT, "the peer reads nothing");

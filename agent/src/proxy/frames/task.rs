@@ -174,6 +174,7 @@ impl FrameTask {
             && let Some(reason) = self.should_end()
         {
             self.ending = Some(reason);
+            self.conn.finish();
             if let Some((header, meta)) = self.conn.farewell(self.inbox.last_stream()) {
                 self.conn.control(&header, &meta);
                 flushed = self.poll_flush(cx);
