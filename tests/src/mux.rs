@@ -19,6 +19,8 @@ pub struct Mux {
     out: Outbox,
     /// Messages that have begun to come, by `via` and direction.
     coming: HashMap<Message, Got>,
+    /// How calls that have left are numbered, by `via`.
+    numbers: HashMap<u64, u32>,
 }
 
 /// What has come whole.
@@ -36,10 +38,10 @@ impl Mux {
     pub fn new(mut peer: FramePeer) -> Self {
         let windows = peer.hello.as_ref().expect("the agent's HELLO").windows;
         peer.quiet = false;
-        Self { peer, out: Outbox::new(windows), coming: HashMap::new() }
+        Self { peer, out: Outbox::new(windows), coming: HashMap::new(), numbers: HashMap::new() }
     }
 
-    /// Sends a message, in as many frames as it takes.
+    /// Sends a message, in as many frames as it takes. Calls are numbered as they leave, and known by their `via`.
     pub fn send(&mut self, header: Header, mut meta: MetaBuilder, body: &[u8]) {
         if body.len() > PIECE {
             meta.put(id::BODY_LEN, &(body.len() as u64).to_be_bytes());
@@ -62,8 +64,13 @@ impl Mux {
     }
 
     /// Gives a call up, or says that it will not be answered.
-    pub fn cancel(&mut self, header: Header) {
-        self.out.cancel(Message::of(&header));
+    pub fn cancel(&mut self, mut header: Header) {
+        if self.out.cancel(Message::of(&header)) && !header.flags.has(Flags::TO_CALLER) {
+            return;
+        }
+        if let Some(number) = self.numbers.get(&header.via).filter(|_| !header.flags.has(Flags::TO_CALLER)) {
+            header.stream = *number;
+        }
         self.coming.remove(&Message { to_caller: !header.flags.has(Flags::TO_CALLER), ..Message::of(&header) });
         self.out.control(&header, &[]).expect("an agent that reads");
     }
@@ -111,7 +118,11 @@ impl Mux {
 
     fn pump(&mut self) {
         loop {
-            self.out.schedule(|_| {});
+            self.out.schedule(|released| {
+                if !released.message.to_caller {
+                    self.numbers.insert(released.message.via, released.stream);
+                }
+            });
             let mut slices = [IoSlice::new(&[]); 64];
             let count = self.out.fill(&mut slices);
             if count == 0 {

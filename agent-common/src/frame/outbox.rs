@@ -5,7 +5,7 @@ use std::{
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::{FRAME_MAX, Flags, HEADER_LEN, Header, Kind, Overrun, SendWindow, Windows};
+use super::{FRAME_MAX, Flags, HEADER_LEN, Header, Kind, Overrun, SendWindow, Windows, next_stream};
 
 /// Bytes of a frame that are copied into one buffer with others: a slice of its own costs the kernel and the allocator
 /// more than the copy.
@@ -44,16 +44,21 @@ pub struct Released {
     pub len: usize,
     /// Whether it is the last one.
     pub end: bool,
+    /// The call's number, which a call gets as its first frame leaves.
+    pub stream: u32,
 }
 
 /// Too many frames that need no credit wait for the peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flooded;
 
-/// What waits to be sent on one connection: by credit, small messages before large ones, large ones in turns.
+/// What waits to be sent on one connection: by credit, small messages before large ones, large ones in turns. As this
+/// changes the order of calls, they get their numbers here, when they leave.
 #[derive(Debug)]
 pub struct Outbox {
     window: SendWindow,
+    /// The number of the last call that has left.
+    last_stream: u32,
     /// Room of the connection's window that large frames leave for small ones.
     kept: u32,
     stream_window: u32,
@@ -70,6 +75,8 @@ pub struct Outbox {
 #[derive(Debug)]
 struct Sending {
     window: SendWindow,
+    /// What the call is numbered, once it has begun.
+    stream: u32,
     waiting: VecDeque<Frame>,
     in_turn: bool,
     begun: bool,
@@ -108,6 +115,7 @@ impl Outbox {
     pub fn new(windows: Windows) -> Self {
         Self {
             window: SendWindow::new(windows.connection),
+            last_stream: 0,
             kept: kept(windows),
             stream_window: windows.stream,
             ready: Ready::default(),
@@ -140,12 +148,21 @@ impl Outbox {
         Ok(())
     }
 
+    /// The number that the next call gets.
+    #[must_use]
+    pub const fn next_stream(&self) -> u32 {
+        next_stream(self.last_stream)
+    }
+
     /// Sends a whole message of one small frame at once, if there is credit and nobody waits for it. `rest` is what stands
-    /// behind the header.
+    /// behind the header; a call's number must be [`Outbox::next_stream`].
     pub fn try_whole(&mut self, header: &Header, rest: &[u8]) -> bool {
         let len = HEADER_LEN + rest.len();
         if len > COPY_BELOW || !self.small.is_empty() || !self.window.take(len) {
             return false;
+        }
+        if header.kind == Kind::Request as u8 {
+            self.last_stream = header.stream;
         }
         self.ready.copy(&header.bytes(), rest);
         true
@@ -166,6 +183,7 @@ impl Outbox {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) if first => entry.insert(Sending {
                 window: SendWindow::new(self.stream_window),
+                stream: frame.header.stream,
                 waiting: VecDeque::new(),
                 in_turn: false,
                 begun: false,
@@ -265,10 +283,14 @@ impl Outbox {
             if !self.window.take(len) {
                 return;
             }
-            let Some(frame) = self.small.pop_front() else { return };
+            let Some(mut frame) = self.small.pop_front() else { return };
             self.waiting_bytes -= len;
+            if frame.header.kind == Kind::Request as u8 {
+                self.last_stream = next_stream(self.last_stream);
+                frame.header.stream = self.last_stream;
+            }
             self.ready.frame(&frame);
-            released(Released { message: Message::of(&frame.header), len, end: true });
+            released(Released { message: Message::of(&frame.header), len, end: true, stream: frame.header.stream });
         }
         while self.ready.bytes < QUANTUM
             && let Some(message) = self.turns.front().copied()
@@ -281,8 +303,13 @@ impl Outbox {
             if !self.window.has(len + self.kept as usize) || !self.window.take(len) {
                 return;
             }
-            let Some(frame) = sending.waiting.pop_front() else { return };
+            let Some(mut frame) = sending.waiting.pop_front() else { return };
             sending.window.take(len);
+            if frame.header.kind == Kind::Request as u8 {
+                self.last_stream = next_stream(self.last_stream);
+                sending.stream = self.last_stream;
+            }
+            frame.header.stream = sending.stream;
             sending.begun = true;
             self.waiting_bytes -= len;
             self.turns.pop_front();
@@ -298,7 +325,7 @@ impl Outbox {
                 sending.in_turn = false;
             }
             self.ready.frame(&frame);
-            released(Released { message, len, end });
+            released(Released { message, len, end, stream: frame.header.stream });
         }
     }
 
@@ -539,5 +566,23 @@ mod tests {
         outbox.push(frame(Kind::Data, 1, 10_000, true));
         sent(&mut outbox);
         assert_eq!((outbox.waiting_bytes(), outbox.ready_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn calls_are_numbered_in_the_order_in_which_they_leave() {
+        let mut outbox = outbox(1 << 20, 1 << 20);
+        for (via, len) in [(100, 50_000), (101, 10), (102, 50_000), (103, 10)] {
+            outbox.push(frame(Kind::Request, via, len, false));
+            outbox.push(frame(Kind::Data, via, 10, true));
+        }
+        outbox.push(frame(Kind::Request, 104, 10, true));
+        let mut numbers = Vec::new();
+        while outbox.ready_bytes() > 0 || numbers.len() < 9 {
+            outbox.schedule(|released| numbers.push((released.stream, released.message.via)));
+            outbox.advance(outbox.ready_bytes());
+        }
+        assert_eq!(numbers[0], (1, 104), "a small call goes first");
+        assert_eq!(numbers[1..5], [(2, 100), (3, 101), (4, 102), (5, 103)]);
+        assert_eq!(numbers[5..], numbers[1..5], "what goes on of a call has its number");
     }
 }

@@ -70,6 +70,9 @@ pub(crate) struct Call {
     pub(crate) streams: Option<Box<Streams>>,
 }
 
+/// The number of a call whose first frame waits: it gets one when that leaves, as others may go before it.
+pub(crate) const UNSENT: u32 = 0;
+
 /// Where a call is.
 #[derive(Debug, Clone)]
 pub(crate) enum Place {
@@ -78,7 +81,7 @@ pub(crate) enum Place {
     Sent(Rc<Pool>, Rc<Link>),
     /// It waits for a tunnel that is being opened.
     Queued(Rc<Remote>, Rc<Tunnel>),
-    /// It was given to a connection, where it has this number.
+    /// It was given to a connection, where it has this number, or [`UNSENT`].
     Framed(Rc<Remote>, Rc<FrameConn>, u32),
 }
 

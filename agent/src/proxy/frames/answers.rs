@@ -16,7 +16,7 @@ use super::{
 use crate::proxy::{
     caller::{Caller, Failure, Framed, bulk},
     calls::CallKey,
-    dispatch::{Call, Place, code},
+    dispatch::{Call, Place, UNSENT, code},
     request::Request,
     service::Upstream,
     stats::CloseReason,
@@ -269,9 +269,14 @@ impl Worker {
 
     /// Something of a message has left the queue of `conn`.
     pub(super) fn released(&self, conn: &Rc<FrameConn>, released: Released) {
-        let Released { message, len, end } = released;
+        let Released { message, len, end, stream } = released;
         if !message.to_caller {
             let key = CallKey::of_via(message.via);
+            self.with_call(key, |call| {
+                if let Place::Framed(_, _, number) = &mut call.place {
+                    *number = stream;
+                }
+            });
             return if end { self.request_is_sent(key) } else { self.took_request(key, len) };
         }
         let Some(key) = conn.incoming(message.via) else { return };
@@ -311,7 +316,7 @@ impl Worker {
             conn.close(CloseReason::Peer, status::reason::DRAIN, &text);
         }
         conn.leave();
-        let refused = self.calls.borrow().keys(|call| matches!(&call.place, Place::Framed(_, to, stream) if Rc::ptr_eq(to, conn) && is_after(*stream, header.stream)));
+        let refused = self.calls.borrow().keys(|call| matches!(&call.place, Place::Framed(_, to, stream) if Rc::ptr_eq(to, conn) && (*stream == UNSENT || is_after(*stream, header.stream))));
         for key in refused {
             conn.drop_message(Message { via: key.via(), to_caller: false });
             self.end_with(key, code::REMOTING, true, |call| {

@@ -15,7 +15,7 @@ use super::{
 use crate::proxy::{
     caller::{Caller, Failure, Framed},
     calls::CallKey,
-    dispatch::{Call, Place, Within, code},
+    dispatch::{Call, Place, UNSENT, Within, code},
     request::{Request, pieces},
     routes::service_key,
     service::{Service, Turn, Upstream},
@@ -155,8 +155,8 @@ impl Worker {
         if !to.try_whole(&header, frame.rest()) {
             return false;
         }
-        let stream = to.begin();
-        self.placed(key, Place::Framed(remote.clone(), to.clone(), stream));
+        to.begin();
+        self.placed(key, Place::Framed(remote.clone(), to.clone(), header.stream));
         self.end_one_way(key);
         true
     }
@@ -201,13 +201,13 @@ impl Worker {
                             continue;
                         }
                     };
-                    let stream = to.begin();
+                    to.begin();
                     let header = self.with_call(key, |call| {
                         call.streams = Some(streams);
-                        let numbers = call.header_to(key, stream, Kind::Request).sized_as(&frame.header);
+                        let numbers = call.header_to(key, UNSENT, Kind::Request).sized_as(&frame.header);
                         Header { flags, word: call.left_ms(self.now()), ..numbers }
                     });
-                    self.placed(key, Place::Framed(remote, to.clone(), stream));
+                    self.placed(key, Place::Framed(remote, to.clone(), UNSENT));
                     header.into_iter().for_each(|header| to.push(frame.frame(header)));
                     return;
                 }
@@ -233,17 +233,17 @@ impl Worker {
     pub(super) fn send_waiting(&self, key: CallKey, remote: &Rc<Remote>, to: &Rc<FrameConn>, request: &Request) {
         let streamed = self.with_call(key, |call| {
             let gathered = call.streams.as_deref_mut().and_then(|streams| Some((streams.gathered.take()?, streams.request.is_none())));
-            let numbers = Header { word: call.left_ms(self.now()), ..call.header_to(key, to.next_stream(), Kind::Request) };
+            let numbers = Header { word: call.left_ms(self.now()), ..call.header_to(key, UNSENT, Kind::Request) };
             gathered.map(|(gathered, ends)| (gathered, ends, numbers))
         });
         let Some((gathered, ends, numbers)) = streamed.flatten() else {
             return self.send_framed(key, remote, to, request);
         };
-        let stream = to.begin();
+        to.begin();
         let Gathered { header, meta, body } = gathered;
         let header = Header { flags: header.flags, ..numbers };
         pieces(header, meta, body.freeze(), ends, &mut |frame| to.push(frame));
-        self.placed(key, Place::Framed(remote.clone(), to.clone(), stream));
+        self.placed(key, Place::Framed(remote.clone(), to.clone(), UNSENT));
     }
 
     /// More of a request has come.
@@ -314,14 +314,14 @@ impl Worker {
     /// Gives a whole call to a connection.
     pub(crate) fn send_framed(&self, key: CallKey, remote: &Rc<Remote>, to: &Rc<FrameConn>, request: &Request) {
         let Some((header, service)) = self.with_call(key, |call| {
-            let header = call.header_to(key, to.next_stream(), Kind::Request);
+            let header = call.header_to(key, UNSENT, Kind::Request);
             (Header { word: call.left_ms(self.now()), ..header }, call.service.clone())
         }) else {
             return;
         };
-        let stream = to.begin();
+        to.begin();
         request.frames(header, &service.meta, |frame| to.push(frame));
-        self.placed(key, Place::Framed(remote.clone(), to.clone(), stream));
+        self.placed(key, Place::Framed(remote.clone(), to.clone(), UNSENT));
         self.end_one_way(key);
     }
 
