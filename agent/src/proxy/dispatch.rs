@@ -74,9 +74,12 @@ pub(crate) enum Place {
     Sent(Rc<Pool>, Rc<Link>),
     /// It waits for a tunnel that is being opened.
     Queued(Rc<Remote>, Rc<Tunnel>),
-    /// It was given to a connection, where it has this number.
+    /// It was given to a connection, where it has this number as soon as it has left.
     Framed(Rc<Remote>, Rc<FrameConn>, u32),
 }
+
+/// The number of a call that has not left.
+pub(super) const UNNUMBERED: u32 = 0;
 
 impl Place {
     pub(crate) fn counters(&self) -> Option<&CallCounters> {
@@ -219,6 +222,7 @@ impl Worker {
     }
 
     pub(super) fn placed(&self, key: CallKey, place: Place) {
+        let mut former = Place::Nowhere;
         if let Some(call) = self.calls.borrow_mut().get_mut(key) {
             if let Some(counters) = call.place.counters() {
                 counters.in_flight.sub(1);
@@ -226,7 +230,10 @@ impl Worker {
             if let Some(counters) = place.counters() {
                 counters.in_flight.add(1);
             }
-            call.place = place;
+            former = std::mem::replace(&mut call.place, place);
+        }
+        if let Place::Framed(_, conn, _) = former {
+            conn.done();
         }
     }
 

@@ -14,7 +14,7 @@ use super::{
 use crate::proxy::{
     caller::{Caller, Failure, Framed, bulk},
     calls::CallKey,
-    dispatch::{Call, Place, code},
+    dispatch::{Call, Place, UNNUMBERED, code},
     request::Request,
     service::Upstream,
     stats::CloseReason,
@@ -262,9 +262,13 @@ impl Worker {
 
     /// Something of a message has left the queue of `conn`.
     pub(super) fn released(&self, conn: &Rc<FrameConn>, released: Released) {
-        let Released { message, len, end } = released;
+        let Released { message, stream, len, end } = released;
         if !message.to_caller {
             let key = CallKey::of_via(message.via);
+            self.with_call(key, |call| match &mut call.place {
+                Place::Framed(_, to, number) if Rc::ptr_eq(to, conn) => *number = stream,
+                _ => {}
+            });
             return if end { self.request_is_sent(key) } else { self.took_request(key, len) };
         }
         let Some(key) = conn.incoming(message.via) else { return };
@@ -313,25 +317,49 @@ impl Worker {
             conn.close(CloseReason::Peer, status::reason::DRAIN, &text);
         }
         conn.leave();
-        let refused = self.calls.borrow().keys(|call| matches!(&call.place, Place::Framed(_, to, stream) if Rc::ptr_eq(to, conn) && is_after(*stream, header.stream)));
+        if conn.outgoing() == 0 {
+            return;
+        }
+        let refused = self.calls.borrow().keys(|call| match &call.place {
+            Place::Framed(_, to, stream) => {
+                Rc::ptr_eq(to, conn) && (*stream == UNNUMBERED || is_after(*stream, header.stream))
+            }
+            _ => false,
+        });
         for key in refused {
-            self.end_with(key, code::REMOTING, true, |call| {
-                self.error_text(call.service.name(), call.place.instance(), "it takes no more calls on this connection")
-            });
+            let reason = "it takes no more calls on this connection";
+            if !self.move_unsent(key, conn, reason) {
+                conn.drop_message(Message { via: key.via(), to_caller: false });
+                self.end_with(key, code::REMOTING, true, |call| {
+                    self.error_text(call.service.name(), call.place.instance(), reason)
+                });
+            }
         }
     }
 
     /// Ends or moves the calls that a connection was given, as it has ended.
     pub(super) fn lose_calls(self: &Rc<Self>, conn: &Rc<FrameConn>, reason: &str) {
+        if conn.outgoing() == 0 {
+            return;
+        }
         let placed = self.calls.borrow().keys(|call| is_at(call, conn));
         for key in placed {
-            let Some(Place::Framed(remote, ..)) = self.with_call(key, |call| call.place.clone()) else { continue };
-            let unsent = conn.take_unsent(Message { via: key.via(), to_caller: false });
-            match unsent.and_then(whole) {
-                Some(request) => self.send_elsewhere_from(key, request, &remote, reason),
-                None => self.fail(key, code::REMOTING, Some(&remote.instance), reason),
+            if !self.move_unsent(key, conn, reason) {
+                let place = self.with_call(key, |call| call.place.clone());
+                self.fail(key, code::REMOTING, place.as_ref().and_then(Place::instance), reason);
             }
         }
+    }
+
+    /// Sends a call elsewhere that is whole and of which nothing has left.
+    fn move_unsent(self: &Rc<Self>, key: CallKey, conn: &Rc<FrameConn>, reason: &str) -> bool {
+        let unsent = conn.take_unsent(Message { via: key.via(), to_caller: false });
+        let Some(request) = unsent.and_then(whole) else { return false };
+        let place = self.with_call(key, |call| call.place.clone());
+        if let Some(Place::Framed(remote, ..)) = place {
+            self.send_elsewhere_from(key, request, &remote, reason);
+        }
+        true
     }
 
     pub(super) fn send_elsewhere_from(self: &Rc<Self>, key: CallKey, request: Request, remote: &Rc<Remote>, reason: &str) {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use agent_common::frame::{
-    Flags, Frame, Header, Hello, Kind, Message, MetaBuilder, Outbox, Released, Role, Windows, id, next_stream, status,
+    Flags, Frame, Header, Hello, Kind, Message, MetaBuilder, Outbox, Released, Role, Windows, id, status,
 };
 use bytes::Bytes;
 use foldhash::fast::RandomState;
@@ -75,7 +75,6 @@ pub(crate) struct FrameConn {
     incoming: RefCell<HashMap<u64, CallKey, RandomState>>,
     /// Calls in flight that the peer was given.
     outgoing: Cell<usize>,
-    last_stream: Cell<u32>,
     ending: RefCell<Ending>,
     closed: Cell<bool>,
     /// Its end has taken long enough.
@@ -118,7 +117,6 @@ impl FrameConn {
             out: RefCell::new(Outbox::new(Windows { stream: 0, connection: 0 })),
             incoming: RefCell::default(),
             outgoing: Cell::new(0),
-            last_stream: Cell::new(0),
             ending: RefCell::new(Ending::Open),
             closed: Cell::new(false),
             killed: Cell::new(false),
@@ -218,17 +216,14 @@ impl FrameConn {
         self.outgoing.get()
     }
 
-    /// The number that the next call which the peer is given will have.
+    /// The number of the call that leaves next.
     pub(crate) fn next_stream(&self) -> u32 {
-        next_stream(self.last_stream.get())
+        self.out.borrow().next_stream()
     }
 
-    /// The peer is given a call, with this number.
-    pub(crate) fn begin(&self) -> u32 {
-        let stream = self.next_stream();
-        self.last_stream.set(stream);
+    /// The peer is given a call.
+    pub(crate) fn begin(&self) {
         self.outgoing.set(self.outgoing.get() + 1);
-        stream
     }
 
     /// A call that it was given is over.
