@@ -113,7 +113,9 @@ impl Worker {
         let key = CallKey::of_via(header.via);
         let stream = header.stream;
         let received = self.with_call(key, |call| {
-            let window = if is_at(call, conn) { call.streams.as_mut()?.answer.as_mut()? } else { return None };
+            let streams = if is_at(call, conn) { call.streams.as_deref_mut()? } else { return None };
+            let window = streams.answer.as_mut().filter(|_| !streams.ended)?;
+            streams.ended = header.flags.has(Flags::END_STREAM);
             Some(window.receive(header.frame_len()).map(|()| call.caller.clone()))
         });
         let Some(received) = received.flatten() else {
@@ -272,6 +274,10 @@ impl Worker {
             return if end { self.request_is_sent(key) } else { self.took_request(key, len) };
         }
         let Some(key) = conn.incoming(message.via) else { return };
+        if !end {
+            // A caller that takes what it is sent is not late.
+            self.extend(key, len);
+        }
         let credit = self.with_call(key, |call| {
             let Place::Framed(_, to, stream) = &call.place else { return None };
             let (to, stream) = (to.clone(), *stream);
@@ -342,7 +348,9 @@ impl Worker {
         if conn.outgoing() == 0 {
             return;
         }
-        let placed = self.calls.borrow().keys(|call| is_at(call, conn));
+        // Whose answer is whole does not need the connection any more.
+        let ended = |call: &Call| call.streams.as_ref().is_some_and(|streams| streams.ended);
+        let placed = self.calls.borrow().keys(|call| is_at(call, conn) && !ended(call));
         for key in placed {
             if !self.move_unsent(key, conn, reason) {
                 let place = self.with_call(key, |call| call.place.clone());

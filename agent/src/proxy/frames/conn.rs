@@ -263,6 +263,9 @@ impl FrameConn {
 
     /// Sends what needs no credit.
     pub(crate) fn control(&self, header: &Header, meta: &[u8]) {
+        if self.closed.get() {
+            return;
+        }
         if self.change(|out| out.control(header, meta)).is_err() {
             self.close(CloseReason::Stalled, status::reason::LIMIT, "too many frames that need no credit wait for the peer");
         }

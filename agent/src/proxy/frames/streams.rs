@@ -17,6 +17,8 @@ pub(crate) struct Streams {
     pub(super) gathered: Option<Gathered>,
     /// What comes of the answer, while it is not whole.
     pub(super) answer: Option<ReceiveWindow>,
+    /// The whole answer has come; its end waits for the caller to take what is before it.
+    pub(super) ended: bool,
     /// The caller was sent the beginning of an answer.
     pub(crate) begun: bool,
     /// What the answer's first frame said.
