@@ -14,6 +14,9 @@ use super::{
 };
 use crate::wire::reply::{bulk_header, error_envelope};
 
+/// Bytes of an error's text.
+const TEXT_MAX: usize = 4 * 1024;
+
 /// The origin of a call.
 #[derive(Debug, Clone)]
 pub(crate) enum Caller {
@@ -64,7 +67,7 @@ impl Framed {
             return;
         }
         let mut meta = MetaBuilder::new();
-        meta.put(id::ERROR_TEXT, failure.text.as_bytes());
+        meta.put(id::ERROR_TEXT, cut(failure.text).as_bytes());
         let not_executed = if failure.not_executed { Flags::NOT_EXECUTED } else { Flags::NONE };
         let flags = Flags::TO_CALLER | not_executed;
         let meta_len = u16::try_from(meta.len()).unwrap_or(0);
@@ -124,6 +127,15 @@ impl Caller {
             Self::Nobody => {}
         }
     }
+}
+
+/// A text that is not too long for a frame, whatever it was made of.
+fn cut(text: &str) -> &str {
+    let mut end = text.len().min(TEXT_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 /// An answer's body as a whole reply of Redis.

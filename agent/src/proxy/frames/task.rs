@@ -23,6 +23,8 @@ use crate::proxy::{
 
 /// Reads in one turn, before others have theirs.
 const READS: usize = 8;
+/// How much of a peer's error text is passed on.
+const TEXT_MAX: usize = 1024;
 /// Room for a header that is cut.
 const HEADER_ROOM: usize = 4 * 1024;
 
@@ -376,7 +378,8 @@ impl FrameTask {
 
 /// What is known of an error's text.
 pub(super) fn id_text(meta: &[u8]) -> String {
-    agent_common::frame::find(meta, id::ERROR_TEXT).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default()
+    let text = agent_common::frame::find(meta, id::ERROR_TEXT).unwrap_or_default();
+    String::from_utf8_lossy(&text[..text.len().min(TEXT_MAX)]).into_owned()
 }
 
 impl Worker {
