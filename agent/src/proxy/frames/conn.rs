@@ -381,6 +381,7 @@ impl FrameConn {
         if let Ending::Open = *ending {
             *ending = Ending::Leaving;
             drop(ending);
+            self.task.wake();
             self.changed();
         }
     }

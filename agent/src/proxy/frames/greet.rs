@@ -89,7 +89,8 @@ impl Worker {
         }
         if conn.side != Side::App || hello.offers.is_empty() {
             conn.greeted(hello);
-            return conn.say(&own);
+            conn.say(&own);
+            return self.part_with(conn);
         }
         let offered = Offered {
             worker: self.id(),
@@ -105,11 +106,17 @@ impl Worker {
                 worker.turn_begins();
                 conn.greeted(hello);
                 conn.say(&own);
-                if worker.is_stopping() {
-                    conn.say_goodbye();
-                }
+                worker.part_with(&conn);
             }
         });
+    }
+
+    /// Who comes while this worker drains is asked to go at once, as nobody asks again.
+    fn part_with(&self, conn: &FrameConn) {
+        if self.is_draining() && conn.was_accepted() {
+            conn.say_goodbye();
+            conn.leave();
+        }
     }
 
     /// What an application offers on this connection is not to be called any more.

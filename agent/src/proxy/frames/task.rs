@@ -180,6 +180,8 @@ impl FrameTask {
                 self.conn.control(&header, &meta);
                 flushed = self.poll_flush(cx);
             }
+            // From here on housekeeping bounds how long it takes.
+            self.conn.close(reason, reason::DRAIN, "the connection has ended");
         }
         match (flushed, self.ending) {
             (Poll::Ready(Err(error)), _) => Poll::Ready(Some(self.lost(&format!("connection lost: {error}")))),
