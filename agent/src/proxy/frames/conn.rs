@@ -205,6 +205,11 @@ impl FrameConn {
         out.waiting_bytes() + out.ready_bytes()
     }
 
+    /// Whether something is to be written.
+    pub(crate) fn has_ready(&self) -> bool {
+        self.out.borrow().ready_bytes() > 0
+    }
+
     /// Since when the socket has taken nothing, if it has to.
     pub(crate) fn blocked_since(&self) -> Option<Instant> {
         self.blocked_since.get()

@@ -203,13 +203,18 @@ impl FrameTask {
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = self.conn.poll_flush(&mut self.stream, cx, self.worker.now(), &mut self.released);
-        let mut released = std::mem::take(&mut self.released);
-        for one in released.drain(..) {
-            self.worker.released(&self.conn, one);
+        loop {
+            let flushed = self.conn.poll_flush(&mut self.stream, cx, self.worker.now(), &mut self.released);
+            let mut released = std::mem::take(&mut self.released);
+            for one in released.drain(..) {
+                self.worker.released(&self.conn, one);
+            }
+            self.released = released;
+            // Room that is given back on this very connection: nobody wakes this task in its own turn.
+            if !matches!(flushed, Poll::Ready(Ok(()))) || !self.conn.has_ready() {
+                return flushed;
+            }
         }
-        self.released = released;
-        flushed
     }
 
     fn should_end(&self) -> Option<CloseReason> {
