@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, ops::Range, rc::Rc, time::Duration};
 
-use agent_common::frame::{Header, Kind, Message, status};
+use agent_common::frame::{HEAD_MAX, Header, Kind, Message, status};
 use bytes::Bytes;
 use tokio::time::Instant;
 
@@ -113,6 +113,11 @@ impl Call {
     /// Whether the beginning of an answer was passed on.
     fn answer_has_begun(&self) -> bool {
         self.streams.as_ref().is_some_and(|streams| streams.begun)
+    }
+
+    /// Whether its request may have more than one frame.
+    pub(super) fn may_be_cut(&self) -> bool {
+        self.bytes > HEAD_MAX
     }
 
     /// Milliseconds that are left.

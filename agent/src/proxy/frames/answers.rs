@@ -390,7 +390,9 @@ fn is_at(call: &Call, conn: &Rc<FrameConn>) -> bool {
 
 /// The call has ended: what waits of its request is not sent any more.
 fn stop_request(call: &Call, key: CallKey) {
-    if let (Place::Framed(_, to, _), Some(_)) = (&call.place, &call.streams) {
+    if let Place::Framed(_, to, _) = &call.place
+        && (call.streams.is_some() || call.may_be_cut())
+    {
         to.drop_message(Message { via: key.via(), to_caller: false });
     }
 }

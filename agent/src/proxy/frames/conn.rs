@@ -307,7 +307,16 @@ impl FrameConn {
 
     /// Forgets what has not left of a message. True if nothing of it has.
     pub(crate) fn drop_message(&self, message: Message) -> bool {
-        self.change(|out| out.cancel(message))
+        let unsent = self.change(|out| out.cancel(message));
+        self.resume_readers();
+        unsent
+    }
+
+    /// Less of an answer waits than did.
+    fn resume_readers(&self) {
+        if !self.paused.borrow().is_empty() {
+            std::mem::take(&mut *self.paused.borrow_mut()).into_iter().for_each(Waker::wake);
+        }
     }
 
     /// The frames of a message, if none of them has left.
@@ -353,8 +362,8 @@ impl FrameConn {
         loop {
             let before = released.len();
             self.change(|out| out.schedule(|one| released.push(one)));
-            if released.len() > before && !self.paused.borrow().is_empty() {
-                std::mem::take(&mut *self.paused.borrow_mut()).into_iter().for_each(Waker::wake);
+            if released.len() > before {
+                self.resume_readers();
             }
             let out = self.out.borrow();
             if out.ready_bytes() == 0 {
@@ -445,7 +454,7 @@ impl FrameConn {
     pub(crate) fn set_closed(&self) {
         self.closed.set(true);
         self.change(|out| *out = Outbox::new(Windows { stream: 0, connection: 0 }));
-        std::mem::take(&mut *self.paused.borrow_mut()).into_iter().for_each(Waker::wake);
+        self.resume_readers();
         self.changed();
     }
 
