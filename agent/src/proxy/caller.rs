@@ -72,7 +72,8 @@ impl Framed {
         let flags = Flags::TO_CALLER | not_executed;
         let meta_len = u16::try_from(meta.len()).unwrap_or(0);
         let header = Header { flags, meta_len, word: u32::from(failure.code), ..self.header(Kind::Cancel) };
-        if begun {
+        // Who has too much to read already gets what needs no credit, and is let go when it does not take even that.
+        if begun || self.conn.is_crowded() {
             self.conn.drop_message(self.answer());
             self.conn.control(&header, meta.as_ref());
         } else {

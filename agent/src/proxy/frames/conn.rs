@@ -87,6 +87,8 @@ pub(crate) struct FrameConn {
     /// Calls whose room is given back when their callers have taken more.
     pub(super) owed: RefCell<Vec<CallKey>>,
     blocked_since: Cell<Option<Instant>>,
+    /// Since when nothing has left, as the peer gives no credit.
+    starved_since: Cell<Option<Instant>>,
     shared: Rc<Shared>,
 }
 
@@ -125,6 +127,7 @@ impl FrameConn {
             paused: RefCell::default(),
             owed: RefCell::default(),
             blocked_since: Cell::new(None),
+            starved_since: Cell::new(None),
             shared,
         }
     }
@@ -197,7 +200,7 @@ impl FrameConn {
 
     /// Whether as much waits for the peer as may.
     pub(crate) fn is_crowded(&self) -> bool {
-        self.out.borrow().waiting_bytes() >= self.bounds.queued_bytes_max
+        self.queued_bytes() >= self.bounds.queued_bytes_max
     }
 
     pub(crate) fn queued_bytes(&self) -> usize {
@@ -213,6 +216,11 @@ impl FrameConn {
     /// Since when the socket has taken nothing, if it has to.
     pub(crate) fn blocked_since(&self) -> Option<Instant> {
         self.blocked_since.get()
+    }
+
+    /// Since when answers wait that the peer gives no credit for, though no call is in flight that could end it.
+    pub(crate) fn starved_since(&self) -> Option<Instant> {
+        self.starved_since.get().filter(|_| self.is_idle())
     }
 
     // Calls.
@@ -288,7 +296,8 @@ impl FrameConn {
 
     /// Sends a whole small message at once, if it can. `rest` is what stands behind the header.
     pub(crate) fn try_whole(&self, header: &Header, rest: &[u8]) -> bool {
-        self.change(|out| out.try_whole(header, rest))
+        // However much the peer says that it takes.
+        self.change(|out| out.ready_bytes() < self.bounds.queued_bytes_max && out.try_whole(header, rest))
     }
 
     pub(crate) fn push(&self, frame: Frame) {
@@ -363,11 +372,14 @@ impl FrameConn {
             let before = released.len();
             self.change(|out| out.schedule(|one| released.push(one)));
             if released.len() > before {
+                self.starved_since.set(None);
                 self.resume_readers();
             }
             let out = self.out.borrow();
             if out.ready_bytes() == 0 {
                 self.blocked_since.set(None);
+                let starved = out.waiting_bytes() > 0;
+                self.starved_since.set(starved.then(|| self.starved_since.get().unwrap_or(now)));
                 return Poll::Ready(Ok(()));
             }
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];

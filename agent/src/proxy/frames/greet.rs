@@ -11,6 +11,9 @@ use super::{
 };
 use crate::proxy::{routes::Offered, socket::Peer, stats::CloseReason, worker::Worker};
 
+/// How long a peer may take nothing when the worker holds as many bytes as it may.
+const CROWDED: Duration = Duration::from_secs(1);
+
 /// What a worker tells the rest of the process.
 #[derive(Debug)]
 pub(crate) enum Told {
@@ -156,14 +159,17 @@ impl Worker {
 
     /// Looks after connections that speak frames: PINGs between agents, and those that take too long to end or to begin.
     pub(crate) fn look_after_frames(&self, keepalive: Duration, stall: Duration) {
+        let crowded = self.queued() >= self.limits().worker_queued_bytes_max;
+        let patience = if crowded { stall.min(CROWDED) } else { stall };
         let conns: Vec<_> = self.frames.borrow().values().cloned().collect();
         for conn in conns {
             let silent = self.now().saturating_duration_since(conn.last_read.get());
-            let blocked = conn.blocked_since().map(|since| self.now().saturating_duration_since(since));
+            let since = conn.blocked_since().or_else(|| conn.starved_since());
+            let blocked = since.map(|since| self.now().saturating_duration_since(since));
             if conn.ends_now().is_some() {
                 conn.overdue();
-            } else if blocked.is_some_and(|blocked| blocked >= stall) {
-                conn.close(CloseReason::Stalled, reason::LIMIT, "the peer reads nothing");
+            } else if blocked.is_some_and(|blocked| blocked >= patience) {
+                conn.close(CloseReason::Stalled, reason::LIMIT, "the peer takes nothing of what waits for it");
             } else if conn.hello().is_none() && silent >= stall {
                 conn.close(CloseReason::Stalled, reason::PROTOCOL, "no HELLO");
             } else if matches!(conn.side, Side::AgentIn | Side::Out) && conn.hello().is_some() {
