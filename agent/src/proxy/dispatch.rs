@@ -428,6 +428,19 @@ impl Worker {
         Some(call)
     }
 
+    /// A call holds so many bytes more until it ends, unless the worker holds as much as it may.
+    pub(super) fn hold(&self, key: CallKey, bytes: usize) -> Result<(), String> {
+        let max = self.limits().worker_queued_bytes_max;
+        if self.queued() + bytes > max {
+            return Err(format!("more than {max} bytes wait in this worker (agent.queued_bytes_max)"));
+        }
+        if let Some(call) = self.calls.borrow_mut().get_mut(key) {
+            call.bytes += bytes;
+            self.queued_add(bytes);
+        }
+        Ok(())
+    }
+
     /// Names the agent, the service, the instance and the reason.
     pub(crate) fn error_text(&self, service: &str, instance: Option<&Instance>, reason: &str) -> String {
         let instance = instance.map_or(Cow::Borrowed(""), |instance| format!(" at {}", instance.name).into());

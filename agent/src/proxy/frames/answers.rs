@@ -183,6 +183,15 @@ impl Worker {
             }
             Outcome::Go(Some(piece.freeze()))
         });
+        if matches!(outcome, Some(Outcome::Go(None))) && !end {
+            if let Err(reason) = self.hold(key, body.len()) {
+                if let Some(place) = self.with_call(key, |call| call.place.clone()) {
+                    self.withdraw(key, &place, status::LIMIT);
+                    self.fail(key, code::POOL_FULL, place.instance(), &reason);
+                }
+                return;
+            }
+        }
         match outcome {
             Some(Outcome::Go(piece)) => self.give_redis(key, conn, piece, end, frame.header.frame_len()),
             Some(Outcome::Wrong(reason)) => {

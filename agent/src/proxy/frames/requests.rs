@@ -212,7 +212,13 @@ impl Worker {
         match went? {
             Went::On => {}
             Went::Nowhere => self.counters.frames_dropped.add(1),
-            Went::Held => self.took_request(key, frame.header.frame_len()),
+            Went::Held => {
+                let len = frame.header.frame_len();
+                match self.hold(key, len) {
+                    Ok(()) => self.took_request(key, len),
+                    Err(reason) => self.fail(key, code::POOL_FULL, None, &reason),
+                }
+            }
             Went::Whole(service, gathered) => self.send(key, &service, gathered.finish(), service.turn(), None),
             Went::TooLong(text) => self.fail(key, code::SERIALIZATION, None, &text),
         }
