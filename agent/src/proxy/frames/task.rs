@@ -395,7 +395,12 @@ impl Worker {
         let Handoff { stream, peer, side, bytes } = handoff;
         match stream.fasten(self.counters.clone()) {
             Ok(stream) => start_in(self, stream, peer, side, bytes),
-            Err(error) => debug!(%error, "a connection was lost on its way to its worker"),
+            Err(error) => {
+                debug!(%error, "a connection was lost on its way to its worker");
+                if side != Side::Worker {
+                    self.connection_gone(CloseReason::Peer);
+                }
+            }
         }
     }
 }

@@ -132,6 +132,10 @@ impl Tunnel {
         for (key, remote, request) in self.take_waiting() {
             worker.send_framed(key, &remote, conn, &request);
         }
+        if self.retired.get() {
+            // It was being opened at that time.
+            conn.leave();
+        }
     }
 
     fn failed(self: &Rc<Self>, worker: &Rc<Worker>, reason: &str) {
@@ -230,6 +234,10 @@ async fn open(tunnel: &Rc<Tunnel>, worker: &Rc<Worker>, nth: usize) -> Result<Rc
 async fn dial(address: SocketAddr) -> io::Result<Socket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     let stream = socket.connect(address).await?;
+    if stream.local_addr()? == stream.peer_addr()? {
+        // A port of the range that the kernel takes for outgoing connections can be connected to itself.
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
     stream.set_nodelay(true)?;
     Ok(Socket::Tcp(stream))
 }
