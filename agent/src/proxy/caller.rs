@@ -102,6 +102,11 @@ impl Caller {
         }
     }
 
+    /// Whether nothing is to be answered.
+    pub(crate) fn is_one_way(&self) -> bool {
+        matches!(self, Self::Frames(framed) if framed.one_way)
+    }
+
     pub(crate) fn blocked_since(&self) -> Option<Instant> {
         match self {
             Self::Redis(app, _) => app.blocked_since(),

@@ -27,8 +27,10 @@ impl Worker {
     pub(super) fn responded(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) -> Result<(), Violation> {
         let header = &frame.header;
         let key = CallKey::of_via(header.via);
-        let ours =
-            self.with_call(key, |call| is_at(call, conn) && call.streams.as_ref().is_none_or(|streams| streams.answer.is_none()));
+        let ours = self.with_call(key, |call| {
+            let first = call.streams.as_ref().is_none_or(|streams| streams.answer.is_none());
+            first && is_at(call, conn) && !call.caller.is_one_way()
+        });
         if ours != Some(true) {
             self.counters.frames_dropped.add(1);
             return Ok(());
@@ -320,6 +322,11 @@ impl Worker {
     /// The peer wants no more calls, or has not executed some.
     pub(super) fn told_to_go(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) {
         let header = &frame.header;
+        let is_final = header.flags.has(Flags::END_STREAM);
+        // Each is said once: what follows is looked up in all calls.
+        if conn.told_final.replace(is_final || conn.told_final.get()) || (conn.is_leaving() && !is_final) {
+            return;
+        }
         self.unregister(conn);
         if !header.flags.has(Flags::END_STREAM) {
             return conn.leave();

@@ -66,6 +66,10 @@ pub(crate) struct FrameConn {
     pub(crate) since: Instant,
     pub(crate) last_read: Cell<Instant>,
     pub(crate) task: Task,
+    /// The peer has begun a frame that is not whole yet.
+    pub(crate) in_frame: Cell<bool>,
+    /// The peer has said its last word.
+    pub(super) told_final: Cell<bool>,
     /// Calls that the peer has made.
     pub(crate) calls: Cell<u64>,
     /// What the peer said of itself; none before it has.
@@ -113,6 +117,8 @@ impl FrameConn {
             since: now,
             last_read: Cell::new(now),
             task: Task::default(),
+            in_frame: Cell::new(false),
+            told_final: Cell::new(false),
             calls: Cell::new(0),
             hello: RefCell::default(),
             // Until HELLO nothing is sent that needs credit.

@@ -95,11 +95,14 @@ impl Worker {
             conn.say(&own);
             return self.part_with(conn);
         }
+        let mut offers = hello.offers.clone();
+        offers.sort();
+        offers.dedup();
         let offered = Offered {
             worker: self.id(),
             application: hello.application.as_str().into(),
             instance: hello.instance.as_str().into(),
-            offers: hello.offers.clone(),
+            offers,
         };
         let (done, registered) = oneshot::channel();
         self.tell(Told::Offered(conn.id, offered, done));
@@ -170,6 +173,8 @@ impl Worker {
                 conn.overdue();
             } else if blocked.is_some_and(|blocked| blocked >= patience) {
                 conn.close(CloseReason::Stalled, reason::LIMIT, "the peer takes nothing of what waits for it");
+            } else if conn.in_frame.get() && silent >= stall {
+                conn.close(CloseReason::Stalled, reason::PROTOCOL, "a frame has begun and does not go on");
             } else if conn.hello().is_none() && silent >= stall {
                 conn.close(CloseReason::Stalled, reason::PROTOCOL, "no HELLO");
             } else if matches!(conn.side, Side::AgentIn | Side::Out) && conn.hello().is_some() {

@@ -279,6 +279,7 @@ impl FrameTask {
 
     /// Waits for the rest of a frame in a buffer of its own.
     fn keep(&mut self, data: &[u8]) {
+        self.conn.in_frame.set(!data.is_empty());
         if data.is_empty() {
             return;
         }
