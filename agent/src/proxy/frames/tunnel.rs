@@ -132,6 +132,10 @@ impl Tunnel {
         for (key, remote, request) in self.take_waiting() {
             worker.send_framed(key, &remote, conn, &request);
         }
+        if self.retired.get() {
+            // It was being opened at that time.
+            conn.leave();
+        }
     }
 
     fn failed(self: &Rc<Self>, worker: &Rc<Worker>, reason: &str) {
