@@ -65,11 +65,4 @@ impl Frames {
         }
         Ok(None)
     }
-
-    /// Holds no buffer while nothing comes.
-    pub(super) fn rest(&mut self) {
-        if self.buffer.is_empty() && self.buffer.capacity() > 2 * READ {
-            self.buffer = BytesMut::new();
-        }
-    }
 }
