@@ -75,10 +75,12 @@ impl ReceiveWindow {
         Ok(())
     }
 
-    /// So many bytes of what came are used up. Returns what to give back, once that is a quarter of the window.
+    /// So many bytes of what came are used up. Returns what to give back, once that is a quarter of the window, or once
+    /// nothing else is held and a frame of any size would not fit: a small window would never open again for a large one.
     pub fn used(&mut self, len: usize) -> Option<u32> {
         self.used = self.used.saturating_add(u32::try_from(len).unwrap_or(u32::MAX)).min(self.taken);
-        if self.used < self.size / 4 || self.used == 0 {
+        let shut = self.held() == 0 && self.size >= super::WINDOW_MIN && self.size - self.taken < super::WINDOW_MIN;
+        if self.used == 0 || self.used < self.size / 4 && !shut {
             return None;
         }
         self.taken -= self.used;
@@ -106,6 +108,20 @@ mod tests {
         assert_eq!(window.receive(650), Ok(()));
         assert_eq!(window.receive(1), Err(Overrun));
         assert_eq!(window.held(), 1000);
+    }
+
+    #[test]
+    fn a_large_frame_fits_once_all_is_used_up() {
+        for size in [WINDOW_MIN, WINDOW_MIN + 1, 80_000, 100_000, 4 * WINDOW_MIN] {
+            let (mut sender, mut receiver) = (SendWindow::new(size), ReceiveWindow::new(size));
+            for len in [100, 10_000, 65_536, 1, 65_536, 16_000, 65_536] {
+                assert!(sender.take(len), "{len} bytes into a window of {size}");
+                receiver.receive(len).unwrap();
+                if let Some(credit) = receiver.used(len) {
+                    sender.credit(credit).unwrap();
+                }
+            }
+        }
     }
 
     #[test]
