@@ -45,8 +45,12 @@ async fn begun(agent: &Agent, request: Request) -> (Client, Peer, JoinHandle<Res
 async fn a_call_and_its_answer() {
     let agent = Agent::listen().await;
     let request = Request::new("/service/user").method("get").group("blue").property("color", b"red").metadata(200, b"x");
-    let (_client, mut peer, task, frame) = begun(&agent, request.idempotent(true).timeout(Duration::from_secs(5)).body("seven")).await;
-    assert_eq!((frame.text(id::URI), frame.text(id::METHOD), frame.text(id::GROUP)), ("/service/user".into(), "get".into(), "blue".into()));
+    let (_client, mut peer, task, frame) =
+        begun(&agent, request.idempotent(true).timeout(Duration::from_secs(5)).body("seven")).await;
+    assert_eq!(
+        (frame.text(id::URI), frame.text(id::METHOD), frame.text(id::GROUP)),
+        ("/service/user".into(), "get".into(), "blue".into())
+    );
     assert!(frame.has(Flags::END_STREAM | Flags::IDEMPOTENT) && !frame.has(Flags::ONE_WAY));
     assert!((4000..=5000).contains(&frame.header.word), "{} ms are left", frame.header.word);
     assert_eq!((frame.header.stream, &frame.body[..], frame.text(200)), (1, &b"seven"[..], "x".into()));

@@ -101,7 +101,9 @@ async fn calls_whose_numbers_go_back() {
 
 #[tokio::test]
 async fn a_hello_with_nothing_in_common() {
-    for (hello, reason) in [(Hello { versions: (2, 3), ..agent_hello() }.encode().unwrap(), 3), (Frame::new(Kind::Hello).bytes().into(), 1)] {
+    for (hello, reason) in
+        [(Hello { versions: (2, 3), ..agent_hello() }.encode().unwrap(), 3), (Frame::new(Kind::Hello).bytes().into(), 1)]
+    {
         let agent = Agent::listen().await;
         let connecting = tokio::spawn(Client::builder("shop").agents([agent.address()]).connect());
         let mut peer = agent.accept().await;

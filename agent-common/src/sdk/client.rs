@@ -124,7 +124,13 @@ impl Client {
         pool.pick(tried).await
     }
 
-    async fn try_call(&self, link: &Link, request: &Request, deadline: Option<Instant>, sent_before: u8) -> Result<Response, Error> {
+    async fn try_call(
+        &self,
+        link: &Link,
+        request: &Request,
+        deadline: Option<Instant>,
+        sent_before: u8,
+    ) -> Result<Response, Error> {
         let outgoing = request.outgoing(left_ms(deadline), sent_before)?;
         let (ticket, told) = link.call(outgoing, deadline)?;
         pump(link, &ticket, request);

@@ -85,7 +85,8 @@ impl State {
         if self.phase != Phase::Open {
             return Err(Error::broken("the connection is about to end", true));
         }
-        let queued = self.outbox.waiting_bytes() + request.meta.len() + request.body.as_ref().map_or(0, Bytes::len).min(FRAME_MAX);
+        let queued =
+            self.outbox.waiting_bytes() + request.meta.len() + request.body.as_ref().map_or(0, Bytes::len).min(FRAME_MAX);
         if self.made.len() >= self.calls_max || queued > self.queued_bytes_max {
             let text = if queued > self.queued_bytes_max { "queued_bytes_max is reached" } else { "calls_max is reached" };
             return Err(Error::new(status::LIMIT, text));
@@ -162,8 +163,7 @@ impl State {
         let pipe = Arc::new(Pipe::new(window));
         let names = made.names;
         let waits = std::mem::replace(&mut made.waits, Waits::Rest(Arc::clone(&pipe)));
-        let credit =
-            pipe.push(body, header.frame_len(), false).map_err(|_| Violation::StreamWindow { stream: header.stream })?;
+        let credit = pipe.push(body, header.frame_len(), false).map_err(|_| Violation::StreamWindow { stream: header.stream })?;
         if let Waits::Answer(answer) = waits {
             let head = Head { header, meta, body: Bytes::new(), pipe: Some(pipe) };
             let _ = answer.send(Ok(head));
@@ -202,7 +202,8 @@ impl State {
     /// A final GOAWAY: calls after its stream are not executed.
     pub(super) fn on_final(&mut self, frame: &Received) {
         let last = frame.header.stream;
-        let after: Vec<u64> = self.made.iter().filter(|(_, made)| last == 0 || is_after(made.names.stream, last)).map(|(via, _)| *via).collect();
+        let after: Vec<u64> =
+            self.made.iter().filter(|(_, made)| last == 0 || is_after(made.names.stream, last)).map(|(via, _)| *via).collect();
         for via in after {
             self.fail_one(via, Error::broken(format!("the agent goes away: {}", error_text(&frame.meta, 0)), true));
         }

@@ -22,8 +22,8 @@ mod options;
 mod pipe;
 mod pool;
 mod request;
-mod server;
 mod serve;
+mod server;
 mod state;
 mod taken;
 

@@ -33,11 +33,8 @@ struct Agent {
 
 impl Pool {
     pub(super) fn new(options: Options, addresses: Vec<Address>) -> Self {
-        let agents = addresses.into_iter().map(|address| Agent {
-            address,
-            link: Mutex::new(None),
-            dialling: tokio::sync::Mutex::new(()),
-        });
+        let agents =
+            addresses.into_iter().map(|address| Agent { address, link: Mutex::new(None), dialling: tokio::sync::Mutex::new(()) });
         Self { hello: options.hello(), agents: agents.collect(), options }
     }
 

@@ -6,9 +6,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{
-    Body, Incoming, Metadata, body::Kind, driver::Serve, link::Link, request::finish, state::Names, taken::Start,
-};
+use super::{Body, Incoming, Metadata, body::Kind, driver::Serve, link::Link, request::finish, state::Names, taken::Start};
 use crate::frame::{Flags, HEAD_MAX, HEADER_LEN, Header, Kind as FrameKind, MetaBuilder, id, status};
 
 /// A call that is to be executed.

@@ -13,8 +13,8 @@ use super::{
     taken::{Start, Taken, Terms},
 };
 use crate::frame::{
-    FRAME_MAX, Flags, Frame, HEADER_LEN, Header, Hello, Inbox, Kind, Message, MetaBuilder, Outbox, Released, Violation, id, status,
-    status::reason,
+    FRAME_MAX, Flags, Frame, HEADER_LEN, Header, Hello, Inbox, Kind, Message, MetaBuilder, Outbox, Released, Violation, id,
+    status, status::reason,
 };
 
 /// What the frames of one direction of a call have in common.
@@ -121,7 +121,13 @@ impl Names {
 }
 
 impl State {
-    pub(super) fn new(peer: &Hello, window: crate::frame::Windows, terms: Terms, calls_max: usize, queued_bytes_max: usize) -> Self {
+    pub(super) fn new(
+        peer: &Hello,
+        window: crate::frame::Windows,
+        terms: Terms,
+        calls_max: usize,
+        queued_bytes_max: usize,
+    ) -> Self {
         let piece = FRAME_MAX.min(usize::try_from(peer.windows.stream / 4).unwrap_or(FRAME_MAX));
         Self {
             outbox: Outbox::new(peer.windows),
@@ -192,7 +198,8 @@ impl State {
         let room = FRAME_MAX - HEADER_LEN - meta.len();
         let last = whole.is_some();
         let mut rest = whole.unwrap_or_default();
-        let first = if rest.len() <= room { rest.len() } else { self.piece.saturating_sub(HEADER_LEN + meta.len()).clamp(1024, room) };
+        let first =
+            if rest.len() <= room { rest.len() } else { self.piece.saturating_sub(HEADER_LEN + meta.len()).clamp(1024, room) };
         let body = rest.split_to(first);
         let ended = last && rest.is_empty();
         let flags = if ended { header.flags | Flags::END_STREAM } else { header.flags };

@@ -1,10 +1,6 @@
 //! Calls that are served here: the rules of a callee.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    task::Waker,
-};
+use std::{collections::HashMap, sync::Arc, task::Waker};
 
 use bytes::Bytes;
 use tokio::task::AbortHandle;
@@ -94,7 +90,8 @@ impl State {
         if !header.flags.has(Flags::END_STREAM) {
             let pipe = Arc::new(Pipe::new(self.window));
             let body = std::mem::take(&mut start.body);
-            let credit = pipe.push(body, header.frame_len(), false).map_err(|_| Violation::StreamWindow { stream: header.stream })?;
+            let credit =
+                pipe.push(body, header.frame_len(), false).map_err(|_| Violation::StreamWindow { stream: header.stream })?;
             self.give_back(names, credit);
             start.pipe = Some(Arc::clone(&pipe));
             taken.pipe = Some(pipe);
