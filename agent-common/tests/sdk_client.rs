@@ -1,4 +1,6 @@
 //! Calls of a client, with an agent that follows a script.
+#![expect(clippy::unwrap_used, reason = "a test fails with it")]
+
 mod peer;
 
 use std::{collections::VecDeque, time::Duration};

@@ -9,7 +9,6 @@
 //! ```
 //!
 //! Everything waits at most [`PATIENCE`], and fails then.
-#![expect(clippy::allow_attributes, reason = "what is not used differs from one test binary to the next")]
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test binary uses its own part")]
 
 use std::{future::Future, time::Duration};
