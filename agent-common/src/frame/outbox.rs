@@ -58,7 +58,7 @@ pub struct Outbox {
     kept: u32,
     stream_window: u32,
     ready: Ready,
-    control_bytes: usize,
+    control: Control,
     /// Messages of one small frame that wait for the connection's credit.
     small: VecDeque<Frame>,
     messages: HashMap<Message, Sending>,
@@ -73,6 +73,16 @@ struct Sending {
     waiting: VecDeque<Frame>,
     in_turn: bool,
     begun: bool,
+}
+
+/// Bytes of frames that need no credit and that the socket has not taken: counted in two generations, as behind them
+/// there may always be something else that is ready.
+#[derive(Debug, Default)]
+struct Control {
+    old: usize,
+    /// Bytes that go before the last of the old ones has gone.
+    old_after: usize,
+    new: usize,
 }
 
 /// Bytes in the order in which they go to the socket.
@@ -103,7 +113,7 @@ impl Outbox {
             kept,
             stream_window: windows.stream,
             ready: Ready::default(),
-            control_bytes: 0,
+            control: Control::default(),
             small: VecDeque::new(),
             messages: HashMap::new(),
             turns: VecDeque::new(),
@@ -117,10 +127,10 @@ impl Outbox {
     /// When the peer has taken too few of those before: the connection is to be closed.
     pub fn control(&mut self, header: &Header, meta: &[u8]) -> Result<(), Flooded> {
         let len = HEADER_LEN + meta.len();
-        if self.control_bytes + len > RESERVE {
+        if self.control.old + self.control.new + len > RESERVE {
             return Err(Flooded);
         }
-        self.control_bytes += len;
+        self.control.new += len;
         self.ready.copy(&header.bytes(), meta);
         Ok(())
     }
@@ -279,8 +289,12 @@ impl Outbox {
     /// The first `written` bytes of what is ready have gone.
     pub fn advance(&mut self, written: usize) {
         self.ready.advance(written);
+        self.control.old_after = self.control.old_after.saturating_sub(written);
+        if self.control.old_after == 0 {
+            self.control = Control { old: self.control.new, old_after: self.ready.bytes, new: 0 };
+        }
         if self.ready.bytes == 0 {
-            self.control_bytes = 0;
+            self.control = Control::default();
         }
     }
 }
@@ -450,6 +464,20 @@ mod tests {
         outbox.push(frame(Kind::Data, 2, 10, true));
         assert_eq!(sent(&mut outbox), []);
         assert_eq!(outbox.waiting_bytes(), 0);
+    }
+
+    #[test]
+    fn a_peer_that_takes_what_it_is_sent_is_never_flooded() {
+        let mut outbox = outbox(1 << 30, 1 << 30);
+        outbox.push(frame(Kind::Request, 1, 60_000, false));
+        for _ in 0..10_000 {
+            // There is always more to send than the socket takes.
+            outbox.push(frame(Kind::Data, 1, 60_000, false));
+            outbox.control(&Header::new(Kind::Pong), &[]).unwrap();
+            outbox.schedule(|_| {});
+            outbox.advance(60_080);
+            assert!(outbox.ready_bytes() > 0);
+        }
     }
 
     #[test]

@@ -61,9 +61,8 @@ impl Client {
     ///
     /// # Errors
     /// When the answer's status is not 0, and when there is none. The call was sent again where that is safe before.
-    pub async fn call(&self, mut request: Request) -> Result<Response, Error> {
-        let deadline = request.timeout.map(|timeout| Instant::now() + timeout);
-        let body = request.body.clone();
+    pub async fn call(&self, request: Request) -> Result<Response, Error> {
+        let deadline = request.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let (mut tried, mut last) = (Vec::new(), None);
         loop {
             let picked = within(deadline, self.pick(&tried)).await;
@@ -76,10 +75,12 @@ impl Client {
                 Ok(response) => return Ok(response),
                 Err(error) => error.of_call(request.is_idempotent()),
             };
-            if !error.may_go_elsewhere() || !body.is_whole() || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            if !error.may_go_elsewhere()
+                || !request.body.is_whole()
+                || deadline.is_some_and(|deadline| Instant::now() >= deadline)
+            {
                 return Err(error);
             }
-            request.body = body.clone();
             tried.push(at);
             last = Some(error);
         }
@@ -90,7 +91,7 @@ impl Client {
     /// # Errors
     /// When it could not be sent whole.
     pub async fn notify(&self, request: Request) -> Result<(), Error> {
-        let deadline = request.timeout.map(|timeout| Instant::now() + timeout);
+        let deadline = request.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let (mut tried, mut last) = (Vec::new(), None);
         loop {
             let (at, link) = match within(deadline, self.pick(&tried)).await {

@@ -75,15 +75,11 @@ impl Driver {
             state.fail(&text);
             last_words(&end, drained, state)
         });
+        self.link.0.phase.send_replace(Phase::Closing);
+        if let Some(last) = last {
+            farewell(self.socket, &last).await;
+        }
         self.link.0.phase.send_replace(Phase::Closed);
-        let Some(last) = last else { return };
-        let farewell = async {
-            let socket = &mut self.socket;
-            if socket.write_all(&last).await.is_ok() {
-                self.socket.close().await;
-            }
-        };
-        let _ = timeout(FAREWELL, farewell).await;
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
@@ -199,6 +195,16 @@ fn last_words(end: &End, drained: bool, state: &State) -> Option<Vec<u8>> {
     }
     words.extend_from_slice(&goaway(reason, text, state.inbox.last_stream()));
     Some(words)
+}
+
+/// Sends the last words, and closes once the peer has had time for them.
+pub(super) async fn farewell(mut socket: Socket, words: &[u8]) {
+    let close = async {
+        if socket.write_all(words).await.is_ok() {
+            socket.close().await;
+        }
+    };
+    let _ = timeout(FAREWELL, close).await;
 }
 
 /// A final GOAWAY.

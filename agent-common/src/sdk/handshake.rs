@@ -5,7 +5,7 @@ use tokio::time::timeout;
 use super::{
     Address,
     address::Socket,
-    driver::{Driver, Serve, goaway},
+    driver::{Driver, Serve, farewell, goaway},
     frames::{Frames, Received},
     link::Link,
     options::Options,
@@ -27,10 +27,8 @@ impl Opening<'_> {
     pub(super) async fn open(self, address: &Address) -> Result<Link, String> {
         let options = self.options;
         let greeted = timeout(options.connect_timeout, async {
-            let mut socket = address.connect().await.map_err(|error| error.to_string())?;
-            let mut frames = Frames::default();
-            let peer = greet(&mut socket, &mut frames, self.hello).await?;
-            Ok::<_, String>((socket, frames, peer))
+            let socket = address.connect().await.map_err(|error| error.to_string())?;
+            greet(socket, self.hello).await
         });
         let late = || format!("no HELLO in {:?}", options.connect_timeout);
         let answer = greeted.await.map_err(|_| late()).flatten();
@@ -44,7 +42,8 @@ impl Opening<'_> {
     }
 }
 
-async fn greet(socket: &mut Socket, frames: &mut Frames, hello: &Hello) -> Result<Hello, String> {
+async fn greet(mut socket: Socket, hello: &Hello) -> Result<(Socket, Frames, Hello), String> {
+    let mut frames = Frames::default();
     let bytes = hello.encode().ok_or("the names and offers do not fit into a HELLO")?;
     socket.write_all(&bytes).await.map_err(|error| error.to_string())?;
     let answer = loop {
@@ -53,17 +52,18 @@ async fn greet(socket: &mut Socket, frames: &mut Frames, hello: &Hello) -> Resul
             Err(broken) => break Err(Refusal::Ours(broken.into())),
             Ok(None) => {}
         }
-        match poll_fn(|cx| frames.poll_read(cx, socket)).await {
+        match poll_fn(|cx| frames.poll_read(cx, &socket)).await {
             Ok(0) => return Err("the agent closed the connection before its HELLO".to_owned()),
             Ok(_) => {}
             Err(error) => return Err(error.to_string()),
         }
     };
     match answer {
-        Ok(peer) => Ok(peer),
+        Ok(peer) => Ok((socket, frames, peer)),
         Err(Refusal::Theirs(text)) => Err(text),
         Err(Refusal::Ours(fault)) => {
-            let _ = socket.write_all(&goaway(fault.reason, &fault.text, 0)).await;
+            let words = goaway(fault.reason, &fault.text, 0);
+            tokio::spawn(async move { farewell(socket, &words).await });
             Err(fault.text)
         }
     }

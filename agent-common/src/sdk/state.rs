@@ -268,9 +268,9 @@ impl State {
     }
 
     fn on_pong(&mut self, via: u64) {
-        if via == self.pings.next {
-            self.pings.unanswered = 0;
-        }
+        // An answer that comes late is one too.
+        let since = u32::try_from(self.pings.next.wrapping_sub(via)).unwrap_or(u32::MAX);
+        self.pings.unanswered = self.pings.unanswered.min(since);
         if let Phase::Draining { ping: Some(ping) } = self.phase
             && via >= ping
         {

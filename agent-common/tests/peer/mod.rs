@@ -204,7 +204,8 @@ impl Peer {
         self.send(frame.back(Kind::Credit).word(word)).await;
     }
 
-    async fn read(&mut self) -> Option<Frame> {
+    /// The next frame; none at the end. Not to be dropped before it is done.
+    pub async fn read(&mut self) -> Option<Frame> {
         let mut header = [0; HEADER_LEN];
         self.socket.read_exact(&mut header).await.ok()?;
         let header = Header::parse(&header).unwrap();
