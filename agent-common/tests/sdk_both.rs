@@ -9,46 +9,43 @@ use std::{
 };
 
 use agent_common::{
-    frame::{Flags, Hello, Kind, WINDOW_MAX, Windows},
+    frame::{Flags, Hello, Kind, Windows},
     sdk::{Body, Call, Client, Handle, Incoming, Reply, Request, Server},
 };
 use peer::{Agent, Frame, Peer, agent_hello, soon};
 
-/// An agent for one server and one client. Its windows never fill, so that it passes on credit as it comes.
-async fn relay(mut server: Peer, mut client: Peer) {
+/// An agent for one server and one client, each of which is told the other's windows: it passes on credit as it comes.
+async fn relay(server: Peer, client: Peer) {
+    let ((to_server, mut from_server), (to_client, mut from_client)) = (server.split(), client.split());
     let (mut numbers, mut names, mut last) = (HashMap::new(), HashMap::new(), 0);
     loop {
-        let (from_client, mut frame) = tokio::select! {
-            frame = client.read() => (true, frame),
-            frame = server.read() => (false, frame),
+        let (of_client, frame) = tokio::select! {
+            frame = from_client.recv() => (true, frame),
+            frame = from_server.recv() => (false, frame),
         };
-        let Some(frame) = &mut frame else { return };
+        let Some(mut frame) = frame else { return };
+        let (back, on) = if of_client { (&to_client, &to_server) } else { (&to_server, &to_client) };
         let header = &mut frame.header;
         match header.kind().unwrap() {
             Kind::Ping => {
-                let pong = Frame::new(Kind::Pong).via(header.via);
-                if from_client {
-                    client.send(pong).await
-                } else {
-                    server.send(pong).await
-                }
+                let _ = back.send(Frame::new(Kind::Pong).via(header.via));
                 continue;
             }
-            Kind::Credit if header.stream == 0 => {}
             Kind::GoAway | Kind::Pong => continue,
+            Kind::Credit if header.stream == 0 => {}
             Kind::Request => {
                 last += 1;
                 numbers.insert(header.via, last);
                 names.insert(u64::from(last), (header.stream, header.via));
                 (header.stream, header.via) = (last, u64::from(last));
             }
-            _ if from_client => {
+            _ if of_client => {
                 let number = numbers[&header.via];
                 (header.stream, header.via) = (number, u64::from(number));
             }
             _ => (header.stream, header.via) = names[&header.via],
         }
-        if from_client { server.send(frame.clone()).await } else { client.send(frame.clone()).await }
+        let _ = on.send(frame);
     }
 }
 
@@ -69,12 +66,12 @@ async fn handle(call: Call) -> Reply {
     }
 }
 
-/// The windows of both ends, which the agent says are its own.
+/// Both ends have these windows.
 async fn connected(windows: Windows) -> (Handle, Client) {
     let agent = Agent::listen().await;
     let server = Server::builder("both").agents([agent.address()]).offer("/echo").offer("/stream");
     let starting = tokio::spawn(server.windows(windows.stream, windows.connection).serve(handle));
-    let hello = Hello { windows: Windows { stream: windows.stream, connection: WINDOW_MAX }, ..agent_hello() };
+    let hello = Hello { windows, ..agent_hello() };
     let mut serving = agent.accept().await;
     serving.greet_with(&hello).await;
     let handle = starting.await.unwrap().unwrap();

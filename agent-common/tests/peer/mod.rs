@@ -18,6 +18,7 @@ use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, UnixListener},
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     time::timeout,
 };
 
@@ -204,17 +205,41 @@ impl Peer {
         self.send(frame.back(Kind::Credit).word(word)).await;
     }
 
-    /// The next frame; none at the end. Not to be dropped before it is done.
-    pub async fn read(&mut self) -> Option<Frame> {
-        let mut header = [0; HEADER_LEN];
-        self.socket.read_exact(&mut header).await.ok()?;
-        let header = Header::parse(&header).unwrap();
-        let mut meta = vec![0; header.meta_len.into()];
-        self.socket.read_exact(&mut meta).await.ok()?;
-        let mut body = vec![0; usize::try_from(header.body_len).unwrap()];
-        self.socket.read_exact(&mut body).await.ok()?;
-        Some(Frame { header, meta: meta.into(), body: body.into() })
+    /// What is sent and what comes, with tasks that never wait for each other.
+    pub fn split(self) -> (UnboundedSender<Frame>, UnboundedReceiver<Frame>) {
+        let (mut reader, mut writer) = tokio::io::split(self.socket);
+        let (sender, mut to_send) = unbounded_channel::<Frame>();
+        let (came, receiver) = unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(frame) = read(&mut reader).await {
+                let _ = came.send(frame);
+            }
+        });
+        tokio::spawn(async move {
+            while let Some(frame) = to_send.recv().await {
+                if writer.write_all(&frame.bytes()).await.is_err() {
+                    return;
+                }
+            }
+        });
+        (sender, receiver)
     }
+
+    async fn read(&mut self) -> Option<Frame> {
+        read(&mut self.socket).await
+    }
+}
+
+/// The next frame; none at the end. Not to be dropped before it is done.
+async fn read(socket: &mut (impl AsyncRead + Unpin)) -> Option<Frame> {
+    let mut header = [0; HEADER_LEN];
+    socket.read_exact(&mut header).await.ok()?;
+    let header = Header::parse(&header).unwrap();
+    let mut meta = vec![0; header.meta_len.into()];
+    socket.read_exact(&mut meta).await.ok()?;
+    let mut body = vec![0; usize::try_from(header.body_len).unwrap()];
+    socket.read_exact(&mut body).await.ok()?;
+    Some(Frame { header, meta: meta.into(), body: body.into() })
 }
 
 impl Frame {
