@@ -197,6 +197,17 @@ async fn final_goaway_sends_again_what_comes_after_its_stream() {
 }
 
 #[tokio::test]
+async fn what_a_goaway_says_is_told() {
+    let (_client, _agents, [mut local, _sibling], task, _) = two(Request::new("/a")).await;
+    let mut meta = MetaBuilder::new();
+    meta.put(id::ERROR_TEXT, b"stream 1 overruns its window");
+    local.send(Frame::new(Kind::GoAway).stream(1).word(2).meta(meta).end()).await;
+    drop(local);
+    let error = done(task).await.unwrap_err();
+    assert!(error.text().contains("reason 2: stream 1 overruns"), "{error}");
+}
+
+#[tokio::test]
 async fn three_pings_without_an_answer_are_the_end() {
     let agents = [Agent::listen().await, Agent::listen().await];
     let client = Client::builder("shop")

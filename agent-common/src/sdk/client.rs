@@ -12,7 +12,7 @@ use super::{
     BadAddress, Error, Incoming, Metadata, Request, Response,
     body::Kind,
     link::{Link, Ticket, lock},
-    made::{Answer, Head},
+    made::{Answer, Head, Outgoing},
     options::{Options, common_options},
     pool::Pool,
     state::error_text,
@@ -68,7 +68,10 @@ impl Client {
             let picked = within(deadline, self.pick(&tried)).await;
             let (at, link) = match picked {
                 Ok(picked) => picked,
-                Err(error) => return Err(last.unwrap_or(error).of_call(request.is_idempotent())),
+                Err(error) => {
+                    let error = last.unwrap_or_else(|| error.not_executed(true));
+                    return Err(error.of_call(request.is_idempotent()));
+                }
             };
             let sent_before = u8::try_from(tried.len()).unwrap_or(u8::MAX);
             let error = match self.try_call(&link, &request, deadline, sent_before).await {
@@ -99,15 +102,9 @@ impl Client {
                 Err(error) => return Err(last.unwrap_or(error)),
             };
             let sent_before = u8::try_from(tried.len()).unwrap_or(u8::MAX);
-            let (mut ticket, told) = link.notify(request.outgoing(left_ms(deadline), sent_before)?)?;
-            pump(&link, &ticket, &request);
-            let told = async { told.await.unwrap_or_else(|_| Err(cut_off())) };
-            let result = within(deadline, told).await;
-            match result {
-                Ok(()) => {
-                    ticket.end();
-                    return Ok(());
-                }
+            let outgoing = request.outgoing(left_ms(deadline), sent_before)?;
+            match within(deadline, send(&link, &request, outgoing)).await {
+                Ok(()) => return Ok(()),
                 Err(error) if error.is_not_executed() && request.body.is_whole() => last = Some(error),
                 Err(error) => return Err(error),
             }
@@ -171,6 +168,15 @@ impl Waiting {
         }
         answer
     }
+}
+
+/// Sends a call that nothing answers.
+async fn send(link: &Link, request: &Request, outgoing: Outgoing) -> Result<(), Error> {
+    let (mut ticket, told) = link.notify(outgoing)?;
+    pump(link, &ticket, request);
+    let told = told.await.unwrap_or_else(|_| Err(cut_off()));
+    ticket.end();
+    told
 }
 
 /// Sends a streamed body next to waiting for the answer, and beyond it: both may go on at once.

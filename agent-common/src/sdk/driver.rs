@@ -68,7 +68,10 @@ impl Driver {
             }
             let text = match &end {
                 End::Fault(fault) => format!("the agent broke a rule: {}", fault.text),
-                End::Lost(text) => format!("the connection to the agent broke: {text}"),
+                End::Lost(text) => {
+                    let text = state.blamed.as_ref().unwrap_or(text);
+                    format!("the connection to the agent broke: {text}")
+                }
                 End::Done => "the connection has ended".to_owned(),
             };
             let drained = matches!(state.phase, Phase::Draining { .. });

@@ -14,6 +14,7 @@ use super::{
     Error,
     body::{Part, Streamed},
     made::{Answer, Outgoing, Told},
+    sending::Sending,
     state::{Names, Phase, State},
 };
 use crate::frame::{FRAME_MAX, Header, Hello, status};
@@ -174,7 +175,7 @@ impl Link {
 }
 
 impl State {
-    fn sending_mut(&mut self, names: Names) -> Option<&mut super::state::Sending> {
+    fn sending_mut(&mut self, names: Names) -> Option<&mut Sending> {
         if names.message().to_caller {
             self.taken_mut(names)?.sending.as_mut()
         } else {

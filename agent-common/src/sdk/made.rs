@@ -12,7 +12,8 @@ use super::{
     Error,
     frames::Received,
     pipe::Pipe,
-    state::{Fault, Mark, Names, Phase, Sending, State, error_text},
+    sending::Sending,
+    state::{Fault, Mark, Names, Phase, State, error_text},
 };
 use crate::frame::{FRAME_MAX, Flags, Header, Kind, Released, Violation, is_after, next_stream, status};
 

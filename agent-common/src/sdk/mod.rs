@@ -22,6 +22,7 @@ mod options;
 mod pipe;
 mod pool;
 mod request;
+mod sending;
 mod serve;
 mod server;
 mod state;

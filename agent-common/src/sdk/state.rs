@@ -10,11 +10,12 @@ use super::{
     Error,
     frames::Received,
     made::Made,
+    sending::Sending,
     taken::{Start, Taken, Terms},
 };
 use crate::frame::{
-    FRAME_MAX, Flags, Frame, HEADER_LEN, Header, Hello, Inbox, Kind, Message, MetaBuilder, Outbox, Released, Violation, id,
-    status, status::reason,
+    FRAME_MAX, Flags, Frame, HEADER_LEN, Header, Hello, Inbox, Kind, Message, MetaBuilder, Outbox, Violation, id, status,
+    status::reason,
 };
 
 /// What the frames of one direction of a call have in common.
@@ -54,6 +55,8 @@ pub(super) struct State {
     /// Frames of calls that are not in flight.
     pub(super) ignored: u64,
     pub(super) fault: Option<Fault>,
+    /// What the peer's GOAWAY says, if it is not in good order.
+    pub(super) blamed: Option<String>,
     refills: Vec<Message>,
 }
 
@@ -78,19 +81,6 @@ pub(super) struct Mark {
     pub(super) first_end: u64,
     pub(super) end: u64,
     pub(super) done: oneshot::Sender<Result<(), Error>>,
-}
-
-/// What is left to be sent of a message.
-#[derive(Debug, Default)]
-pub(super) struct Sending {
-    pub(super) rest: Bytes,
-    /// Whether the message ends behind the rest.
-    pub(super) last: bool,
-    pub(super) ended: bool,
-    /// Where the first frame ends among the bytes of the connection, once it is on its way.
-    pub(super) first_end: Option<u64>,
-    /// Who waits for room, or for the call's end.
-    pub(super) room: Option<Waker>,
 }
 
 #[derive(Debug, Default)]
@@ -147,6 +137,7 @@ impl State {
             pings: Pings::default(),
             ignored: 0,
             fault: None,
+            blamed: None,
             refills: Vec::new(),
         }
     }
@@ -300,6 +291,10 @@ impl State {
         if self.phase == Phase::Open {
             self.phase = Phase::Leaving;
         }
+        let reason = frame.header.word;
+        if reason != reason::DRAIN {
+            self.blamed = Some(format!("GOAWAY with reason {reason}: {}", error_text(&frame.meta, 0)));
+        }
         if frame.header.flags.has(Flags::END_STREAM) {
             self.on_final(frame);
         }
@@ -313,33 +308,6 @@ impl State {
         }
         self.fail_made(text);
         self.fail_taken();
-    }
-}
-
-impl Sending {
-    /// Queues the next frames, as far as it is worth it.
-    pub(super) fn refill(&mut self, outbox: &mut Outbox, names: Names, piece: usize) {
-        while !self.ended && (self.last || !self.rest.is_empty()) && outbox.waiting_of(names.message()) < 2 * FRAME_MAX {
-            let body = self.rest.split_to(self.rest.len().min(piece - HEADER_LEN));
-            self.ended = self.last && self.rest.is_empty();
-            let mut header = Header { body_len: u32::try_from(body.len()).unwrap_or(0), ..names.header(Kind::Data) };
-            if self.ended {
-                header.flags |= Flags::END_STREAM;
-            }
-            outbox.push(Frame { header, meta: Bytes::new(), body });
-        }
-    }
-
-    /// A frame has left; `at` is where it ends. True if there may be more to queue.
-    pub(super) fn released(&mut self, released: Released, at: u64) -> bool {
-        self.first_end.get_or_insert(at);
-        !released.end
-    }
-
-    pub(super) fn wake(&mut self) {
-        if let Some(room) = self.room.take() {
-            room.wake();
-        }
     }
 }
 

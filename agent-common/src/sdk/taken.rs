@@ -9,7 +9,8 @@ use super::{
     Error,
     frames::Received,
     pipe::Pipe,
-    state::{Fault, Names, Phase, Sending, State},
+    sending::Sending,
+    state::{Fault, Names, Phase, State},
 };
 use crate::frame::{
     Flags, Frame, Header, Kind, MetaBuilder, Offer, Released, Violation, entries, id, service_hash, status, status::reason,
