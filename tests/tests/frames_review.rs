@@ -120,7 +120,8 @@ fn who_calls_itself_over_one_connection_gets_its_room_back() {
     let agent = Agent::start("");
     let mut both = FramePeer::connect(agent.address(), &service("s1", &[USER]));
     let stream = both.request(USER, Flags::NONE, &[1; 60_000]);
-    let header = Header { stream, via: u64::from(stream), service: service_hash(USER.as_bytes(), b""), ..Header::new(Kind::Data) };
+    let header =
+        Header { stream, via: u64::from(stream), service: service_hash(USER.as_bytes(), b""), ..Header::new(Kind::Data) };
     both.send(header, &[], &[2; 60_000]);
     let mut kinds: Vec<_> = (0..3).map(|_| both.expect_any().kind().expect("a known kind")).collect();
     kinds.sort_by_key(|kind| *kind as u8);
@@ -138,4 +139,16 @@ fn an_idle_service_does_not_hold_up_the_end() {
     // It does not close.
     assert!(agent.wait(Duration::from_secs(9)).success());
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn what_could_not_be_configured_can_not_be_offered() {
+    let agent = Agent::start("");
+    for uri in ["/", "/a b", "/a\"b"] {
+        let mut server = FramePeer::silent(agent.address());
+        server.write(&service("s1", &[uri]).encode().expect("a HELLO that fits"));
+        let end = server.expect(Kind::GoAway);
+        assert_eq!(end.header.word, 5, "{uri}");
+        assert!(end.error().contains("URI"), "{}", end.error());
+    }
 }
