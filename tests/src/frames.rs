@@ -64,6 +64,9 @@ impl Socket for UnixStream {
     }
 }
 
+/// Bytes of a piece of a large body.
+const PIECE: usize = 32 * 1024;
+
 /// Windows that no test fills by accident.
 pub const WIDE: Windows = Windows { stream: 1 << 24, connection: 1 << 26 };
 
@@ -182,6 +185,40 @@ impl FramePeer {
     /// Makes a whole call.
     pub fn call(&mut self, uri: &str, body: &[u8]) -> Got {
         let stream = self.request(uri, Flags::END_STREAM, body);
+        self.answer_to(stream)
+    }
+
+    /// Begins a call whose body is sent in pieces, as the agent has room for them. Returns its number when all are sent.
+    ///
+    /// # Panics
+    /// If it is answered before.
+    pub fn request_in_pieces(&mut self, uri: &str, body: &[u8]) -> u32 {
+        let mut room = self.hello.as_ref().expect("a HELLO").windows;
+        let (service, via) = (service_hash(uri.as_bytes(), b""), u64::from(self.next_stream));
+        let mut stream = 0;
+        let pieces = body.chunks(PIECE).count();
+        for (nth, piece) in body.chunks(PIECE).enumerate() {
+            // More than the metadata of any test.
+            let len = u32::try_from(piece.len() + 1024).expect("a length");
+            while room.stream < len || room.connection < len {
+                let got = self.next_loud().expect("a frame, not the end of the connection");
+                assert_eq!(got.kind(), Some(Kind::Credit), "{got:?}: {}", got.error());
+                let window = if got.header.stream == 0 { &mut room.connection } else { &mut room.stream };
+                *window += got.header.word;
+            }
+            (room.stream, room.connection) = (room.stream - len, room.connection - len);
+            let flags = if nth + 1 == pieces { Flags::END_STREAM } else { Flags::NONE };
+            if nth == 0 {
+                stream = self.request(uri, flags, piece);
+            } else {
+                self.send(Header { flags, stream, via, service, ..Header::new(Kind::Data) }, &[], piece);
+            }
+        }
+        stream
+    }
+
+    /// The whole answer to a call, which is the only one in flight.
+    pub fn answer_to(&mut self, stream: u32) -> Got {
         let mut answer = self.expect_any();
         assert_eq!((answer.kind(), answer.header.stream), (Some(Kind::Response), stream), "{answer:?}");
         while !answer.has(Flags::END_STREAM) {
