@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use crate::{
     Agent, DEMO, FakeMoa,
     client::Client,
-    config, echo,
+    config,
     frames::{FramePeer, caller},
+    judge::{Judge, Verdict},
     load::{Account, Load},
     netns::{Cable, Node},
     wait::until_true,
@@ -53,10 +54,16 @@ impl<'a> Mesh<'a> {
         self.near_node.inside(|| FramePeer::connect(self.near.address(), &caller()))
     }
 
-    /// Waits until a call is answered.
+    /// Waits until calls are answered by way of every worker.
     pub fn await_service(&self) {
-        let mut client = self.client();
-        until_true("the service to be reached", || client.call(&echo("hello"))["ec"] == 0);
+        // A new connection each time, so that every worker has its turn.
+        let mut in_a_row = 0;
+        until_true("the service to be reached", || {
+            let ask = Judge.ask(DEMO, 10);
+            let verdict = ask.judge(&self.client().get(&ask.json));
+            in_a_row = if verdict == Verdict::Right { in_a_row + 1 } else { 0 };
+            in_a_row == 20
+        });
     }
 
     /// Waits until the near agent counts the far one as there, or not.
