@@ -10,9 +10,7 @@ use std::{
     time::Duration,
 };
 
-use agent_common::frame::{
-    Flags, HEADER_LEN, Header, Hello, Kind, MetaBuilder, Offer, Role, Windows, find, id, service_hash,
-};
+use agent_common::frame::{Flags, HEADER_LEN, Header, Hello, Kind, MetaBuilder, Offer, Role, Windows, find, id, service_hash};
 
 use crate::wait::PATIENCE;
 
@@ -171,7 +169,11 @@ impl FramePeer {
 
     /// Begins a call. Returns its number.
     pub fn request(&mut self, uri: &str, flags: Flags, body: &[u8]) -> u32 {
-        self.request_with(Header { flags, service: service_hash(uri.as_bytes(), b""), ..Header::new(Kind::Request) }, meta_of(uri).as_ref(), body)
+        self.request_with(
+            Header { flags, service: service_hash(uri.as_bytes(), b""), ..Header::new(Kind::Request) },
+            meta_of(uri).as_ref(),
+            body,
+        )
     }
 
     /// Begins a call with this header, but for its numbers. Returns its number.
@@ -260,11 +262,11 @@ impl FramePeer {
 
     /// The next frame.
     pub fn expect_any(&mut self) -> Got {
-        self.next().expect("a frame, not the end of the connection")
+        self.next_frame().expect("a frame, not the end of the connection")
     }
 
     /// The next frame; none at the end of the connection.
-    pub fn next(&mut self) -> Option<Got> {
+    pub fn next_frame(&mut self) -> Option<Got> {
         loop {
             let got = self.next_loud()?;
             let connection_credit = got.kind() == Some(Kind::Credit) && got.header.stream == 0;

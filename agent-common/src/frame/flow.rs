@@ -1,3 +1,7 @@
+/// The longest frame.
+const FRAME: u32 = 64 * 1024;
+const _: () = assert!(FRAME as usize == super::FRAME_MAX);
+
 /// Bytes that may still be sent before the receiver gives back room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SendWindow {
@@ -75,10 +79,12 @@ impl ReceiveWindow {
         Ok(())
     }
 
-    /// So many bytes of what came are used up. Returns what to give back, once that is a quarter of the window.
+    /// So many bytes of what came are used up. Returns what to give back: once that is a quarter of the window, or the
+    /// sender has no room for a whole frame, as it would wait for ever for what is kept back.
     pub fn used(&mut self, len: usize) -> Option<u32> {
         self.used = self.used.saturating_add(u32::try_from(len).unwrap_or(u32::MAX)).min(self.taken);
-        if self.used < self.size / 4 || self.used == 0 {
+        let has_room = self.size - self.taken >= FRAME;
+        if self.used == 0 || (self.used < self.size / 4 && has_room) {
             return None;
         }
         self.taken -= self.used;
@@ -99,24 +105,34 @@ mod tests {
 
     #[test]
     fn room_is_given_back_by_the_quarter() {
-        let mut window = ReceiveWindow::new(1000);
-        assert_eq!(window.receive(600), Ok(()));
-        assert_eq!(window.used(249), None);
-        assert_eq!(window.used(1), Some(250));
-        assert_eq!(window.receive(650), Ok(()));
+        let mut window = ReceiveWindow::new(1_000_000);
+        assert_eq!(window.receive(600_000), Ok(()));
+        assert_eq!(window.used(249_999), None);
+        assert_eq!(window.used(1), Some(250_000));
+        assert_eq!(window.receive(650_000), Ok(()));
         assert_eq!(window.receive(1), Err(Overrun));
-        assert_eq!(window.held(), 1000);
+        assert_eq!(window.held(), 1_000_000);
+    }
+
+    #[test]
+    fn nothing_is_kept_back_from_a_sender_without_room_for_a_frame() {
+        let mut window = ReceiveWindow::new(WINDOW_MIN);
+        assert_eq!(window.receive(100), Ok(()));
+        assert_eq!(window.used(100), Some(100));
+        let mut window = ReceiveWindow::new(4 * WINDOW_MIN);
+        assert_eq!(window.receive(100), Ok(()));
+        assert_eq!(window.used(100), None);
+        assert_eq!(window.receive(4 * 65_536 - 200), Ok(()));
+        assert_eq!(window.used(1), Some(101));
     }
 
     #[test]
     fn both_ends_agree() {
         let (mut sender, mut receiver) = (SendWindow::new(WINDOW_MIN), ReceiveWindow::new(WINDOW_MIN));
         for len in (0..10_000usize).map(|n| n * 7919 % 65_536) {
-            while !sender.take(len) {
-                let credit = receiver.used(WINDOW_MIN as usize).expect("a full window gives back");
-                assert_eq!(sender.credit(credit), Ok(()));
-            }
+            assert!(sender.take(len), "everything that came is used up, so there is room for any frame");
             assert_eq!(receiver.receive(len), Ok(()));
+            receiver.used(len).into_iter().for_each(|credit| assert_eq!(sender.credit(credit), Ok(())));
         }
     }
 

@@ -135,4 +135,3 @@ pub(crate) fn bulk(body: &[u8]) -> Bytes {
     whole.put_slice(b"\r\n");
     whole.freeze()
 }
-

@@ -66,7 +66,9 @@ pub enum StartError {
         source: io::Error,
     },
     /// The address of the other agents can't be listened on.
-    #[error("can't listen on {address} for other agents: {source}; is another agent running? Use another --name or tunnel.listen")]
+    #[error(
+        "can't listen on {address} for other agents: {source}; is another agent running? Use another --name or tunnel.listen"
+    )]
     Tunnel {
         /// The address.
         address: SocketAddr,

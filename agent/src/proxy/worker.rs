@@ -2,8 +2,8 @@
 
 use std::{
     cell::{Cell, RefCell},
-    io,
     collections::HashMap,
+    io,
     rc::Rc,
     sync::{
         Arc,
@@ -119,6 +119,9 @@ pub(crate) struct TunnelLimits {
     pub(crate) queue_max: usize,
 }
 
+/// Another agent, and the way to it.
+type ToAgent = (Arc<AgentRoute>, Rc<Tunnel>);
+
 /// The state of one worker.
 pub(crate) struct Worker {
     id: usize,
@@ -138,7 +141,7 @@ pub(crate) struct Worker {
     pub(super) frames: RefCell<HashMap<u64, Rc<FrameConn>>>,
     next_conn: Cell<u64>,
     /// The ways to other agents, by name, and to other workers, by number.
-    tunnels: RefCell<HashMap<Arc<str>, (Arc<AgentRoute>, Rc<Tunnel>)>>,
+    tunnels: RefCell<HashMap<Arc<str>, ToAgent>>,
     workers_tunnels: RefCell<HashMap<usize, Rc<Tunnel>>>,
     others: Arc<[mpsc::Sender<Handoff>]>,
     told: mpsc::UnboundedSender<Told>,

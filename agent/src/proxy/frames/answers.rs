@@ -2,9 +2,7 @@
 
 use std::rc::Rc;
 
-use agent_common::frame::{
-    Flags, Header, Kind, Message, ReceiveWindow, Released, Violation, find, id, is_after, status,
-};
+use agent_common::frame::{Flags, Header, Kind, Message, ReceiveWindow, Released, Violation, find, id, is_after, status};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
@@ -29,7 +27,8 @@ impl Worker {
     pub(super) fn responded(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) -> Result<(), Violation> {
         let header = &frame.header;
         let key = CallKey::of_via(header.via);
-        let ours = self.with_call(key, |call| is_at(call, conn) && call.streams.as_ref().is_none_or(|streams| streams.answer.is_none()));
+        let ours =
+            self.with_call(key, |call| is_at(call, conn) && call.streams.as_ref().is_none_or(|streams| streams.answer.is_none()));
         if ours != Some(true) {
             self.counters.frames_dropped.add(1);
             return Ok(());
@@ -163,7 +162,9 @@ impl Worker {
             let Some(streams) = call.streams.as_deref_mut() else { return Outcome::Go(None) };
             if let Some(held) = &mut streams.held {
                 if held.len() + body.len() > max {
-                    return Outcome::Wrong(format!("an answer without a length has more than {max} bytes (app.queued_bytes_max)"));
+                    return Outcome::Wrong(format!(
+                        "an answer without a length has more than {max} bytes (app.queued_bytes_max)"
+                    ));
                 }
                 held.extend_from_slice(body);
                 return Outcome::Go(end.then(|| bulk(held)));
@@ -249,7 +250,9 @@ impl Worker {
         let Some(call) = self.remove_answered(key, Some(error)) else { return };
         stop_request(&call, key);
         let text = match id_text(frame.meta()) {
-            text if text.is_empty() => self.error_text(call.service.name(), call.place.instance(), "the service gave the call up"),
+            text if text.is_empty() => {
+                self.error_text(call.service.name(), call.place.instance(), "the service gave the call up")
+            }
             text => text,
         };
         let begun = call.streams.as_ref().is_some_and(|streams| streams.begun);

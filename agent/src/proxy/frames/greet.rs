@@ -34,7 +34,8 @@ impl FrameConn {
 impl Worker {
     /// A connection that speaks frames, before anybody has said who it is.
     pub(super) fn frames_opened(&self, peer: Peer, side: Side) -> Rc<FrameConn> {
-        let about = About { id: self.next_conn_id(), peer, side, bounds: self.bounds_of(side), now: self.now(), shared: self.shared() };
+        let about =
+            About { id: self.next_conn_id(), peer, side, bounds: self.bounds_of(side), now: self.now(), shared: self.shared() };
         let conn = Rc::new(FrameConn::new(about));
         self.frames.borrow_mut().insert(conn.id, conn.clone());
         conn

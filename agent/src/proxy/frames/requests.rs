@@ -163,11 +163,9 @@ impl Worker {
         let Some((window, scope, flags)) = ({
             let mut calls = self.calls.borrow_mut();
             calls.get_mut(key).and_then(|call| match &call.caller {
-                Caller::Frames(framed) => Some((
-                    framed.conn.bounds.windows.stream,
-                    framed.conn.side.scope(),
-                    vouched(frame.header.flags, &framed.conn),
-                )),
+                Caller::Frames(framed) => {
+                    Some((framed.conn.bounds.windows.stream, framed.conn.side.scope(), vouched(frame.header.flags, &framed.conn)))
+                }
                 _ => None,
             })
         }) else {
@@ -205,39 +203,18 @@ impl Worker {
 
     /// More of a request has come.
     pub(super) fn request_goes_on(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) -> Result<(), Violation> {
-        let header = &frame.header;
-        let Some(key) = conn.incoming(header.via) else { return Ok(self.counters.frames_dropped.add(1)) };
-        let end = header.flags.has(Flags::END_STREAM);
-        let mut whole = None;
-        {
-            let mut calls = self.calls.borrow_mut();
-            let Some(call) = calls.get_mut(key) else { return Ok(()) };
-            let place = call.place.clone();
-            let numbers = if let Place::Framed(_, _, stream) = &place { call.header_to(key, *stream, Kind::Data) } else { *header };
-            let service = call.service.clone();
-            let Some(streams) = &mut call.streams else { return Ok(self.counters.frames_dropped.add(1)) };
-            let Some(window) = &mut streams.request else { return Ok(self.counters.frames_dropped.add(1)) };
-            window.receive(header.frame_len()).map_err(|_| Violation::StreamWindow { stream: header.stream })?;
-            if end {
-                streams.request = None;
-            }
-            if let Some(gathered) = &mut streams.gathered {
-                gathered.body.extend_from_slice(frame.body());
-                let max = service.route.policy.argument_bytes_max;
-                if gathered.body.len() > max {
-                    let text = format!("the call has more than {max} bytes (argument_bytes_max)");
-                    drop(calls);
-                    return Ok(self.fail(key, code::SERIALIZATION, None, &text));
-                }
-                whole = if end { streams.gathered.take().map(|gathered| (service, gathered)) } else { None };
-            } else if let Place::Framed(_, to, _) = place {
-                to.push(frame.frame(Header { flags: header.flags, ..numbers.sized_as(header) }));
-                return Ok(());
-            }
-        }
-        match whole {
-            Some((service, gathered)) => self.send(key, &service, gathered.finish(), service.turn(), None),
-            None => self.took_request(key, header.frame_len()),
+        let key = conn.incoming(frame.header.via);
+        let went = key.and_then(|key| Some((key, self.with_call(key, |call| call.request_goes_on(key, frame))?)));
+        let Some((key, went)) = went else {
+            self.counters.frames_dropped.add(1);
+            return Ok(());
+        };
+        match went? {
+            Went::On => {}
+            Went::Nowhere => self.counters.frames_dropped.add(1),
+            Went::Held => self.took_request(key, frame.header.frame_len()),
+            Went::Whole(service, gathered) => self.send(key, &service, gathered.finish(), service.turn(), None),
+            Went::TooLong(text) => self.fail(key, code::SERIALIZATION, None, &text),
         }
         Ok(())
     }
@@ -291,6 +268,49 @@ impl Worker {
 
     pub(super) fn with_call<T>(&self, key: CallKey, with: impl FnOnce(&mut Call) -> T) -> Option<T> {
         self.calls.borrow_mut().get_mut(key).map(with)
+    }
+}
+
+/// What became of a piece of a request.
+enum Went {
+    /// It was passed on, and says itself when it has left.
+    On,
+    /// Nobody waits for it.
+    Nowhere,
+    /// It is held until the rest is there.
+    Held,
+    /// The rest is there.
+    Whole(Rc<Service>, Gathered),
+    /// More has come than whom it is for takes.
+    TooLong(String),
+}
+
+impl Call {
+    fn request_goes_on(&mut self, key: CallKey, frame: &Incoming<'_>) -> Result<Went, Violation> {
+        let header = &frame.header;
+        let place = match &self.place {
+            Place::Framed(_, to, stream) => Some((to.clone(), self.header_to(key, *stream, Kind::Data))),
+            _ => None,
+        };
+        let max = self.service.route.policy.argument_bytes_max;
+        let Some(streams) = &mut self.streams else { return Ok(Went::Nowhere) };
+        let Some(window) = &mut streams.request else { return Ok(Went::Nowhere) };
+        window.receive(header.frame_len()).map_err(|_| Violation::StreamWindow { stream: header.stream })?;
+        let end = header.flags.has(Flags::END_STREAM);
+        if end {
+            streams.request = None;
+        }
+        if let Some((to, numbers)) = place {
+            to.push(frame.frame(Header { flags: header.flags, ..numbers.sized_as(header) }));
+            return Ok(Went::On);
+        }
+        let Some(gathered) = &mut streams.gathered else { return Ok(Went::Nowhere) };
+        gathered.body.extend_from_slice(frame.body());
+        if gathered.body.len() > max {
+            return Ok(Went::TooLong(format!("the call has more than {max} bytes (argument_bytes_max)")));
+        }
+        let whole = if end { streams.gathered.take() } else { None };
+        Ok(whole.map_or(Went::Held, |gathered| Went::Whole(self.service.clone(), gathered)))
     }
 }
 
