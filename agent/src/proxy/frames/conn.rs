@@ -65,6 +65,8 @@ pub(crate) struct FrameConn {
     pub(crate) bounds: Bounds,
     pub(crate) since: Instant,
     pub(crate) last_read: Cell<Instant>,
+    /// PINGs that were sent since.
+    pings: Cell<u32>,
     pub(crate) task: Task,
     /// Calls that the peer has made.
     pub(crate) calls: Cell<u64>,
@@ -111,6 +113,7 @@ impl FrameConn {
             bounds,
             since: now,
             last_read: Cell::new(now),
+            pings: Cell::new(0),
             task: Task::default(),
             calls: Cell::new(0),
             hello: RefCell::default(),
@@ -452,9 +455,21 @@ impl FrameConn {
         }
     }
 
+    /// Something has come.
+    pub(crate) fn has_read(&self, now: Instant) {
+        self.last_read.set(now);
+        self.pings.set(0);
+    }
+
     /// Asks for a sign of life.
     pub(crate) fn ping(&self) {
+        self.pings.set(self.pings.get() + 1);
         self.control(&Header::new(Kind::Ping), &[]);
+    }
+
+    /// How often it was asked for a sign of life since there was one.
+    pub(crate) fn pings(&self) -> u32 {
+        self.pings.get()
     }
 
     /// Has it end without waiting for the peer any more.

@@ -158,7 +158,7 @@ impl FrameTask {
                 Poll::Ready(Err(error)) => return Poll::Ready(Some(self.lost(&format!("connection lost: {error}")))),
                 Poll::Pending => break,
             };
-            self.conn.last_read.set(self.worker.now());
+            self.conn.has_read(self.worker.now());
             if let Next::Given = self.feed(data) {
                 return Poll::Ready(None);
             }
