@@ -76,6 +76,11 @@ impl<'a> Mesh<'a> {
         tunnel(&self.near, "far")
     }
 
+    /// Starts callers that are Redis clients.
+    pub fn load_redis(&self) -> Load {
+        self.near_node.inside(|| Load::start(self.near.address(), &[DEMO], 4))
+    }
+
     /// Starts callers of both kinds.
     pub fn load(&self) -> [Load; 2] {
         load(self.near_node, self.near.address())
