@@ -97,7 +97,8 @@ impl Worker {
         let offered = Offered {
             worker: self.id(),
             application: hello.application.as_str().into(),
-            instance: hello.instance.as_str().into(),
+            // Who does not say which process it is counts as one of its own.
+            instance: if hello.instance.is_empty() { format!("connection {}", conn.id) } else { hello.instance.clone() }.into(),
             offers: hello.offers.clone(),
         };
         let (done, registered) = oneshot::channel();
