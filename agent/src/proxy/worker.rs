@@ -591,7 +591,8 @@ impl Worker {
             app.task.wake();
         }
         let frames: Vec<_> = self.frames.borrow().values().cloned().collect();
-        for conn in frames.iter().filter(|conn| conn.is_usable()) {
+        // Calls go on by the ways to other agents and workers until all callers are gone.
+        for conn in frames.iter().filter(|conn| conn.was_accepted() && conn.is_usable()) {
             conn.say_goodbye();
             // Services stay as long as there are callers.
             if !conn.is_service() {
@@ -599,7 +600,7 @@ impl Worker {
             }
         }
         self.until(|| self.apps.borrow().is_empty() && !self.frames.borrow().values().any(|conn| conn.is_caller())).await;
-        for conn in self.frames.borrow().values() {
+        for conn in self.frames.borrow().values().filter(|conn| conn.side != Side::Worker) {
             conn.leave();
         }
         self.until(|| !self.frames.borrow().values().any(|conn| conn.was_accepted())).await;

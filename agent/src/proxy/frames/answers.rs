@@ -303,7 +303,7 @@ impl Worker {
         let header = &frame.header;
         self.unregister(conn);
         if !header.flags.has(Flags::END_STREAM) {
-            return conn.leave();
+            return conn.peer_leaves();
         }
         let text = match id_text(frame.meta()) {
             text if text.is_empty() => "the peer has ended the connection".to_owned(),
@@ -312,7 +312,7 @@ impl Worker {
         if header.word != status::reason::DRAIN {
             conn.close(CloseReason::Peer, status::reason::DRAIN, &text);
         }
-        conn.leave();
+        conn.peer_leaves();
         let refused = self.calls.borrow().keys(|call| matches!(&call.place, Place::Framed(_, to, stream) if Rc::ptr_eq(to, conn) && is_after(*stream, header.stream)));
         for key in refused {
             self.end_with(key, code::REMOTING, true, |call| {

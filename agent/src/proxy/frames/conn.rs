@@ -79,6 +79,8 @@ pub(crate) struct FrameConn {
     outgoing: Cell<usize>,
     last_stream: Cell<u32>,
     ending: RefCell<Ending>,
+    /// An agent was asked for no more calls, and may have sent some before it knew: it ends the connection.
+    peer_ends: Cell<bool>,
     closed: Cell<bool>,
     /// Its end has taken long enough.
     killed: Cell<bool>,
@@ -123,6 +125,7 @@ impl FrameConn {
             outgoing: Cell::new(0),
             last_stream: Cell::new(0),
             ending: RefCell::new(Ending::Open),
+            peer_ends: Cell::new(false),
             closed: Cell::new(false),
             killed: Cell::new(false),
             late: Cell::new(false),
@@ -386,17 +389,26 @@ impl FrameConn {
         if let Ending::Open = *ending {
             *ending = Ending::Leaving;
             drop(ending);
+            self.task.wake();
             self.changed();
         }
     }
 
     /// Says that no more calls are wanted.
     pub(crate) fn say_goodbye(&self) {
+        self.peer_ends.set(self.side == Side::AgentIn);
         self.control(&Header::new(Kind::GoAway), &[]);
     }
 
+    /// The peer makes no more calls.
+    pub(crate) fn peer_leaves(&self) {
+        self.peer_ends.set(false);
+        self.leave();
+    }
+
+    /// Whether it ends as soon as its calls have.
     pub(crate) fn is_leaving(&self) -> bool {
-        matches!(*self.ending.borrow(), Ending::Leaving)
+        matches!(*self.ending.borrow(), Ending::Leaving) && !self.peer_ends.get()
     }
 
     /// Ends it at once; the peer is told why.

@@ -92,7 +92,12 @@ impl Worker {
         }
         if conn.side != Side::App || hello.offers.is_empty() {
             conn.greeted(hello);
-            return conn.say(&own);
+            conn.say(&own);
+            if conn.side == Side::AgentIn && self.is_stopping() {
+                conn.say_goodbye();
+                conn.leave();
+            }
+            return;
         }
         let offered = Offered {
             worker: self.id(),
