@@ -173,6 +173,9 @@ async fn keep(tunnel: Rc<Tunnel>, worker: Rc<Worker>, nth: usize) {
         match opened {
             Ok(conn) => {
                 tunnel.opened(&worker, &conn);
+                if tunnel.retired.get() {
+                    conn.leave();
+                }
                 tokio::task::spawn_local(watch(tunnel.clone(), conn.clone()));
                 conn.until_unusable().await;
                 worker.turn_begins();
