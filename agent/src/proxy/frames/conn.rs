@@ -508,10 +508,11 @@ impl FrameConn {
         self.until(|| self.closed.get()).await;
     }
 
-    /// Resolves when the peer has said who it is; false if it is closed before.
+    /// Resolves when the peer has said who it is; false if it is to end before.
     pub(crate) async fn until_greeted(&self) -> bool {
-        self.until(|| self.closed.get() || self.hello.borrow().is_some()).await;
-        !self.closed.get()
+        let ends = || self.closed.get() || matches!(*self.ending.borrow(), Ending::Now(..));
+        self.until(|| ends() || self.hello.borrow().is_some()).await;
+        !ends()
     }
 
     async fn until(&self, is_so: impl Fn() -> bool) {

@@ -240,7 +240,9 @@ impl FrameTask {
             let header = match Header::parse(bytes) {
                 Ok(header) => header,
                 Err(broken) => {
-                    self.conn.close(CloseReason::Protocol, reason::PROTOCOL, &broken.to_string());
+                    let stranger = self.conn.side == Side::Out && self.conn.hello().is_none();
+                    let whose = if stranger { "the peer is no agent: " } else { "" };
+                    self.conn.close(CloseReason::Protocol, reason::PROTOCOL, &format!("{whose}{broken}"));
                     return Next::End;
                 }
             };
