@@ -30,6 +30,8 @@ pub struct FramePeer {
     socket: Box<dyn Socket>,
     buffer: VecDeque<u8>,
     next_stream: u32,
+    /// Bytes of answers whose room on the connection is to be given back.
+    owed: u32,
     /// Takes connection credits and PINGs by itself, as most tests do not care.
     pub quiet: bool,
     /// What the other end said of itself.
@@ -64,6 +66,9 @@ impl Socket for UnixStream {
 
 /// Bytes of a piece of a large body.
 const PIECE: usize = 32 * 1024;
+
+/// Bytes of answers after which the room for them is given back.
+const CREDIT: u32 = 1 << 20;
 
 /// Windows that no test fills by accident.
 pub const WIDE: Windows = Windows { stream: 1 << 24, connection: 1 << 26 };
@@ -137,7 +142,7 @@ impl FramePeer {
 
     fn over(socket: Box<dyn Socket>) -> Self {
         socket.patience(PATIENCE);
-        Self { socket, buffer: VecDeque::new(), next_stream: 1, quiet: true, hello: None }
+        Self { socket, buffer: VecDeque::new(), next_stream: 1, owed: 0, quiet: true, hello: None }
     }
 
     /// Says HELLO and hears the other's.
@@ -223,6 +228,13 @@ impl FramePeer {
     pub fn answer_to(&mut self, stream: u32) -> Got {
         let mut answer = self.expect_any();
         assert_eq!((answer.kind(), answer.header.stream), (Some(Kind::Response), stream), "{answer:?}");
+        self.owed += u32::try_from(answer.header.frame_len()).expect("a frame's length");
+        if self.owed >= CREDIT {
+            let credit = Header { word: self.owed, ..Header::new(Kind::Credit) };
+            // In vain if the agent has ended the connection.
+            let _ = self.try_write(&bytes_of(credit, &[], &[]));
+            self.owed = 0;
+        }
         while !answer.has(Flags::END_STREAM) {
             let more = self.expect_any();
             if more.kind() == Some(Kind::Cancel) {

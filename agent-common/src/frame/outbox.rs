@@ -5,7 +5,7 @@ use std::{
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::{FRAME_MAX, Flags, HEADER_LEN, Header, Kind, Overrun, SendWindow, Windows};
+use super::{FRAME_MAX, Flags, HEADER_LEN, Header, Kind, Overrun, SendWindow, Windows, next_stream};
 
 /// Bytes of a frame that are copied into one buffer with others: a slice of its own costs the kernel and the allocator
 /// more than the copy.
@@ -40,6 +40,8 @@ pub struct Message {
 pub struct Released {
     /// What it is a part of.
     pub message: Message,
+    /// The number that it left with.
+    pub stream: u32,
     /// Its bytes.
     pub len: usize,
     /// Whether it is the last one.
@@ -57,8 +59,10 @@ pub struct Outbox {
     /// Room of the connection's window that large frames leave for small ones.
     kept: u32,
     stream_window: u32,
+    /// The number of the last call that has left.
+    last_stream: u32,
     ready: Ready,
-    control_bytes: usize,
+    control: Control,
     /// Messages of one small frame that wait for the connection's credit.
     small: VecDeque<Frame>,
     messages: HashMap<Message, Sending>,
@@ -73,6 +77,17 @@ struct Sending {
     waiting: VecDeque<Frame>,
     in_turn: bool,
     begun: bool,
+    /// The number of the call, once its REQUEST has left.
+    stream: u32,
+}
+
+/// Bytes of frames that need no credit and were not taken by the socket: those before a mark in what is ready, which moves
+/// forward as the socket takes bytes, and those behind it.
+#[derive(Debug, Default)]
+struct Control {
+    before: usize,
+    behind: usize,
+    mark: usize,
 }
 
 /// Bytes in the order in which they go to the socket.
@@ -101,8 +116,9 @@ impl Outbox {
             window: SendWindow::new(windows.connection),
             kept: kept(windows),
             stream_window: windows.stream,
+            last_stream: 0,
             ready: Ready::default(),
-            control_bytes: 0,
+            control: Control::default(),
             small: VecDeque::new(),
             messages: HashMap::new(),
             turns: VecDeque::new(),
@@ -123,27 +139,37 @@ impl Outbox {
     /// When the peer has taken too few of those before: the connection is to be closed.
     pub fn control(&mut self, header: &Header, meta: &[u8]) -> Result<(), Flooded> {
         let len = HEADER_LEN + meta.len();
-        if self.control_bytes + len > RESERVE {
+        if self.control.before + self.control.behind + len > RESERVE {
             return Err(Flooded);
         }
-        self.control_bytes += len;
         self.ready.copy(&header.bytes(), meta);
+        self.control.push(len, self.ready.bytes);
         Ok(())
     }
 
+    /// The number of the next call that leaves. A call that waits has none yet: whatever overtakes it has a lower one, as
+    /// numbers must go forward on the wire.
+    #[must_use]
+    pub const fn next_stream(&self) -> u32 {
+        next_stream(self.last_stream)
+    }
+
     /// Sends a whole message of one small frame at once, if there is credit and nobody waits for it. `rest` is what stands
-    /// behind the header.
+    /// behind the header. A REQUEST must have the number that is next.
     pub fn try_whole(&mut self, header: &Header, rest: &[u8]) -> bool {
         let len = HEADER_LEN + rest.len();
         if len > COPY_BELOW || !self.small.is_empty() || !self.window.take(len) {
             return false;
+        }
+        if header.kind == Kind::Request as u8 {
+            self.last_stream = header.stream;
         }
         self.ready.copy(&header.bytes(), rest);
         true
     }
 
     /// Sends a frame of a message as soon as there is credit and it is its turn. DATA of a message that has not begun, or
-    /// was dropped, is dropped.
+    /// was dropped, is dropped. A REQUEST gets its number when it leaves, and so does the DATA that continues it.
     pub fn push(&mut self, frame: Frame) {
         let message = Message::of(&frame.header);
         let len = frame.header.frame_len();
@@ -160,6 +186,7 @@ impl Outbox {
                 waiting: VecDeque::new(),
                 in_turn: false,
                 begun: false,
+                stream: 0,
             }),
             std::collections::hash_map::Entry::Vacant(_) => return,
         };
@@ -256,10 +283,13 @@ impl Outbox {
             if !self.window.take(len) {
                 return;
             }
-            let Some(frame) = self.small.pop_front() else { return };
+            let Some(mut frame) = self.small.pop_front() else { return };
             self.waiting_bytes -= len;
+            if frame.header.kind == Kind::Request as u8 {
+                frame.header.stream = self.number();
+            }
             self.ready.frame(&frame);
-            released(Released { message: Message::of(&frame.header), len, end: true });
+            released(Released { message: Message::of(&frame.header), stream: frame.header.stream, len, end: true });
         }
         while self.ready.bytes < QUANTUM
             && let Some(message) = self.turns.front().copied()
@@ -272,13 +302,22 @@ impl Outbox {
             if !self.window.has(len + self.kept as usize) || !self.window.take(len) {
                 return;
             }
-            let Some(frame) = sending.waiting.pop_front() else { return };
+            let Some(mut frame) = sending.waiting.pop_front() else { return };
             sending.window.take(len);
+            if frame.header.kind == Kind::Request as u8 {
+                self.last_stream = next_stream(self.last_stream);
+                sending.stream = self.last_stream;
+            }
+            if !message.to_caller {
+                frame.header.stream = sending.stream;
+            }
             sending.begun = true;
             self.waiting_bytes -= len;
             self.turns.pop_front();
             let end = frame.header.flags.has(Flags::END_STREAM);
             if end {
+                // What stands behind the end is nothing.
+                self.waiting_bytes -= sending.waiting.iter().map(|frame| frame.header.frame_len()).sum::<usize>();
                 self.messages.remove(&message);
             } else if sending.is_able() {
                 self.turns.push_back(message);
@@ -286,7 +325,7 @@ impl Outbox {
                 sending.in_turn = false;
             }
             self.ready.frame(&frame);
-            released(Released { message, len, end });
+            released(Released { message, stream: frame.header.stream, len, end });
         }
     }
 
@@ -304,8 +343,29 @@ impl Outbox {
     /// The first `written` bytes of what is ready have gone.
     pub fn advance(&mut self, written: usize) {
         self.ready.advance(written);
-        if self.ready.bytes == 0 {
-            self.control_bytes = 0;
+        self.control.advance(written, self.ready.bytes);
+    }
+
+    fn number(&mut self) -> u32 {
+        self.last_stream = self.next_stream();
+        self.last_stream
+    }
+}
+
+impl Control {
+    /// A frame of this length is the last of so many bytes that are ready.
+    fn push(&mut self, len: usize, ready: usize) {
+        if self.before == 0 {
+            (self.before, self.mark) = (len, ready);
+        } else {
+            self.behind += len;
+        }
+    }
+
+    fn advance(&mut self, written: usize, ready: usize) {
+        self.mark = self.mark.saturating_sub(written);
+        if self.mark == 0 {
+            (self.before, self.behind, self.mark) = (self.behind, 0, ready);
         }
     }
 }
@@ -487,5 +547,41 @@ mod tests {
         let mut outbox = outbox(65_536, 65_536);
         let pings = (0..).take_while(|_| outbox.control(&Header::new(Kind::Pong), &[]).is_ok()).count();
         assert_eq!(pings, RESERVE / HEADER_LEN);
+    }
+    #[test]
+    fn numbers_go_forward_on_the_wire_whatever_overtakes() {
+        let mut outbox = outbox(1 << 20, 1 << 22);
+        outbox.push(frame(Kind::Request, 1, 50_000, false));
+        outbox.push(frame(Kind::Data, 1, 50_000, true));
+        outbox.push(frame(Kind::Request, 2, 100, true));
+        let mut small = frame(Kind::Request, 3, 100, true);
+        outbox.schedule(|released| assert_eq!(released.stream, if released.message.via == 2 { 1 } else { 2 }));
+        small.header.stream = outbox.next_stream();
+        assert!(outbox.try_whole(&small.header, &small.body));
+        outbox.schedule(|released| assert_eq!((released.message.via, released.stream), (1, 2)));
+        assert_eq!((small.header.stream, outbox.next_stream()), (3, 4));
+    }
+
+    #[test]
+    fn what_comes_behind_the_end_leaves_no_trace() {
+        let mut outbox = outbox(65_536, 1 << 20);
+        outbox.push(frame(Kind::Request, 1, 40_000, false));
+        outbox.push(frame(Kind::Data, 1, 10, true));
+        outbox.push(frame(Kind::Data, 1, 10_000, true));
+        assert_eq!(sent(&mut outbox).len(), 2);
+        assert_eq!((outbox.waiting_bytes(), outbox.has(Message { via: 1, to_caller: false })), (0, false));
+    }
+
+    #[test]
+    fn who_takes_bytes_all_the_time_is_not_flooded() {
+        let mut outbox = outbox(65_536, 65_536);
+        for _ in 0..10 * RESERVE / HEADER_LEN {
+            // Something is always left for the socket.
+            outbox.control(&Header::new(Kind::Pong), &[]).unwrap();
+            if outbox.ready_bytes() > 100 * HEADER_LEN {
+                outbox.advance(50 * HEADER_LEN);
+            }
+        }
+        assert!(outbox.ready_bytes() > 0);
     }
 }

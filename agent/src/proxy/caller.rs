@@ -14,6 +14,9 @@ use super::{
 };
 use crate::wire::reply::{bulk_header, error_envelope};
 
+/// Bytes of an error's text.
+const TEXT_MAX: usize = 4 * 1024;
+
 /// The origin of a call.
 #[derive(Debug, Clone)]
 pub(crate) enum Caller {
@@ -64,12 +67,13 @@ impl Framed {
             return;
         }
         let mut meta = MetaBuilder::new();
-        meta.put(id::ERROR_TEXT, failure.text.as_bytes());
+        meta.put(id::ERROR_TEXT, cut(failure.text).as_bytes());
         let not_executed = if failure.not_executed { Flags::NOT_EXECUTED } else { Flags::NONE };
         let flags = Flags::TO_CALLER | not_executed;
         let meta_len = u16::try_from(meta.len()).unwrap_or(0);
         let header = Header { flags, meta_len, word: u32::from(failure.code), ..self.header(Kind::Cancel) };
-        if begun {
+        // Who has too much to read already gets what needs no credit, and is let go when it does not take even that.
+        if begun || self.conn.is_crowded() {
             self.conn.drop_message(self.answer());
             self.conn.control(&header, meta.as_ref());
         } else {
@@ -98,6 +102,11 @@ impl Caller {
         }
     }
 
+    /// Whether nothing is to be answered.
+    pub(crate) fn is_one_way(&self) -> bool {
+        matches!(self, Self::Frames(framed) if framed.one_way)
+    }
+
     pub(crate) fn blocked_since(&self) -> Option<Instant> {
         match self {
             Self::Redis(app, _) => app.blocked_since(),
@@ -124,6 +133,15 @@ impl Caller {
             Self::Nobody => {}
         }
     }
+}
+
+/// A text that is not too long for a frame, whatever it was made of.
+fn cut(text: &str) -> &str {
+    let mut end = text.len().min(TEXT_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 /// An answer's body as a whole reply of Redis.

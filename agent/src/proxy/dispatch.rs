@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, ops::Range, rc::Rc, time::Duration};
 
-use agent_common::frame::{Header, Kind, Message, status};
+use agent_common::frame::{HEAD_MAX, Header, Kind, Message, status};
 use bytes::Bytes;
 use tokio::time::Instant;
 
@@ -74,9 +74,12 @@ pub(crate) enum Place {
     Sent(Rc<Pool>, Rc<Link>),
     /// It waits for a tunnel that is being opened.
     Queued(Rc<Remote>, Rc<Tunnel>),
-    /// It was given to a connection, where it has this number.
+    /// It was given to a connection, where it has this number as soon as it has left.
     Framed(Rc<Remote>, Rc<FrameConn>, u32),
 }
+
+/// The number of a call that has not left.
+pub(super) const UNNUMBERED: u32 = 0;
 
 impl Place {
     pub(crate) fn counters(&self) -> Option<&CallCounters> {
@@ -110,6 +113,11 @@ impl Call {
     /// Whether the beginning of an answer was passed on.
     fn answer_has_begun(&self) -> bool {
         self.streams.as_ref().is_some_and(|streams| streams.begun)
+    }
+
+    /// Whether its request may have more than one frame.
+    pub(super) fn may_be_cut(&self) -> bool {
+        self.bytes > HEAD_MAX
     }
 
     /// Milliseconds that are left.
@@ -219,6 +227,7 @@ impl Worker {
     }
 
     pub(super) fn placed(&self, key: CallKey, place: Place) {
+        let mut former = Place::Nowhere;
         if let Some(call) = self.calls.borrow_mut().get_mut(key) {
             if let Some(counters) = call.place.counters() {
                 counters.in_flight.sub(1);
@@ -226,7 +235,10 @@ impl Worker {
             if let Some(counters) = place.counters() {
                 counters.in_flight.add(1);
             }
-            call.place = place;
+            former = std::mem::replace(&mut call.place, place);
+        }
+        if let Place::Framed(_, conn, _) = former {
+            conn.done();
         }
     }
 
@@ -414,6 +426,19 @@ impl Worker {
             conn.done();
         }
         Some(call)
+    }
+
+    /// A call holds so many bytes more until it ends, unless the worker holds as much as it may.
+    pub(super) fn hold(&self, key: CallKey, bytes: usize) -> Result<(), String> {
+        let max = self.limits().worker_queued_bytes_max;
+        if self.queued() + bytes > max {
+            return Err(format!("more than {max} bytes wait in this worker (agent.queued_bytes_max)"));
+        }
+        if let Some(call) = self.calls.borrow_mut().get_mut(key) {
+            call.bytes += bytes;
+            self.queued_add(bytes);
+        }
+        Ok(())
     }
 
     /// Names the agent, the service, the instance and the reason.

@@ -577,10 +577,6 @@ impl Worker {
         }
     }
 
-    pub(super) fn is_stopping(&self) -> bool {
-        self.stopping.get()
-    }
-
     async fn drain(&self) {
         self.stopping.set(true);
         self.stop.notify_waiters();
@@ -591,8 +587,8 @@ impl Worker {
             app.task.wake();
         }
         let frames: Vec<_> = self.frames.borrow().values().cloned().collect();
-        // Calls go on by the ways to other agents and workers until all callers are gone.
-        for conn in frames.iter().filter(|conn| conn.was_accepted() && conn.is_usable()) {
+        // The ways to others are still needed by the calls that are under way.
+        for conn in frames.iter().filter(|conn| conn.is_usable() && conn.was_accepted()) {
             conn.say_goodbye();
             // Services stay as long as there are callers.
             if !conn.is_service() {

@@ -14,7 +14,7 @@ use super::{
 use crate::proxy::{
     caller::{Caller, Failure, Framed, bulk},
     calls::CallKey,
-    dispatch::{Call, Place, code},
+    dispatch::{Call, Place, UNNUMBERED, code},
     request::Request,
     service::Upstream,
     stats::CloseReason,
@@ -27,8 +27,10 @@ impl Worker {
     pub(super) fn responded(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) -> Result<(), Violation> {
         let header = &frame.header;
         let key = CallKey::of_via(header.via);
-        let ours =
-            self.with_call(key, |call| is_at(call, conn) && call.streams.as_ref().is_none_or(|streams| streams.answer.is_none()));
+        let ours = self.with_call(key, |call| {
+            let first = call.streams.as_ref().is_none_or(|streams| streams.answer.is_none());
+            first && is_at(call, conn) && !call.caller.is_one_way()
+        });
         if ours != Some(true) {
             self.counters.frames_dropped.add(1);
             return Ok(());
@@ -113,7 +115,9 @@ impl Worker {
         let key = CallKey::of_via(header.via);
         let stream = header.stream;
         let received = self.with_call(key, |call| {
-            let window = if is_at(call, conn) { call.streams.as_mut()?.answer.as_mut()? } else { return None };
+            let streams = if is_at(call, conn) { call.streams.as_deref_mut()? } else { return None };
+            let window = streams.answer.as_mut().filter(|_| !streams.ended)?;
+            streams.ended = header.flags.has(Flags::END_STREAM);
             Some(window.receive(header.frame_len()).map(|()| call.caller.clone()))
         });
         let Some(received) = received.flatten() else {
@@ -181,6 +185,15 @@ impl Worker {
             }
             Outcome::Go(Some(piece.freeze()))
         });
+        if matches!(outcome, Some(Outcome::Go(None))) && !end {
+            if let Err(reason) = self.hold(key, body.len()) {
+                if let Some(place) = self.with_call(key, |call| call.place.clone()) {
+                    self.withdraw(key, &place, status::LIMIT);
+                    self.fail(key, code::POOL_FULL, place.instance(), &reason);
+                }
+                return;
+            }
+        }
         match outcome {
             Some(Outcome::Go(piece)) => self.give_redis(key, conn, piece, end, frame.header.frame_len()),
             Some(Outcome::Wrong(reason)) => {
@@ -262,12 +275,20 @@ impl Worker {
 
     /// Something of a message has left the queue of `conn`.
     pub(super) fn released(&self, conn: &Rc<FrameConn>, released: Released) {
-        let Released { message, len, end } = released;
+        let Released { message, stream, len, end } = released;
         if !message.to_caller {
             let key = CallKey::of_via(message.via);
+            self.with_call(key, |call| match &mut call.place {
+                Place::Framed(_, to, number) if Rc::ptr_eq(to, conn) => *number = stream,
+                _ => {}
+            });
             return if end { self.request_is_sent(key) } else { self.took_request(key, len) };
         }
         let Some(key) = conn.incoming(message.via) else { return };
+        if !end {
+            // A caller that takes what it is sent is not late.
+            self.extend(key, len);
+        }
         let credit = self.with_call(key, |call| {
             let Place::Framed(_, to, stream) = &call.place else { return None };
             let (to, stream) = (to.clone(), *stream);
@@ -301,6 +322,11 @@ impl Worker {
     /// The peer wants no more calls, or has not executed some.
     pub(super) fn told_to_go(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) {
         let header = &frame.header;
+        let is_final = header.flags.has(Flags::END_STREAM);
+        // Each is said once: what follows is looked up in all calls.
+        if conn.told_final.replace(is_final || conn.told_final.get()) || (conn.is_leaving() && !is_final) {
+            return;
+        }
         self.unregister(conn);
         if !header.flags.has(Flags::END_STREAM) {
             return conn.peer_leaves();
@@ -313,25 +339,51 @@ impl Worker {
             conn.close(CloseReason::Peer, status::reason::DRAIN, &text);
         }
         conn.peer_leaves();
-        let refused = self.calls.borrow().keys(|call| matches!(&call.place, Place::Framed(_, to, stream) if Rc::ptr_eq(to, conn) && is_after(*stream, header.stream)));
+        if conn.outgoing() == 0 {
+            return;
+        }
+        let refused = self.calls.borrow().keys(|call| match &call.place {
+            Place::Framed(_, to, stream) => {
+                Rc::ptr_eq(to, conn) && (*stream == UNNUMBERED || is_after(*stream, header.stream))
+            }
+            _ => false,
+        });
         for key in refused {
-            self.end_with(key, code::REMOTING, true, |call| {
-                self.error_text(call.service.name(), call.place.instance(), "it takes no more calls on this connection")
-            });
+            let reason = "it takes no more calls on this connection";
+            if !self.move_unsent(key, conn, reason) {
+                conn.drop_message(Message { via: key.via(), to_caller: false });
+                self.end_with(key, code::REMOTING, true, |call| {
+                    self.error_text(call.service.name(), call.place.instance(), reason)
+                });
+            }
         }
     }
 
     /// Ends or moves the calls that a connection was given, as it has ended.
     pub(super) fn lose_calls(self: &Rc<Self>, conn: &Rc<FrameConn>, reason: &str) {
-        let placed = self.calls.borrow().keys(|call| is_at(call, conn));
+        if conn.outgoing() == 0 {
+            return;
+        }
+        // Whose answer is whole does not need the connection any more.
+        let ended = |call: &Call| call.streams.as_ref().is_some_and(|streams| streams.ended);
+        let placed = self.calls.borrow().keys(|call| is_at(call, conn) && !ended(call));
         for key in placed {
-            let Some(Place::Framed(remote, ..)) = self.with_call(key, |call| call.place.clone()) else { continue };
-            let unsent = conn.take_unsent(Message { via: key.via(), to_caller: false });
-            match unsent.and_then(whole) {
-                Some(request) => self.send_elsewhere_from(key, request, &remote, reason),
-                None => self.fail(key, code::REMOTING, Some(&remote.instance), reason),
+            if !self.move_unsent(key, conn, reason) {
+                let place = self.with_call(key, |call| call.place.clone());
+                self.fail(key, code::REMOTING, place.as_ref().and_then(Place::instance), reason);
             }
         }
+    }
+
+    /// Sends a call elsewhere that is whole and of which nothing has left.
+    fn move_unsent(self: &Rc<Self>, key: CallKey, conn: &Rc<FrameConn>, reason: &str) -> bool {
+        let unsent = conn.take_unsent(Message { via: key.via(), to_caller: false });
+        let Some(request) = unsent.and_then(whole) else { return false };
+        let place = self.with_call(key, |call| call.place.clone());
+        if let Some(Place::Framed(remote, ..)) = place {
+            self.send_elsewhere_from(key, request, &remote, reason);
+        }
+        true
     }
 
     pub(super) fn send_elsewhere_from(self: &Rc<Self>, key: CallKey, request: Request, remote: &Rc<Remote>, reason: &str) {
@@ -354,7 +406,9 @@ fn is_at(call: &Call, conn: &Rc<FrameConn>) -> bool {
 
 /// The call has ended: what waits of its request is not sent any more.
 fn stop_request(call: &Call, key: CallKey) {
-    if let (Place::Framed(_, to, _), Some(_)) = (&call.place, &call.streams) {
+    if let Place::Framed(_, to, _) = &call.place
+        && (call.streams.is_some() || call.may_be_cut())
+    {
         to.drop_message(Message { via: key.via(), to_caller: false });
     }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use agent_common::frame::{
-    Flags, Frame, Header, Hello, Kind, Message, MetaBuilder, Outbox, Released, Role, Windows, id, next_stream, status,
+    Flags, Frame, Header, Hello, Kind, Message, MetaBuilder, Outbox, Released, Role, Windows, id, status,
 };
 use bytes::Bytes;
 use foldhash::fast::RandomState;
@@ -68,6 +68,10 @@ pub(crate) struct FrameConn {
     /// PINGs that were sent since.
     pings: Cell<u32>,
     pub(crate) task: Task,
+    /// The peer has begun a frame that is not whole yet.
+    pub(crate) in_frame: Cell<bool>,
+    /// The peer has said its last word.
+    pub(super) told_final: Cell<bool>,
     /// Calls that the peer has made.
     pub(crate) calls: Cell<u64>,
     /// What the peer said of itself; none before it has.
@@ -77,7 +81,6 @@ pub(crate) struct FrameConn {
     incoming: RefCell<HashMap<u64, CallKey, RandomState>>,
     /// Calls in flight that the peer was given.
     outgoing: Cell<usize>,
-    last_stream: Cell<u32>,
     ending: RefCell<Ending>,
     /// An agent was asked for no more calls, and may have sent some before it knew: it ends the connection.
     peer_ends: Cell<bool>,
@@ -92,6 +95,8 @@ pub(crate) struct FrameConn {
     /// Calls whose room is given back when their callers have taken more.
     pub(super) owed: RefCell<Vec<CallKey>>,
     blocked_since: Cell<Option<Instant>>,
+    /// Since when nothing has left, as the peer gives no credit.
+    starved_since: Cell<Option<Instant>>,
     shared: Rc<Shared>,
 }
 
@@ -117,13 +122,14 @@ impl FrameConn {
             last_read: Cell::new(now),
             pings: Cell::new(0),
             task: Task::default(),
+            in_frame: Cell::new(false),
+            told_final: Cell::new(false),
             calls: Cell::new(0),
             hello: RefCell::default(),
             // Until HELLO nothing is sent that needs credit.
             out: RefCell::new(Outbox::new(Windows { stream: 0, connection: 0 })),
             incoming: RefCell::default(),
             outgoing: Cell::new(0),
-            last_stream: Cell::new(0),
             ending: RefCell::new(Ending::Open),
             peer_ends: Cell::new(false),
             closed: Cell::new(false),
@@ -133,6 +139,7 @@ impl FrameConn {
             paused: RefCell::default(),
             owed: RefCell::default(),
             blocked_since: Cell::new(None),
+            starved_since: Cell::new(None),
             shared,
         }
     }
@@ -205,7 +212,7 @@ impl FrameConn {
 
     /// Whether as much waits for the peer as may.
     pub(crate) fn is_crowded(&self) -> bool {
-        self.out.borrow().waiting_bytes() >= self.bounds.queued_bytes_max
+        self.queued_bytes() >= self.bounds.queued_bytes_max
     }
 
     pub(crate) fn queued_bytes(&self) -> usize {
@@ -213,9 +220,19 @@ impl FrameConn {
         out.waiting_bytes() + out.ready_bytes()
     }
 
+    /// Whether something is to be written.
+    pub(crate) fn has_ready(&self) -> bool {
+        self.out.borrow().ready_bytes() > 0
+    }
+
     /// Since when the socket has taken nothing, if it has to.
     pub(crate) fn blocked_since(&self) -> Option<Instant> {
         self.blocked_since.get()
+    }
+
+    /// Since when answers wait that the peer gives no credit for, though no call is in flight that could end it.
+    pub(crate) fn starved_since(&self) -> Option<Instant> {
+        self.starved_since.get().filter(|_| self.is_idle())
     }
 
     // Calls.
@@ -224,17 +241,14 @@ impl FrameConn {
         self.outgoing.get()
     }
 
-    /// The number that the next call which the peer is given will have.
+    /// The number of the call that leaves next.
     pub(crate) fn next_stream(&self) -> u32 {
-        next_stream(self.last_stream.get())
+        self.out.borrow().next_stream()
     }
 
-    /// The peer is given a call, with this number.
-    pub(crate) fn begin(&self) -> u32 {
-        let stream = self.next_stream();
-        self.last_stream.set(stream);
+    /// The peer is given a call.
+    pub(crate) fn begin(&self) {
         self.outgoing.set(self.outgoing.get() + 1);
-        stream
     }
 
     /// A call that it was given is over.
@@ -274,6 +288,9 @@ impl FrameConn {
 
     /// Sends what needs no credit.
     pub(crate) fn control(&self, header: &Header, meta: &[u8]) {
+        if self.closed.get() {
+            return;
+        }
         if self.change(|out| out.control(header, meta)).is_err() {
             self.close(CloseReason::Stalled, status::reason::LIMIT, "too many frames that need no credit wait for the peer");
         }
@@ -291,7 +308,8 @@ impl FrameConn {
 
     /// Sends a whole small message at once, if it can. `rest` is what stands behind the header.
     pub(crate) fn try_whole(&self, header: &Header, rest: &[u8]) -> bool {
-        self.change(|out| out.try_whole(header, rest))
+        // However much the peer says that it takes.
+        self.change(|out| out.ready_bytes() < self.bounds.queued_bytes_max && out.try_whole(header, rest))
     }
 
     pub(crate) fn push(&self, frame: Frame) {
@@ -310,7 +328,16 @@ impl FrameConn {
 
     /// Forgets what has not left of a message. True if nothing of it has.
     pub(crate) fn drop_message(&self, message: Message) -> bool {
-        self.change(|out| out.cancel(message))
+        let unsent = self.change(|out| out.cancel(message));
+        self.resume_readers();
+        unsent
+    }
+
+    /// Less of an answer waits than did.
+    fn resume_readers(&self) {
+        if !self.paused.borrow().is_empty() {
+            std::mem::take(&mut *self.paused.borrow_mut()).into_iter().for_each(Waker::wake);
+        }
     }
 
     /// The frames of a message, if none of them has left.
@@ -356,12 +383,15 @@ impl FrameConn {
         loop {
             let before = released.len();
             self.change(|out| out.schedule(|one| released.push(one)));
-            if released.len() > before && !self.paused.borrow().is_empty() {
-                std::mem::take(&mut *self.paused.borrow_mut()).into_iter().for_each(Waker::wake);
+            if released.len() > before {
+                self.starved_since.set(None);
+                self.resume_readers();
             }
             let out = self.out.borrow();
             if out.ready_bytes() == 0 {
                 self.blocked_since.set(None);
+                let starved = out.waiting_bytes() > 0;
+                self.starved_since.set(starved.then(|| self.starved_since.get().unwrap_or(now)));
                 return Poll::Ready(Ok(()));
             }
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
@@ -456,7 +486,7 @@ impl FrameConn {
     pub(crate) fn set_closed(&self) {
         self.closed.set(true);
         self.change(|out| *out = Outbox::new(Windows { stream: 0, connection: 0 }));
-        std::mem::take(&mut *self.paused.borrow_mut()).into_iter().for_each(Waker::wake);
+        self.resume_readers();
         self.changed();
     }
 

@@ -11,6 +11,8 @@ use super::{
 };
 use crate::proxy::{routes::Offered, socket::Peer, stats::CloseReason, worker::Worker};
 
+/// How long a peer may take nothing when the worker holds as many bytes as it may.
+const CROWDED: Duration = Duration::from_secs(1);
 /// PINGs without an answer after which a connection is dead.
 const SIGNS_MISSED: u32 = 3;
 
@@ -93,18 +95,17 @@ impl Worker {
         if conn.side != Side::App || hello.offers.is_empty() {
             conn.greeted(hello);
             conn.say(&own);
-            if conn.side == Side::AgentIn && self.is_stopping() {
-                conn.say_goodbye();
-                conn.leave();
-            }
-            return;
+            return self.part_with(conn);
         }
+        let mut offers = hello.offers.clone();
+        offers.sort();
+        offers.dedup();
         let offered = Offered {
             worker: self.id(),
             application: hello.application.as_str().into(),
             // Who does not say which process it is counts as one of its own.
             instance: if hello.instance.is_empty() { format!("connection {}", conn.id) } else { hello.instance.clone() }.into(),
-            offers: hello.offers.clone(),
+            offers,
         };
         let (done, registered) = oneshot::channel();
         self.tell(Told::Offered(conn.id, offered, done));
@@ -114,11 +115,17 @@ impl Worker {
                 worker.turn_begins();
                 conn.greeted(hello);
                 conn.say(&own);
-                if worker.is_stopping() {
-                    conn.say_goodbye();
-                }
+                worker.part_with(&conn);
             }
         });
+    }
+
+    /// Who comes while this worker drains is asked to go at once, as nobody asks again.
+    fn part_with(&self, conn: &FrameConn) {
+        if self.is_draining() && conn.was_accepted() {
+            conn.say_goodbye();
+            conn.leave();
+        }
     }
 
     /// What an application offers on this connection is not to be called any more.
@@ -158,14 +165,19 @@ impl Worker {
 
     /// Looks after connections that speak frames: PINGs between agents, and those that take too long to end or to begin.
     pub(crate) fn look_after_frames(&self, keepalive: Duration, stall: Duration) {
+        let crowded = self.queued() >= self.limits().worker_queued_bytes_max;
+        let patience = if crowded { stall.min(CROWDED) } else { stall };
         let conns: Vec<_> = self.frames.borrow().values().cloned().collect();
         for conn in conns {
             let silent = self.now().saturating_duration_since(conn.last_read.get());
-            let blocked = conn.blocked_since().map(|since| self.now().saturating_duration_since(since));
+            let since = conn.blocked_since().or_else(|| conn.starved_since());
+            let blocked = since.map(|since| self.now().saturating_duration_since(since));
             if conn.ends_now().is_some() {
                 conn.overdue();
-            } else if blocked.is_some_and(|blocked| blocked >= stall) {
-                conn.close(CloseReason::Stalled, reason::LIMIT, "the peer reads nothing");
+            } else if blocked.is_some_and(|blocked| blocked >= patience) {
+                conn.close(CloseReason::Stalled, reason::LIMIT, "the peer takes nothing of what waits for it");
+            } else if conn.in_frame.get() && silent >= stall {
+                conn.close(CloseReason::Stalled, reason::PROTOCOL, "a frame has begun and does not go on");
             } else if conn.hello().is_none() && silent >= stall {
                 conn.close(CloseReason::Stalled, reason::PROTOCOL, "no HELLO");
             } else if matches!(conn.side, Side::AgentIn | Side::Out) && conn.hello().is_some() {

@@ -14,7 +14,7 @@ use super::{
 use crate::proxy::{
     caller::{Caller, Failure, Framed},
     calls::CallKey,
-    dispatch::{Call, Place, Within, code},
+    dispatch::{Call, Place, UNNUMBERED, Within, code},
     request::Request,
     routes::service_key,
     service::{Service, Upstream},
@@ -152,8 +152,8 @@ impl Worker {
         if !to.try_whole(&header, frame.rest()) {
             return false;
         }
-        let stream = to.begin();
-        self.placed(key, Place::Framed(remote.clone(), to.clone(), stream));
+        to.begin();
+        self.placed(key, Place::Framed(remote.clone(), to.clone(), header.stream));
         self.end_one_way(key);
         true
     }
@@ -186,13 +186,13 @@ impl Worker {
                 }
                 Upstream::Remote(remote) => {
                     let Ok(Way::Conn(to)) = remote.way() else { continue };
-                    let stream = to.begin();
+                    to.begin();
                     let header = self.with_call(key, |call| {
                         call.streams = Some(streams);
-                        let numbers = call.header_to(key, stream, Kind::Request).sized_as(&frame.header);
+                        let numbers = call.header_to(key, UNNUMBERED, Kind::Request).sized_as(&frame.header);
                         Header { flags, word: call.left_ms(self.now()), ..numbers }
                     });
-                    self.placed(key, Place::Framed(remote, to.clone(), stream));
+                    self.placed(key, Place::Framed(remote, to.clone(), UNNUMBERED));
                     header.into_iter().for_each(|header| to.push(frame.frame(header)));
                     return;
                 }
@@ -212,7 +212,13 @@ impl Worker {
         match went? {
             Went::On => {}
             Went::Nowhere => self.counters.frames_dropped.add(1),
-            Went::Held => self.took_request(key, frame.header.frame_len()),
+            Went::Held => {
+                let len = frame.header.frame_len();
+                match self.hold(key, len) {
+                    Ok(()) => self.took_request(key, len),
+                    Err(reason) => self.fail(key, code::POOL_FULL, None, &reason),
+                }
+            }
             Went::Whole(service, gathered) => self.send(key, &service, gathered.finish(), service.turn(), None),
             Went::TooLong(text) => self.fail(key, code::SERIALIZATION, None, &text),
         }
@@ -245,14 +251,14 @@ impl Worker {
     /// Gives a whole call to a connection.
     pub(crate) fn send_framed(&self, key: CallKey, remote: &Rc<Remote>, to: &Rc<FrameConn>, request: &Request) {
         let Some((header, service)) = self.with_call(key, |call| {
-            let header = call.header_to(key, to.next_stream(), Kind::Request);
+            let header = call.header_to(key, UNNUMBERED, Kind::Request);
             (Header { word: call.left_ms(self.now()), ..header }, call.service.clone())
         }) else {
             return;
         };
-        let stream = to.begin();
+        to.begin();
         request.frames(header, &service.meta, |frame| to.push(frame));
-        self.placed(key, Place::Framed(remote.clone(), to.clone(), stream));
+        self.placed(key, Place::Framed(remote.clone(), to.clone(), UNNUMBERED));
         self.end_one_way(key);
     }
 

@@ -4,7 +4,8 @@ use agent_common::frame::{COPY_BELOW, FRAME_MAX, Flags, Header, Kind, MetaBuilde
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::proxy::{
-    caller::Framed,
+    caller::{Failure, Framed},
+    dispatch::code,
     request::{Request, split},
 };
 
@@ -17,6 +18,8 @@ pub(crate) struct Streams {
     pub(super) gathered: Option<Gathered>,
     /// What comes of the answer, while it is not whole.
     pub(super) answer: Option<ReceiveWindow>,
+    /// The whole answer has come; its end waits for the caller to take what is before it.
+    pub(super) ended: bool,
     /// The caller was sent the beginning of an answer.
     pub(crate) begun: bool,
     /// What the answer's first frame said.
@@ -48,6 +51,10 @@ impl Gathered {
 impl Framed {
     /// Answers with a whole body.
     pub(crate) fn answer_whole(&self, error: Option<u16>, body: Bytes) {
+        if self.conn.is_crowded() {
+            let text = "too many bytes wait already for this connection's peer (queued_bytes_max)";
+            return self.fail(Failure { code: code::POOL_FULL, text, not_executed: false }, true);
+        }
         self.conn.ended(self.via);
         if self.one_way {
             return;

@@ -132,6 +132,10 @@ impl Tunnel {
         for (key, remote, request) in self.take_waiting() {
             worker.send_framed(key, &remote, conn, &request);
         }
+        if self.retired.get() {
+            // It was being opened at that time.
+            conn.leave();
+        }
     }
 
     fn failed(self: &Rc<Self>, worker: &Rc<Worker>, reason: &str) {
@@ -173,9 +177,6 @@ async fn keep(tunnel: Rc<Tunnel>, worker: Rc<Worker>, nth: usize) {
         match opened {
             Ok(conn) => {
                 tunnel.opened(&worker, &conn);
-                if tunnel.retired.get() {
-                    conn.leave();
-                }
                 tokio::task::spawn_local(watch(tunnel.clone(), conn.clone()));
                 conn.until_unusable().await;
                 worker.turn_begins();
