@@ -177,7 +177,8 @@ fn no_call_fails_as_one_of_two_agents_stops() {
     let served = |fake: &FakeMoa| config::service(DEMO, &[fake.address()], config::NO_HEALTH_CHECK);
     let mut fars = [one.start(&to_one, &served(&fakes[0])), two.start(&to_two, &served(&fakes[1]))];
     let peers = [config::peer("one", to_one.tunnel_of(&one)), config::peer("two", to_two.tunnel_of(&two))].concat();
-    let near = near_node.start(&to_one, &format!("[agent]\nworkers = 2\n{peers}{}", config::served_by(DEMO, &[], &["one", "two"], "")));
+    let near =
+        near_node.start(&to_one, &format!("[agent]\nworkers = 2\n{peers}{}", config::served_by(DEMO, &[], &["one", "two"], "")));
     let await_tunnels = |far: &Agent| until_true("every worker to be connected", || tunnels(far) == 2);
     fars.iter().for_each(await_tunnels);
     let load = load(&near_node, near.address());
