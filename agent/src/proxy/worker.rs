@@ -596,7 +596,7 @@ impl Worker {
             }
         }
         self.until(|| self.apps.borrow().is_empty() && !self.frames.borrow().values().any(|conn| conn.is_caller())).await;
-        for conn in self.frames.borrow().values() {
+        for conn in self.frames.borrow().values().filter(|conn| conn.side != Side::Worker) {
             conn.leave();
         }
         self.until(|| !self.frames.borrow().values().any(|conn| conn.was_accepted())).await;

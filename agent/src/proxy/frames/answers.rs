@@ -330,7 +330,7 @@ impl Worker {
         }
         self.unregister(conn);
         if !header.flags.has(Flags::END_STREAM) {
-            return conn.leave();
+            return conn.peer_leaves();
         }
         let text = match id_text(frame.meta()) {
             text if text.is_empty() => "the peer has ended the connection".to_owned(),
@@ -339,7 +339,7 @@ impl Worker {
         if header.word != status::reason::DRAIN {
             conn.close(CloseReason::Peer, status::reason::DRAIN, &text);
         }
-        conn.leave();
+        conn.peer_leaves();
         if conn.outgoing() == 0 {
             return;
         }

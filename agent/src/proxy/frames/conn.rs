@@ -63,6 +63,8 @@ pub(crate) struct FrameConn {
     pub(crate) bounds: Bounds,
     pub(crate) since: Instant,
     pub(crate) last_read: Cell<Instant>,
+    /// PINGs that were sent since.
+    pings: Cell<u32>,
     pub(crate) task: Task,
     /// The peer has begun a frame that is not whole yet.
     pub(crate) in_frame: Cell<bool>,
@@ -78,6 +80,8 @@ pub(crate) struct FrameConn {
     /// Calls in flight that the peer was given.
     outgoing: Cell<usize>,
     ending: RefCell<Ending>,
+    /// An agent was asked for no more calls, and may have sent some before it knew: it ends the connection.
+    peer_ends: Cell<bool>,
     closed: Cell<bool>,
     /// Its end has taken long enough.
     killed: Cell<bool>,
@@ -114,6 +118,7 @@ impl FrameConn {
             bounds,
             since: now,
             last_read: Cell::new(now),
+            pings: Cell::new(0),
             task: Task::default(),
             in_frame: Cell::new(false),
             told_final: Cell::new(false),
@@ -124,6 +129,7 @@ impl FrameConn {
             incoming: RefCell::default(),
             outgoing: Cell::new(0),
             ending: RefCell::new(Ending::Open),
+            peer_ends: Cell::new(false),
             closed: Cell::new(false),
             killed: Cell::new(false),
             late: Cell::new(false),
@@ -418,11 +424,19 @@ impl FrameConn {
 
     /// Says that no more calls are wanted.
     pub(crate) fn say_goodbye(&self) {
+        self.peer_ends.set(self.side == Side::AgentIn);
         self.control(&Header::new(Kind::GoAway), &[]);
     }
 
+    /// The peer makes no more calls.
+    pub(crate) fn peer_leaves(&self) {
+        self.peer_ends.set(false);
+        self.leave();
+    }
+
+    /// Whether it ends as soon as its calls have.
     pub(crate) fn is_leaving(&self) -> bool {
-        matches!(*self.ending.borrow(), Ending::Leaving)
+        matches!(*self.ending.borrow(), Ending::Leaving) && !self.peer_ends.get()
     }
 
     /// Ends it at once; the peer is told why.
@@ -481,9 +495,21 @@ impl FrameConn {
         }
     }
 
+    /// Something has come.
+    pub(crate) fn has_read(&self, now: Instant) {
+        self.last_read.set(now);
+        self.pings.set(0);
+    }
+
     /// Asks for a sign of life.
     pub(crate) fn ping(&self) {
+        self.pings.set(self.pings.get() + 1);
         self.control(&Header::new(Kind::Ping), &[]);
+    }
+
+    /// How often it was asked for a sign of life since there was one.
+    pub(crate) fn pings(&self) -> u32 {
+        self.pings.get()
     }
 
     /// Has it end without waiting for the peer any more.
@@ -510,10 +536,11 @@ impl FrameConn {
         self.until(|| self.closed.get()).await;
     }
 
-    /// Resolves when the peer has said who it is; false if it is closed before.
+    /// Resolves when the peer has said who it is; false if it is to end before.
     pub(crate) async fn until_greeted(&self) -> bool {
-        self.until(|| self.closed.get() || self.hello.borrow().is_some()).await;
-        !self.closed.get()
+        let ends = || self.closed.get() || matches!(*self.ending.borrow(), Ending::Now(..));
+        self.until(|| ends() || self.hello.borrow().is_some()).await;
+        !ends()
     }
 
     async fn until(&self, is_so: impl Fn() -> bool) {

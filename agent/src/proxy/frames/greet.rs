@@ -14,6 +14,8 @@ use crate::proxy::{routes::Offered, socket::Peer, stats::CloseReason, worker::Wo
 
 /// How long a peer may take nothing when the worker holds as many bytes as it may.
 const CROWDED: Duration = Duration::from_secs(1);
+/// PINGs without an answer after which a connection is dead.
+const SIGNS_MISSED: u32 = 3;
 
 /// What a worker tells the rest of the process.
 #[derive(Debug)]
@@ -183,10 +185,11 @@ impl Worker {
             } else if conn.hello().is_none() && silent >= stall {
                 conn.close(CloseReason::Stalled, reason::PROTOCOL, "no HELLO");
             } else if matches!(conn.side, Side::AgentIn | Side::Out) && conn.hello().is_some() {
-                if silent >= keepalive * 3 {
+                // Who stood still himself has not asked, and may find the answers in the socket.
+                if silent >= keepalive * 3 && conn.pings() >= SIGNS_MISSED {
                     conn.close(CloseReason::Stalled, reason::LIMIT, "no sign of life for three keepalive intervals");
                     conn.kill();
-                } else if silent >= keepalive / 2 {
+                } else if silent >= keepalive / 2 + keepalive * conn.pings() {
                     conn.ping();
                 }
             }

@@ -160,7 +160,7 @@ impl FrameTask {
                 Poll::Ready(Err(error)) => return Poll::Ready(Some(self.lost(&format!("connection lost: {error}")))),
                 Poll::Pending => break,
             };
-            self.conn.last_read.set(self.worker.now());
+            self.conn.has_read(self.worker.now());
             if let Next::Given = self.feed(data) {
                 return Poll::Ready(None);
             }
@@ -249,7 +249,9 @@ impl FrameTask {
             let header = match Header::parse(bytes) {
                 Ok(header) => header,
                 Err(broken) => {
-                    self.conn.close(CloseReason::Protocol, reason::PROTOCOL, &broken.to_string());
+                    let stranger = self.conn.side == Side::Out && self.conn.hello().is_none();
+                    let whose = if stranger { "the peer is no agent: " } else { "" };
+                    self.conn.close(CloseReason::Protocol, reason::PROTOCOL, &format!("{whose}{broken}"));
                     return Next::End;
                 }
             };

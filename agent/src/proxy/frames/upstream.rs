@@ -56,6 +56,14 @@ impl Remote {
         }
     }
 
+    /// Whether a call need not wait for a connection.
+    pub(crate) fn is_open(&self) -> bool {
+        match &self.target {
+            Target::Here(_) => true,
+            Target::By(tunnel) => tunnel.least_loaded().is_some(),
+        }
+    }
+
     /// Whether it has a connection to this worker.
     pub(crate) fn is_here(&self) -> bool {
         matches!(self.target, Target::Here(_))
