@@ -11,9 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_common::frame::{
-    Flags, HEADER_LEN, Header, Hello, Kind, MetaBuilder, Offer, Role, Windows, find, id, service_hash,
-};
+use agent_common::frame::{Flags, HEADER_LEN, Header, Hello, Kind, MetaBuilder, Offer, Role, Windows, find, id, service_hash};
 
 use crate::wait::PATIENCE;
 
@@ -33,6 +31,8 @@ pub struct FramePeer {
     socket: Box<dyn Socket>,
     buffer: VecDeque<u8>,
     next_stream: u32,
+    /// Bytes of answers whose room on the connection is to be given back.
+    owed: u32,
     /// Takes connection credits and PINGs by itself, as most tests do not care.
     pub quiet: bool,
     /// What the other end said of itself.
@@ -64,6 +64,12 @@ impl Socket for UnixStream {
         let _ = self.shutdown(Shutdown::Write);
     }
 }
+
+/// Bytes of a piece of a large body.
+const PIECE: usize = 32 * 1024;
+
+/// Bytes of answers after which the room for them is given back.
+const CREDIT: u32 = 1 << 20;
 
 /// Windows that no test fills by accident.
 pub const WIDE: Windows = Windows { stream: 1 << 24, connection: 1 << 26 };
@@ -137,7 +143,7 @@ impl FramePeer {
 
     fn over(socket: Box<dyn Socket>) -> Self {
         socket.patience(PATIENCE);
-        Self { socket, buffer: VecDeque::new(), next_stream: 1, quiet: true, hello: None }
+        Self { socket, buffer: VecDeque::new(), next_stream: 1, owed: 0, quiet: true, hello: None }
     }
 
     /// Says HELLO and hears the other's.
@@ -169,7 +175,11 @@ impl FramePeer {
 
     /// Begins a call. Returns its number.
     pub fn request(&mut self, uri: &str, flags: Flags, body: &[u8]) -> u32 {
-        self.request_with(Header { flags, service: service_hash(uri.as_bytes(), b""), ..Header::new(Kind::Request) }, meta_of(uri).as_ref(), body)
+        self.request_with(
+            Header { flags, service: service_hash(uri.as_bytes(), b""), ..Header::new(Kind::Request) },
+            meta_of(uri).as_ref(),
+            body,
+        )
     }
 
     /// Begins a call with this header, but for its numbers. Returns its number.
@@ -183,8 +193,49 @@ impl FramePeer {
     /// Makes a whole call.
     pub fn call(&mut self, uri: &str, body: &[u8]) -> Got {
         let stream = self.request(uri, Flags::END_STREAM, body);
+        self.answer_to(stream)
+    }
+
+    /// Begins a call whose body is sent in pieces, as the agent has room for them. Returns its number when all are sent.
+    ///
+    /// # Panics
+    /// If it is answered before.
+    pub fn request_in_pieces(&mut self, uri: &str, body: &[u8]) -> u32 {
+        let mut room = self.hello.as_ref().expect("a HELLO").windows;
+        let (service, via) = (service_hash(uri.as_bytes(), b""), u64::from(self.next_stream));
+        let mut stream = 0;
+        let pieces = body.chunks(PIECE).count();
+        for (nth, piece) in body.chunks(PIECE).enumerate() {
+            // More than the metadata of any test.
+            let len = u32::try_from(piece.len() + 1024).expect("a length");
+            while room.stream < len || room.connection < len {
+                let got = self.next_loud().expect("a frame, not the end of the connection");
+                assert_eq!(got.kind(), Some(Kind::Credit), "{got:?}: {}", got.error());
+                let window = if got.header.stream == 0 { &mut room.connection } else { &mut room.stream };
+                *window += got.header.word;
+            }
+            (room.stream, room.connection) = (room.stream - len, room.connection - len);
+            let flags = if nth + 1 == pieces { Flags::END_STREAM } else { Flags::NONE };
+            if nth == 0 {
+                stream = self.request(uri, flags, piece);
+            } else {
+                self.send(Header { flags, stream, via, service, ..Header::new(Kind::Data) }, &[], piece);
+            }
+        }
+        stream
+    }
+
+    /// The whole answer to a call, which is the only one in flight.
+    pub fn answer_to(&mut self, stream: u32) -> Got {
         let mut answer = self.expect_any();
         assert_eq!((answer.kind(), answer.header.stream), (Some(Kind::Response), stream), "{answer:?}");
+        self.owed += u32::try_from(answer.header.frame_len()).expect("a frame's length");
+        if self.owed >= CREDIT {
+            let credit = Header { word: self.owed, ..Header::new(Kind::Credit) };
+            // In vain if the agent has ended the connection.
+            let _ = self.try_write(&bytes_of(credit, &[], &[]));
+            self.owed = 0;
+        }
         while !answer.has(Flags::END_STREAM) {
             let more = self.expect_any();
             if more.kind() == Some(Kind::Cancel) {
@@ -259,11 +310,11 @@ impl FramePeer {
 
     /// The next frame.
     pub fn expect_any(&mut self) -> Got {
-        self.next().expect("a frame, not the end of the connection")
+        self.next_frame().expect("a frame, not the end of the connection")
     }
 
     /// The next frame; none at the end of the connection.
-    pub fn next(&mut self) -> Option<Got> {
+    pub fn next_frame(&mut self) -> Option<Got> {
         loop {
             let got = self.next_loud()?;
             let connection_credit = got.kind() == Some(Kind::Credit) && got.header.stream == 0;

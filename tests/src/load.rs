@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -12,7 +13,9 @@ use std::{
 
 use crate::{
     client::Client,
+    frames::{FramePeer, caller},
     judge::{Judge, Verdict},
+    resp::Reply,
     wait::until_true,
 };
 
@@ -39,6 +42,15 @@ pub struct Account {
 impl Load {
     /// Starts as many callers as `services` names one after the other; each keeps to its own service.
     pub fn start(address: SocketAddr, services: &[&str], callers: usize) -> Self {
+        Self::start_with(services, callers, move || Line::Redis(Client::connect(address)))
+    }
+
+    /// As [`Load::start`], with callers that speak frames.
+    pub fn start_frames(address: SocketAddr, services: &[&str], callers: usize) -> Self {
+        Self::start_with(services, callers, move || Line::Frames(Box::new(FramePeer::connect(address, &caller()))))
+    }
+
+    fn start_with(services: &[&str], callers: usize, connect: impl Fn() -> Line + Clone + Send + 'static) -> Self {
         let (stop, done, judge) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Judge);
         let callers = (0..callers).map(|number| {
             let caller = Caller {
@@ -47,7 +59,8 @@ impl Load {
                 stop: Arc::clone(&stop),
                 done: Arc::clone(&done),
             };
-            thread::spawn(move || caller.run(Client::connect(address)))
+            let connect = connect.clone();
+            thread::spawn(move || caller.run(connect()))
         });
         let callers = callers.collect();
         Self { stop, done, callers }
@@ -97,6 +110,28 @@ impl Load {
     }
 }
 
+/// What a caller calls by.
+enum Line {
+    Redis(Client),
+    Frames(Box<FramePeer>),
+}
+
+impl Line {
+    fn get(&mut self, service: &str, json: &str) -> io::Result<Reply> {
+        match self {
+            Self::Redis(client) => client.try_get(json),
+            Self::Frames(peer) => {
+                let answer = peer.call(service, json.as_bytes());
+                if answer.header.word == 0 || !answer.body.is_empty() {
+                    return Ok(Reply::Bulk(answer.body));
+                }
+                let error = serde_json::json!({ "ec": answer.header.word, "em": answer.error(), "result": null });
+                Ok(Reply::Bulk(error.to_string().into_bytes()))
+            }
+        }
+    }
+}
+
 struct Caller {
     service: String,
     judge: Judge,
@@ -105,13 +140,13 @@ struct Caller {
 }
 
 impl Caller {
-    fn run(self, mut client: Client) -> Account {
+    fn run(self, mut line: Line) -> Account {
         let mut account = Account::default();
         let mut size = 17;
         while !self.stop.load(Ordering::Relaxed) {
             size = if size > 2_000 { 17 } else { size * 2 };
             let ask = self.judge.ask(&self.service, size);
-            match client.try_get(&ask.json) {
+            match line.get(&self.service, &ask.json) {
                 Ok(reply) => account.enter(ask.judge(&reply)),
                 Err(error) => {
                     account.closed = Some(error.to_string());

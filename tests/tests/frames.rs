@@ -58,7 +58,5 @@ fn a_redis_client_calls_an_application_that_has_dialled_in() {
     let reply = client.read();
     assert_eq!(reply, Reply::Bulk(br#"{"ec":0,"result":"hello"}"#.to_vec()));
     drop(server);
-    until_true("the service is gone", || {
-        client.call(&echo("again"))["ec"] == 501
-    });
+    until_true("the service is gone", || client.call(&echo("again"))["ec"] == 501);
 }

@@ -152,7 +152,8 @@ fn everything_may_come_one_byte_at_a_time() {
 fn a_header_that_no_frame_can_have_ends_the_connection() {
     let agent = Agent::start("");
     let _server = FramePeer::connect(agent.address(), &service("s1", &[USER]));
-    let long = |meta_len, body_len| Header { meta_len, body_len, ..numbered(Kind::Request, 1, Flags::END_STREAM, 0) }.bytes().to_vec();
+    let long =
+        |meta_len, body_len| Header { meta_len, body_len, ..numbered(Kind::Request, 1, Flags::END_STREAM, 0) }.bytes().to_vec();
     let kind = |kind| Header { kind, ..Header::new(Kind::Ping) }.bytes().to_vec();
     let mut version = Header::new(Kind::Ping).bytes().to_vec();
     version[2] = 2;
@@ -191,7 +192,8 @@ fn a_kind_from_128_on_is_skipped() {
     let mut server = FramePeer::connect(agent.address(), &service("s1", &[USER]));
     let mut client = FramePeer::connect(agent.address(), &caller());
     for kind in [128, 200, 255] {
-        let header = Header { kind, flags: Flags(0xffff), stream: 9, via: 9, service: 9, word: 9, receipt: 9, ..Header::new(Kind::Ping) };
+        let header =
+            Header { kind, flags: Flags(0xffff), stream: 9, via: 9, service: 9, word: 9, receipt: 9, ..Header::new(Kind::Ping) };
         client.send(header, &[0xff; 300], &[7; 60_000]);
         server.send(header, &[], &[7; 3]);
         client.request(USER, Flags::END_STREAM, b"still");

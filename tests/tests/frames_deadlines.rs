@@ -85,7 +85,8 @@ fn an_answer_that_stops_in_the_middle_is_cancelled() {
 fn without_a_deadline_a_call_has_its_services() {
     let fake = FakeMoa::start();
     let policy = format!("timeout_ms = 60\n{}", config::NO_HEALTH_CHECK);
-    let agent = Agent::start(&format!("{}{}", config::service(USER, &[], &policy), config::service(DEMO, &[fake.address()], &policy)));
+    let agent =
+        Agent::start(&format!("{}{}", config::service(USER, &[], &policy), config::service(DEMO, &[fake.address()], &policy)));
     fake.script(|_| Answer::silence());
     let mut server = FramePeer::connect(agent.address(), &service("s1", &[USER]));
     let mut client = FramePeer::connect(agent.address(), &caller());

@@ -208,7 +208,8 @@ fn every_call_ends_once_and_as_it_should() {
         callers.push(thread::spawn(move || caller.run(calls)));
     }
     (0..2).for_each(|_| callers.push(redis_caller(&agent, seed::fixed(rng.random()), calls)));
-    let sent: u64 = callers.into_iter().map(|caller| caller.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).sum();
+    let sent: u64 =
+        callers.into_iter().map(|caller| caller.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).sum();
     until_true("nothing to be held", || {
         let status = agent.json(&["status"]);
         status["calls"]["in_flight"] == 0 && status["app"]["queued_bytes"] == 0

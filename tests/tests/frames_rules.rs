@@ -274,7 +274,11 @@ fn a_message_that_overruns_its_window_ends_the_connection() {
     let header = Header { stream, via: u64::from(stream), ..begin("/service/narrow", Flags::NONE) };
     let pieces = (windows.stream + WINDOW_MIN) / 60_000 + 2;
     for _ in 0..pieces {
-        if scene.client.try_write(&moa_tests::frames::bytes_of(Header { kind: Kind::Data as u8, ..header }, &[], &[7; 60_000])).is_err() {
+        if scene
+            .client
+            .try_write(&moa_tests::frames::bytes_of(Header { kind: Kind::Data as u8, ..header }, &[], &[7; 60_000]))
+            .is_err()
+        {
             break;
         }
     }

@@ -146,7 +146,8 @@ fn one_connection_serves_the_callers_of_all_workers() {
         let mut client = FramePeer::connect(agent.address(), &nth(caller(), caller_at));
         let mut meta = meta_of(USER);
         meta.put(200, b"own");
-        let header = Header { flags: Flags::NONE, word: 900, service: service_hash(USER.as_bytes(), b""), ..Header::new(Kind::Request) };
+        let header =
+            Header { flags: Flags::NONE, word: 900, service: service_hash(USER.as_bytes(), b""), ..Header::new(Kind::Request) };
         let stream = client.request_with(header, meta.as_ref(), b"begun");
         let call = server.expect(Kind::Request);
         assert_eq!(&call.meta[..], meta.as_ref());
@@ -202,7 +203,8 @@ fn groups_are_services_of_their_own() {
 fn a_configured_service_may_be_offered_too() {
     let fake = FakeMoa::start();
     let policy = format!("{}\ntimeout_ms = 4321", config::NO_HEALTH_CHECK);
-    let agent = Agent::start(&format!("{}{}", config::service(DEMO, &[fake.address()], &policy), config::service(USER, &[], &policy)));
+    let agent =
+        Agent::start(&format!("{}{}", config::service(DEMO, &[fake.address()], &policy), config::service(USER, &[], &policy)));
     let mut client = FramePeer::connect(agent.address(), &caller());
     assert_eq!(client.call(USER, b"").header.word, 303, "it is known, but nobody serves it");
     let mut server = FramePeer::connect(agent.address(), &service("s1", &[USER, DEMO]));
@@ -225,9 +227,7 @@ fn a_configured_service_may_be_offered_too() {
     }
     assert_eq!(fake.counts().calls, 4);
     drop(server);
-    until_true("only the server to be left", || {
-        (0..4).all(|_| client.call(DEMO, echo("left").as_bytes()).header.word == 0)
-    });
+    until_true("only the server to be left", || (0..4).all(|_| client.call(DEMO, echo("left").as_bytes()).header.word == 0));
     assert_eq!(client.call(USER, b"").header.word, 303);
 }
 
@@ -276,7 +276,8 @@ fn the_agent_port_leads_only_to_what_is_local() {
     for worker in [0, 1] {
         let mut client = FramePeer::connect(agent.address(), &nth(caller(), worker));
         client.request("/service/away", Flags::END_STREAM, b"");
-        let other = &mut others[..].iter_mut().find(|other| other.hello.as_ref().is_some_and(|hello| hello.connection == Some(worker)));
+        let other =
+            &mut others[..].iter_mut().find(|other| other.hello.as_ref().is_some_and(|hello| hello.connection == Some(worker)));
         let other = other.as_mut().expect("the worker's tunnel");
         let call = other.expect(Kind::Request);
         other.respond(&call, 0, b"");

@@ -89,5 +89,4 @@ fn an_agent_that_was_away_is_found_again() {
     assert_eq!(client.call(&echo("nobody"))["ec"], 303);
     far.start_again();
     until_true("the tunnel is open again", || client.call(&echo("again"))["ec"] == 0);
-
 }

@@ -1,3 +1,7 @@
+/// The longest frame.
+const FRAME: u32 = 64 * 1024;
+const _: () = assert!(FRAME as usize == super::FRAME_MAX);
+
 /// Bytes that may still be sent before the receiver gives back room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SendWindow {
@@ -75,10 +79,12 @@ impl ReceiveWindow {
         Ok(())
     }
 
-    /// So many bytes of what came are used up. Returns what to give back, once that is a quarter of the window.
+    /// So many bytes of what came are used up. Returns what to give back, once that is a quarter of the window, or once
+    /// nothing else is held and a frame of any size would not fit: the sender would wait for ever for what is kept back.
     pub fn used(&mut self, len: usize) -> Option<u32> {
         self.used = self.used.saturating_add(u32::try_from(len).unwrap_or(u32::MAX)).min(self.taken);
-        if self.used < self.size / 4 || self.used == 0 {
+        let shut = self.held() == 0 && self.size - self.taken < FRAME;
+        if self.used == 0 || self.used < self.size / 4 && !shut {
             return None;
         }
         self.taken -= self.used;
@@ -99,24 +105,36 @@ mod tests {
 
     #[test]
     fn room_is_given_back_by_the_quarter() {
-        let mut window = ReceiveWindow::new(1000);
-        assert_eq!(window.receive(600), Ok(()));
-        assert_eq!(window.used(249), None);
-        assert_eq!(window.used(1), Some(250));
-        assert_eq!(window.receive(650), Ok(()));
+        let mut window = ReceiveWindow::new(1_000_000);
+        assert_eq!(window.receive(600_000), Ok(()));
+        assert_eq!(window.used(249_999), None);
+        assert_eq!(window.used(1), Some(250_000));
+        assert_eq!(window.receive(650_000), Ok(()));
         assert_eq!(window.receive(1), Err(Overrun));
-        assert_eq!(window.held(), 1000);
+        assert_eq!(window.held(), 1_000_000);
+    }
+
+    #[test]
+    fn a_large_frame_fits_once_all_is_used_up() {
+        for size in [WINDOW_MIN, WINDOW_MIN + 1, 80_000, 100_000, 4 * WINDOW_MIN] {
+            let (mut sender, mut receiver) = (SendWindow::new(size), ReceiveWindow::new(size));
+            for len in [100, 10_000, 65_536, 1, 65_536, 16_000, 65_536] {
+                assert!(sender.take(len), "{len} bytes into a window of {size}");
+                receiver.receive(len).unwrap();
+                if let Some(credit) = receiver.used(len) {
+                    sender.credit(credit).unwrap();
+                }
+            }
+        }
     }
 
     #[test]
     fn both_ends_agree() {
         let (mut sender, mut receiver) = (SendWindow::new(WINDOW_MIN), ReceiveWindow::new(WINDOW_MIN));
         for len in (0..10_000usize).map(|n| n * 7919 % 65_536) {
-            while !sender.take(len) {
-                let credit = receiver.used(WINDOW_MIN as usize).expect("a full window gives back");
-                assert_eq!(sender.credit(credit), Ok(()));
-            }
+            assert!(sender.take(len), "everything that came is used up, so there is room for any frame");
             assert_eq!(receiver.receive(len), Ok(()));
+            receiver.used(len).into_iter().for_each(|credit| assert_eq!(sender.credit(credit), Ok(())));
         }
     }
 

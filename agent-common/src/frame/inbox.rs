@@ -115,15 +115,15 @@ mod tests {
 
     #[test]
     fn the_connections_room_is_given_back_as_it_is_read() {
-        let mut inbox = Inbox::new(65_536);
-        let credits: Vec<_> = (1..=10).map(|n| inbox.receive(&request(n, 4056)).unwrap()).collect();
-        let quarter = Some(4 * 4096);
+        let mut inbox = Inbox::new(262_144);
+        let credits: Vec<_> = (1..=10).map(|n| inbox.receive(&request(n, 16_344)).unwrap()).collect();
+        let quarter = Some(4 * 16_384);
         assert_eq!(credits, [None, None, None, quarter, None, None, None, quarter, None, None]);
     }
 
     #[test]
     fn numbers_go_forward_all_the_way_round() {
-        let mut inbox = Inbox::new(65_536);
+        let mut inbox = Inbox::new(262_144);
         for stream in [7, 8, 0x8000_0000, u32::MAX, 1] {
             assert_eq!(inbox.receive(&request(stream, 0)), Ok(None));
         }

@@ -40,28 +40,27 @@ pub struct Message {
 pub struct Released {
     /// What it is a part of.
     pub message: Message,
+    /// The number that it left with.
+    pub stream: u32,
     /// Its bytes.
     pub len: usize,
     /// Whether it is the last one.
     pub end: bool,
-    /// The call's number, which a call gets as its first frame leaves.
-    pub stream: u32,
 }
 
 /// Too many frames that need no credit wait for the peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flooded;
 
-/// What waits to be sent on one connection: by credit, small messages before large ones, large ones in turns. As this
-/// changes the order of calls, they get their numbers here, when they leave.
+/// What waits to be sent on one connection: by credit, small messages before large ones, large ones in turns.
 #[derive(Debug)]
 pub struct Outbox {
     window: SendWindow,
-    /// The number of the last call that has left.
-    last_stream: u32,
     /// Room of the connection's window that large frames leave for small ones.
     kept: u32,
     stream_window: u32,
+    /// The number of the last call that has left.
+    last_stream: u32,
     ready: Ready,
     control: Control,
     /// Messages of one small frame that wait for the connection's credit.
@@ -75,20 +74,20 @@ pub struct Outbox {
 #[derive(Debug)]
 struct Sending {
     window: SendWindow,
-    /// What the call is numbered, once it has begun.
-    stream: u32,
     waiting: VecDeque<Frame>,
     in_turn: bool,
     begun: bool,
+    /// The number of the call, once its REQUEST has left.
+    stream: u32,
 }
 
-/// Bytes of frames that need no credit and wait for the socket: known by generations, as other frames are between them.
+/// Bytes of frames that need no credit and were not taken by the socket: those before a mark in what is ready, which moves
+/// forward as the socket takes bytes, and those behind it.
 #[derive(Debug, Default)]
 struct Control {
-    bytes: usize,
-    /// Those of them that will have gone when `until` more bytes have.
-    settled: usize,
-    until: usize,
+    before: usize,
+    behind: usize,
+    mark: usize,
 }
 
 /// Bytes in the order in which they go to the socket.
@@ -115,9 +114,9 @@ impl Outbox {
     pub fn new(windows: Windows) -> Self {
         Self {
             window: SendWindow::new(windows.connection),
-            last_stream: 0,
             kept: kept(windows),
             stream_window: windows.stream,
+            last_stream: 0,
             ready: Ready::default(),
             control: Control::default(),
             small: VecDeque::new(),
@@ -140,22 +139,23 @@ impl Outbox {
     /// When the peer has taken too few of those before: the connection is to be closed.
     pub fn control(&mut self, header: &Header, meta: &[u8]) -> Result<(), Flooded> {
         let len = HEADER_LEN + meta.len();
-        if self.control.bytes + len > RESERVE {
+        if self.control.before + self.control.behind + len > RESERVE {
             return Err(Flooded);
         }
-        self.control.bytes += len;
         self.ready.copy(&header.bytes(), meta);
+        self.control.push(len, self.ready.bytes);
         Ok(())
     }
 
-    /// The number that the next call gets.
+    /// The number of the next call that leaves. A call that waits has none yet: whatever overtakes it has a lower one, as
+    /// numbers must go forward on the wire.
     #[must_use]
     pub const fn next_stream(&self) -> u32 {
         next_stream(self.last_stream)
     }
 
     /// Sends a whole message of one small frame at once, if there is credit and nobody waits for it. `rest` is what stands
-    /// behind the header; a call's number must be [`Outbox::next_stream`].
+    /// behind the header. A REQUEST must have the number that is next.
     pub fn try_whole(&mut self, header: &Header, rest: &[u8]) -> bool {
         let len = HEADER_LEN + rest.len();
         if len > COPY_BELOW || !self.small.is_empty() || !self.window.take(len) {
@@ -169,7 +169,7 @@ impl Outbox {
     }
 
     /// Sends a frame of a message as soon as there is credit and it is its turn. DATA of a message that has not begun, or
-    /// was dropped, is dropped.
+    /// was dropped, is dropped. A REQUEST gets its number when it leaves, and so does the DATA that continues it.
     pub fn push(&mut self, frame: Frame) {
         let message = Message::of(&frame.header);
         let len = frame.header.frame_len();
@@ -183,10 +183,10 @@ impl Outbox {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) if first => entry.insert(Sending {
                 window: SendWindow::new(self.stream_window),
-                stream: frame.header.stream,
                 waiting: VecDeque::new(),
                 in_turn: false,
                 begun: false,
+                stream: 0,
             }),
             std::collections::hash_map::Entry::Vacant(_) => return,
         };
@@ -286,11 +286,10 @@ impl Outbox {
             let Some(mut frame) = self.small.pop_front() else { return };
             self.waiting_bytes -= len;
             if frame.header.kind == Kind::Request as u8 {
-                self.last_stream = next_stream(self.last_stream);
-                frame.header.stream = self.last_stream;
+                frame.header.stream = self.number();
             }
             self.ready.frame(&frame);
-            released(Released { message: Message::of(&frame.header), len, end: true, stream: frame.header.stream });
+            released(Released { message: Message::of(&frame.header), stream: frame.header.stream, len, end: true });
         }
         while self.ready.bytes < QUANTUM
             && let Some(message) = self.turns.front().copied()
@@ -309,15 +308,16 @@ impl Outbox {
                 self.last_stream = next_stream(self.last_stream);
                 sending.stream = self.last_stream;
             }
-            frame.header.stream = sending.stream;
+            if !message.to_caller {
+                frame.header.stream = sending.stream;
+            }
             sending.begun = true;
             self.waiting_bytes -= len;
             self.turns.pop_front();
             let end = frame.header.flags.has(Flags::END_STREAM);
             if end {
-                // Nothing should be behind the end, but what is there does not wait for ever.
-                let behind = std::mem::take(&mut sending.waiting);
-                self.waiting_bytes -= behind.iter().map(|frame| frame.header.frame_len()).sum::<usize>();
+                // What stands behind the end is nothing.
+                self.waiting_bytes -= sending.waiting.iter().map(|frame| frame.header.frame_len()).sum::<usize>();
                 self.messages.remove(&message);
             } else if sending.is_able() {
                 self.turns.push_back(message);
@@ -325,7 +325,7 @@ impl Outbox {
                 sending.in_turn = false;
             }
             self.ready.frame(&frame);
-            released(Released { message, len, end, stream: frame.header.stream });
+            released(Released { message, stream: frame.header.stream, len, end });
         }
     }
 
@@ -345,6 +345,29 @@ impl Outbox {
         self.ready.advance(written);
         self.control.advance(written, self.ready.bytes);
     }
+
+    fn number(&mut self) -> u32 {
+        self.last_stream = self.next_stream();
+        self.last_stream
+    }
+}
+
+impl Control {
+    /// A frame of this length is the last of so many bytes that are ready.
+    fn push(&mut self, len: usize, ready: usize) {
+        if self.before == 0 {
+            (self.before, self.mark) = (len, ready);
+        } else {
+            self.behind += len;
+        }
+    }
+
+    fn advance(&mut self, written: usize, ready: usize) {
+        self.mark = self.mark.saturating_sub(written);
+        if self.mark == 0 {
+            (self.before, self.behind, self.mark) = (self.behind, 0, ready);
+        }
+    }
 }
 
 /// A quarter of the connection's window is for small frames, unless a large one would never fit then.
@@ -356,21 +379,6 @@ impl Sending {
     /// Whether it has a frame and the credit for it.
     fn is_able(&self) -> bool {
         self.waiting.front().is_some_and(|frame| self.window.has(frame.header.frame_len()))
-    }
-}
-
-impl Control {
-    /// Bytes were written, and so many are still ready.
-    fn advance(&mut self, written: usize, ready: usize) {
-        self.until = self.until.saturating_sub(written);
-        if self.until == 0 {
-            self.bytes -= self.settled;
-            self.settled = self.bytes;
-            self.until = ready;
-        }
-        if ready == 0 {
-            *self = Self::default();
-        }
     }
 }
 
@@ -535,54 +543,59 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_takes_what_it_is_sent_is_never_flooded() {
+        let mut outbox = outbox(1 << 30, 1 << 30);
+        outbox.push(frame(Kind::Request, 1, 60_000, false));
+        for _ in 0..10_000 {
+            // There is always more to send than the socket takes.
+            outbox.push(frame(Kind::Data, 1, 60_000, false));
+            outbox.control(&Header::new(Kind::Pong), &[]).unwrap();
+            outbox.schedule(|_| {});
+            outbox.advance(60_080);
+            assert!(outbox.ready_bytes() > 0);
+        }
+    }
+
+    #[test]
     fn a_peer_that_takes_no_answers_to_its_pings_is_flooded() {
         let mut outbox = outbox(65_536, 65_536);
         let pings = (0..).take_while(|_| outbox.control(&Header::new(Kind::Pong), &[]).is_ok()).count();
         assert_eq!(pings, RESERVE / HEADER_LEN);
     }
+    #[test]
+    fn numbers_go_forward_on_the_wire_whatever_overtakes() {
+        let mut outbox = outbox(1 << 20, 1 << 22);
+        outbox.push(frame(Kind::Request, 1, 50_000, false));
+        outbox.push(frame(Kind::Data, 1, 50_000, true));
+        outbox.push(frame(Kind::Request, 2, 100, true));
+        let mut small = frame(Kind::Request, 3, 100, true);
+        outbox.schedule(|released| assert_eq!(released.stream, if released.message.via == 2 { 1 } else { 2 }));
+        small.header.stream = outbox.next_stream();
+        assert!(outbox.try_whole(&small.header, &small.body));
+        outbox.schedule(|released| assert_eq!((released.message.via, released.stream), (1, 2)));
+        assert_eq!((small.header.stream, outbox.next_stream()), (3, 4));
+    }
 
     #[test]
-    fn what_needs_no_credit_is_counted_only_while_it_waits() {
-        let mut outbox = outbox(1 << 30, 1 << 30);
-        let ping = Header::new(Kind::Ping);
-        outbox.push(frame(Kind::Request, 1, FRAME_MAX - HEADER_LEN, false));
-        // The socket takes a little at a time, and there is always more: nothing is ever quite empty.
-        for _ in 0..10_000 {
-            outbox.push(frame(Kind::Data, 1, 100, false));
-            outbox.schedule(|_| {});
-            outbox.control(&ping, &[]).expect("the ones before it have gone");
-            outbox.advance(outbox.ready_bytes().min(150));
+    fn what_comes_behind_the_end_leaves_no_trace() {
+        let mut outbox = outbox(65_536, 1 << 20);
+        outbox.push(frame(Kind::Request, 1, 40_000, false));
+        outbox.push(frame(Kind::Data, 1, 10, true));
+        outbox.push(frame(Kind::Data, 1, 10_000, true));
+        assert_eq!(sent(&mut outbox).len(), 2);
+        assert_eq!((outbox.waiting_bytes(), outbox.has(Message { via: 1, to_caller: false })), (0, false));
+    }
+
+    #[test]
+    fn who_takes_bytes_all_the_time_is_not_flooded() {
+        let mut outbox = outbox(65_536, 65_536);
+        for _ in 0..10 * RESERVE / HEADER_LEN {
+            // Something is always left for the socket.
+            outbox.control(&Header::new(Kind::Pong), &[]).unwrap();
+            if outbox.ready_bytes() > 100 * HEADER_LEN {
+                outbox.advance(50 * HEADER_LEN);
+            }
         }
         assert!(outbox.ready_bytes() > 0);
-        // And who takes nothing has as much as there may be.
-        let taken = (0..10_000).take_while(|_| outbox.control(&ping, &[]).is_ok()).count();
-        assert!(taken <= RESERVE / HEADER_LEN, "{taken}");
-    }
-
-    #[test]
-    fn what_is_behind_an_end_does_not_wait_for_ever() {
-        let mut outbox = outbox(1 << 20, 1 << 20);
-        outbox.push(frame(Kind::Request, 1, 10_000, true));
-        outbox.push(frame(Kind::Data, 1, 10_000, true));
-        sent(&mut outbox);
-        assert_eq!((outbox.waiting_bytes(), outbox.ready_bytes()), (0, 0));
-    }
-
-    #[test]
-    fn calls_are_numbered_in_the_order_in_which_they_leave() {
-        let mut outbox = outbox(1 << 20, 1 << 20);
-        for (via, len) in [(100, 50_000), (101, 10), (102, 50_000), (103, 10)] {
-            outbox.push(frame(Kind::Request, via, len, false));
-            outbox.push(frame(Kind::Data, via, 10, true));
-        }
-        outbox.push(frame(Kind::Request, 104, 10, true));
-        let mut numbers = Vec::new();
-        while outbox.ready_bytes() > 0 || numbers.len() < 9 {
-            outbox.schedule(|released| numbers.push((released.stream, released.message.via)));
-            outbox.advance(outbox.ready_bytes());
-        }
-        assert_eq!(numbers[0], (1, 104), "a small call goes first");
-        assert_eq!(numbers[1..5], [(2, 100), (3, 101), (4, 102), (5, 103)]);
-        assert_eq!(numbers[5..], numbers[1..5], "what goes on of a call has its number");
     }
 }

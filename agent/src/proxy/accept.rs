@@ -76,7 +76,8 @@ pub(crate) async fn run(worker: Rc<Worker>, listener: Listener, side: Side) {
 fn take(worker: &Rc<Worker>, socket: Socket, peer: Peer, side: Side) {
     worker.turn_begins();
     // A socket that refuses this is already reset. Keepalive finds peers that vanished without a word.
-    let usable = socket.tcp().is_none_or(|tcp| tcp.set_nodelay(true).and_then(|()| SockRef::from(tcp).set_keepalive(true)).is_ok());
+    let usable =
+        socket.tcp().is_none_or(|tcp| tcp.set_nodelay(true).and_then(|()| SockRef::from(tcp).set_keepalive(true)).is_ok());
     if usable {
         worker.accepted(socket, peer, side);
     }

@@ -87,7 +87,11 @@ impl Future for AppConn {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let app = self.app.clone();
-        app.task.turn(cx, |cx| self.drive(cx)).map(|reason| if let Some(reason) = reason { self.end(reason) })
+        app.task.turn(cx, |cx| self.drive(cx)).map(|reason| {
+            if let Some(reason) = reason {
+                self.end(reason);
+            }
+        })
     }
 }
 

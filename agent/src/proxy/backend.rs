@@ -17,9 +17,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{
-    link::Link, path::KernelPath, pool::Pool, service::Upstream, socket::Socket, stream::Stream, worker::Worker,
-};
+use super::{link::Link, path::KernelPath, pool::Pool, service::Upstream, socket::Socket, stream::Stream, worker::Worker};
 use crate::wire::{
     envelope::scan_reply_code,
     reply::{ReplyHead, parse_head},

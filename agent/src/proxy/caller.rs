@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use agent_common::frame::{Flags, Header, Kind, Message, MetaBuilder, id, status};
+use agent_common::frame::{Flags, Header, Kind, Message, MetaBuilder, id};
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::time::Instant;
 
@@ -10,10 +10,12 @@ use super::{
     app::App,
     frames::{FrameConn, Scope},
     replies::Seq,
-    stats::CloseReason,
     turn::Task,
 };
 use crate::wire::reply::{bulk_header, error_envelope};
+
+/// Bytes of an error's text.
+const TEXT_MAX: usize = 4 * 1024;
 
 /// The origin of a call.
 #[derive(Debug, Clone)]
@@ -64,16 +66,14 @@ impl Framed {
         if self.one_way {
             return;
         }
-        if self.conn.is_overcrowded() {
-            return self.conn.close(CloseReason::Stalled, status::reason::LIMIT, "too much waits for the peer");
-        }
         let mut meta = MetaBuilder::new();
-        meta.put(id::ERROR_TEXT, failure.text.as_bytes());
+        meta.put(id::ERROR_TEXT, cut(failure.text).as_bytes());
         let not_executed = if failure.not_executed { Flags::NOT_EXECUTED } else { Flags::NONE };
         let flags = Flags::TO_CALLER | not_executed;
         let meta_len = u16::try_from(meta.len()).unwrap_or(0);
         let header = Header { flags, meta_len, word: u32::from(failure.code), ..self.header(Kind::Cancel) };
-        if begun {
+        // Who has too much to read already gets what needs no credit, and is let go when it does not take even that.
+        if begun || self.conn.is_crowded() {
             self.conn.drop_message(self.answer());
             self.conn.control(&header, meta.as_ref());
         } else {
@@ -100,6 +100,11 @@ impl Caller {
             Self::Frames(framed) => framed.conn.pause_reader(framed.answer(), queued_bytes_max, reader),
             Self::Nobody => false,
         }
+    }
+
+    /// Whether nothing is to be answered.
+    pub(crate) fn is_one_way(&self) -> bool {
+        matches!(self, Self::Frames(framed) if framed.one_way)
     }
 
     pub(crate) fn blocked_since(&self) -> Option<Instant> {
@@ -130,6 +135,15 @@ impl Caller {
     }
 }
 
+/// A text that is not too long for a frame, whatever it was made of.
+fn cut(text: &str) -> &str {
+    let mut end = text.len().min(TEXT_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 /// An answer's body as a whole reply of Redis.
 pub(crate) fn bulk(body: &[u8]) -> Bytes {
     let header = bulk_header(body.len());
@@ -139,4 +153,3 @@ pub(crate) fn bulk(body: &[u8]) -> Bytes {
     whole.put_slice(b"\r\n");
     whole.freeze()
 }
-

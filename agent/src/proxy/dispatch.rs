@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, ops::Range, rc::Rc, time::Duration};
 
-use agent_common::frame::{Header, Kind, Message, status};
+use agent_common::frame::{HEAD_MAX, Header, Kind, Message, status};
 use bytes::Bytes;
 use tokio::time::Instant;
 
@@ -11,7 +11,7 @@ use super::{
     app::App,
     caller::{Caller, Failure},
     calls::CallKey,
-    frames::{FrameConn, Remote, Scope, Streams, Tunnel, Way},
+    frames::{FrameConn, Remote, Streams, Tunnel, Way},
     link::{Forgotten, Link},
     pool::{Pool, Refused},
     replies::Seq,
@@ -25,8 +25,6 @@ use crate::wire::reply::error_envelope;
 
 /// MOA's error codes that the mesh itself answers with.
 pub(crate) mod code {
-    /// The service failed in a way that has no code here.
-    pub(crate) const FAILED: u16 = 300;
     /// The call is not what a MOA server can read, or too large for it.
     pub(crate) const SERIALIZATION: u16 = 302;
     /// No instance could be reached, or the connection broke.
@@ -64,14 +62,9 @@ pub(crate) struct Call {
     bytes: usize,
     attempts: usize,
     pub(crate) place: Place,
-    /// Whether it is counted here; not so if another worker has counted it.
-    counted: bool,
     /// What only calls of more than one frame each way have.
     pub(crate) streams: Option<Box<Streams>>,
 }
-
-/// The number of a call whose first frame waits: it gets one when that leaves, as others may go before it.
-pub(crate) const UNSENT: u32 = 0;
 
 /// Where a call is.
 #[derive(Debug, Clone)]
@@ -81,9 +74,12 @@ pub(crate) enum Place {
     Sent(Rc<Pool>, Rc<Link>),
     /// It waits for a tunnel that is being opened.
     Queued(Rc<Remote>, Rc<Tunnel>),
-    /// It was given to a connection, where it has this number, or [`UNSENT`].
+    /// It was given to a connection, where it has this number as soon as it has left.
     Framed(Rc<Remote>, Rc<FrameConn>, u32),
 }
+
+/// The number of a call that has not left.
+pub(super) const UNNUMBERED: u32 = 0;
 
 impl Place {
     pub(crate) fn counters(&self) -> Option<&CallCounters> {
@@ -109,11 +105,6 @@ impl Place {
 }
 
 impl Call {
-    /// Where it is counted.
-    fn counters(&self) -> Option<&CallCounters> {
-        self.place.counters().filter(|_| self.counted)
-    }
-
     /// The header of a frame to who was given the call.
     pub(crate) fn header_to(&self, key: CallKey, stream: u32, kind: Kind) -> Header {
         Header { stream, via: key.via(), service: self.service.hash, ..Header::new(kind) }
@@ -122,6 +113,11 @@ impl Call {
     /// Whether the beginning of an answer was passed on.
     fn answer_has_begun(&self) -> bool {
         self.streams.as_ref().is_some_and(|streams| streams.begun)
+    }
+
+    /// Whether its request may have more than one frame.
+    pub(super) fn may_be_cut(&self) -> bool {
+        self.bytes > HEAD_MAX
     }
 
     /// Milliseconds that are left.
@@ -149,7 +145,6 @@ impl Worker {
         let started = self.now();
         let deadline = started + within.timeout;
         let call = Call {
-            counted: caller.scope() != Scope::Worker,
             caller,
             service: service.clone(),
             started,
@@ -232,14 +227,18 @@ impl Worker {
     }
 
     pub(super) fn placed(&self, key: CallKey, place: Place) {
+        let mut former = Place::Nowhere;
         if let Some(call) = self.calls.borrow_mut().get_mut(key) {
-            if let Some(counters) = call.counters() {
+            if let Some(counters) = call.place.counters() {
                 counters.in_flight.sub(1);
             }
-            call.place = place;
-            if let Some(counters) = call.counters() {
+            if let Some(counters) = place.counters() {
                 counters.in_flight.add(1);
             }
+            former = std::mem::replace(&mut call.place, place);
+        }
+        if let Place::Framed(_, conn, _) = former {
+            conn.done();
         }
     }
 
@@ -283,7 +282,6 @@ impl Worker {
             pool.counters.answered(self.now().duration_since(call.started), error);
             match call.caller {
                 Caller::Redis(app, seq) => app.answer(seq, whole),
-                Caller::Frames(framed) if framed.conn.is_crowded() => self.crowded(&framed),
                 Caller::Frames(framed) => framed.answer_whole(error, whole.slice(body)),
                 Caller::Nobody => {}
             }
@@ -392,9 +390,7 @@ impl Worker {
     /// As `fail`, counted for an instance that the call did not reach.
     fn fail_at(&self, key: CallKey, failed: &Upstream, code: u16, reason: &str) {
         let Some(call) = self.remove(key) else { return };
-        if call.counted {
-            failed.counters().failed(self.now().duration_since(call.started), code);
-        }
+        failed.counters().failed(self.now().duration_since(call.started), code);
         let text = self.error_text(call.service.name(), Some(failed.instance()), reason);
         let begun = call.answer_has_begun();
         call.caller.fail(Failure { code, text: &text, not_executed: true }, begun);
@@ -403,10 +399,9 @@ impl Worker {
     /// Ends a call with an error.
     pub(super) fn end_with(&self, key: CallKey, code: u16, not_executed: bool, text: impl FnOnce(&Call) -> String) {
         let Some(call) = self.remove(key) else { return };
-        match call.counters() {
+        match call.place.counters() {
             Some(counters) => counters.failed(self.now().duration_since(call.started), code),
-            None if call.counted => call.service.unsent.refused(code),
-            None => {}
+            None => call.service.unsent.refused(code),
         }
         let begun = call.answer_has_begun();
         call.caller.fail(Failure { code, text: &text(&call), not_executed }, begun);
@@ -415,7 +410,7 @@ impl Worker {
     /// Takes a call out of the table, as an answer to it has come.
     pub(super) fn remove_answered(&self, key: CallKey, error: Option<u16>) -> Option<Call> {
         let call = self.remove(key)?;
-        if let Some(counters) = call.counters() {
+        if let Some(counters) = call.place.counters() {
             counters.answered(self.now().duration_since(call.started), error);
         }
         Some(call)
@@ -424,13 +419,26 @@ impl Worker {
     pub(super) fn remove(&self, key: CallKey) -> Option<Call> {
         let call = self.calls.borrow_mut().remove(key)?;
         self.queued_sub(call.bytes);
-        if let Some(counters) = call.counters() {
+        if let Some(counters) = call.place.counters() {
             counters.in_flight.sub(1);
         }
         if let Place::Framed(_, conn, _) = &call.place {
             conn.done();
         }
         Some(call)
+    }
+
+    /// A call holds so many bytes more until it ends, unless the worker holds as much as it may.
+    pub(super) fn hold(&self, key: CallKey, bytes: usize) -> Result<(), String> {
+        let max = self.limits().worker_queued_bytes_max;
+        if self.queued() + bytes > max {
+            return Err(format!("more than {max} bytes wait in this worker (agent.queued_bytes_max)"));
+        }
+        if let Some(call) = self.calls.borrow_mut().get_mut(key) {
+            call.bytes += bytes;
+            self.queued_add(bytes);
+        }
+        Ok(())
     }
 
     /// Names the agent, the service, the instance and the reason.

@@ -66,7 +66,9 @@ pub enum StartError {
         source: io::Error,
     },
     /// The address of the other agents can't be listened on.
-    #[error("can't listen on {address} for other agents: {source}; is another agent running? Use another --name or tunnel.listen")]
+    #[error(
+        "can't listen on {address} for other agents: {source}; is another agent running? Use another --name or tunnel.listen"
+    )]
     Tunnel {
         /// The address.
         address: SocketAddr,
@@ -401,7 +403,7 @@ fn bind(checked: &Checked, workers: usize, kernel: Option<&dyn KernelPath>) -> R
     let address = checked.config.app.listen;
     let apps = listen::bind(address, workers, kernel).map_err(|source| StartError::Listen { address, source })?;
     let address = checked.config.tunnel.listen;
-    let agents = listen::bind(address, workers, None).map_err(|source| StartError::Tunnel { address, source })?;
+    let agents = listen::bind(address, workers, kernel).map_err(|source| StartError::Tunnel { address, source })?;
     let unix = match &checked.config.app.unix {
         None => None,
         Some(path) => {

@@ -12,13 +12,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    backend,
-    calls::CallKey,
-    link::Link,
-    request::Request,
-    routes::Instance,
-    service::Upstream,
-    stats::CallCounters,
+    backend, calls::CallKey, link::Link, request::Request, routes::Instance, service::Upstream, stats::CallCounters,
     worker::Worker,
 };
 use crate::config::ServicePolicy;
@@ -65,7 +59,15 @@ pub(crate) enum Refused {
 impl Pool {
     pub(crate) fn new(service: Arc<str>, address: SocketAddr, instance: Arc<Instance>, policy: Arc<ServicePolicy>) -> Self {
         let counters = instance.counters.writer();
-        Self { service, address, instance, counters, policy: RefCell::new(policy), links: RefCell::default(), retired: Cell::new(false) }
+        Self {
+            service,
+            address,
+            instance,
+            counters,
+            policy: RefCell::new(policy),
+            links: RefCell::default(),
+            retired: Cell::new(false),
+        }
     }
 
     pub(crate) fn policy(&self) -> Arc<ServicePolicy> {

@@ -121,7 +121,11 @@ pub(crate) fn pieces(header: Header, mut meta: Bytes, mut body: Bytes, ends: boo
         let piece = body.split_to(body.len().min(FRAME_MAX - header.head_len()));
         let end = if ends && body.is_empty() { Flags::END_STREAM } else { Flags::NONE };
         let body_len = u32::try_from(piece.len()).unwrap_or(0);
-        each(Frame { header: Header { flags: header.flags | end, body_len, ..header }, meta: std::mem::take(&mut meta), body: piece });
+        each(Frame {
+            header: Header { flags: header.flags | end, body_len, ..header },
+            meta: std::mem::take(&mut meta),
+            body: piece,
+        });
         if body.is_empty() {
             return;
         }

@@ -177,7 +177,9 @@ impl Routes {
         }
         for (id, offered) in offers {
             for offer in &offered.offers {
-                let policy = || drafts.get(&offer.uri).map_or_else(|| checked.config.defaults.clone().into(), |draft| draft.policy.clone());
+                let policy = || {
+                    drafts.get(&offer.uri).map_or_else(|| checked.config.defaults.clone().into(), |draft| draft.policy.clone())
+                };
                 let policy = policy();
                 let draft = drafts.entry(service_key(&offer.uri, &offer.group)).or_insert_with(|| Draft::offered(offer, policy));
                 draft.offer(offered, ConnAt { worker: offered.worker, id: *id });
@@ -251,7 +253,8 @@ impl Draft {
             .map(|member| (&member.instance.endpoint, &member.instance))
             .collect();
         let member = |(endpoint, health, conns): (Endpoint, Option<Arc<Health>>, _)| {
-            let same = known.get(&endpoint).filter(|known| health.as_ref().is_none_or(|health| Arc::ptr_eq(health, &known.health)));
+            let same =
+                known.get(&endpoint).filter(|known| health.as_ref().is_none_or(|health| Arc::ptr_eq(health, &known.health)));
             let instance = same.map_or_else(|| Instance::new(endpoint, health), |instance| (*instance).clone());
             Member { instance, conns }
         };

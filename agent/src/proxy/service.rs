@@ -49,6 +49,17 @@ struct Entry {
     upstream: OnceCell<Upstream>,
 }
 
+/// How far an instance is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Distance {
+    /// On this node.
+    Here,
+    /// At another agent, which is connected.
+    Open,
+    /// At another agent, which is not.
+    Opening,
+}
+
 /// One way to an instance.
 #[derive(Debug, Clone)]
 pub(crate) enum Upstream {
@@ -151,13 +162,16 @@ impl Service {
         Turn(first)
     }
 
-    /// The instances that can be tried now: those of this node, the one whose turn it is first, then those of others.
+    /// The instances that can be tried now, the one whose turn it is first: those of this node, then those of agents that
+    /// are connected, then those of agents that may be soon.
     pub(crate) fn candidates(&self, turn: Turn, scope: Scope, now: Instant) -> impl Iterator<Item = Upstream> {
         let count = self.instances.len();
-        let in_turn = move |away: bool| {
-            (0..count).map(move |offset| &self.instances[(turn.0 + offset) % count]).filter(move |entry| entry.is_away() == away)
+        let in_turn = move |distance: Distance| {
+            let entries = (0..count).map(move |offset| &self.instances[(turn.0 + offset) % count]);
+            entries.filter(move |entry| entry.distance() == distance)
         };
-        let usable = in_turn(false).chain(in_turn(true)).filter(move |entry| entry.is_within(scope));
+        let usable = in_turn(Distance::Here).chain(in_turn(Distance::Open)).chain(in_turn(Distance::Opening));
+        let usable = usable.filter(move |entry| entry.is_within(scope));
         usable.filter_map(move |entry| {
             let upstream = self.upstream(entry)?;
             upstream.is_available(now).then(|| upstream.clone())
@@ -209,6 +223,14 @@ impl Service {
 impl Entry {
     fn is_away(&self) -> bool {
         matches!(self.instance.endpoint, Endpoint::Agent(_))
+    }
+
+    fn distance(&self) -> Distance {
+        match self.upstream.get() {
+            _ if !self.is_away() => Distance::Here,
+            Some(Upstream::Remote(remote)) if remote.is_open() => Distance::Open,
+            _ => Distance::Opening,
+        }
     }
 
     fn is_within(&self, scope: Scope) -> bool {

@@ -2,8 +2,8 @@
 
 use std::{
     cell::{Cell, RefCell},
-    io,
     collections::HashMap,
+    io,
     rc::Rc,
     sync::{
         Arc,
@@ -119,6 +119,9 @@ pub(crate) struct TunnelLimits {
     pub(crate) queue_max: usize,
 }
 
+/// Another agent, and the way to it.
+type ToAgent = (Arc<AgentRoute>, Rc<Tunnel>);
+
 /// The state of one worker.
 pub(crate) struct Worker {
     id: usize,
@@ -138,7 +141,7 @@ pub(crate) struct Worker {
     pub(super) frames: RefCell<HashMap<u64, Rc<FrameConn>>>,
     next_conn: Cell<u64>,
     /// The ways to other agents, by name, and to other workers, by number.
-    tunnels: RefCell<HashMap<Arc<str>, (Arc<AgentRoute>, Rc<Tunnel>)>>,
+    tunnels: RefCell<HashMap<Arc<str>, ToAgent>>,
     workers_tunnels: RefCell<HashMap<usize, Rc<Tunnel>>>,
     others: Arc<[mpsc::Sender<Handoff>]>,
     told: mpsc::UnboundedSender<Told>,
@@ -574,10 +577,6 @@ impl Worker {
         }
     }
 
-    pub(super) fn is_stopping(&self) -> bool {
-        self.stopping.get()
-    }
-
     async fn drain(&self) {
         self.stopping.set(true);
         self.stop.notify_waiters();
@@ -588,7 +587,8 @@ impl Worker {
             app.task.wake();
         }
         let frames: Vec<_> = self.frames.borrow().values().cloned().collect();
-        for conn in frames.iter().filter(|conn| conn.is_usable()) {
+        // The ways to others are still needed by the calls that are under way.
+        for conn in frames.iter().filter(|conn| conn.is_usable() && conn.was_accepted()) {
             conn.say_goodbye();
             // Services stay as long as there are callers.
             if !conn.is_service() {
@@ -596,7 +596,7 @@ impl Worker {
             }
         }
         self.until(|| self.apps.borrow().is_empty() && !self.frames.borrow().values().any(|conn| conn.is_caller())).await;
-        for conn in self.frames.borrow().values() {
+        for conn in self.frames.borrow().values().filter(|conn| conn.side != Side::Worker) {
             conn.leave();
         }
         self.until(|| !self.frames.borrow().values().any(|conn| conn.was_accepted())).await;

@@ -20,8 +20,10 @@ use crate::{command, place::Place};
 const START_WITHIN: Duration = Duration::from_secs(15);
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(20);
-/// Where metrics usually are, beside the usual port of applications.
-const USUAL_PORTS: (u16, u16) = (13000, 13900);
+/// The usual port of applications.
+const USUAL_PORT: u16 = 13000;
+/// Where other agents and metrics usually are, beside it.
+const USUAL_PORTS: [u16; 2] = [13100, 13900];
 
 /// A running agent.
 pub(super) struct Agent {
@@ -36,11 +38,11 @@ impl Agent {
     /// Starts it with a configuration that has one service.
     pub(super) fn start(place: &Place, folder: &Path, port: u16, backend: SocketAddr, kernel: bool) -> Result<Self> {
         // With the usual port it has the usual name, which need not be typed.
-        let name = (port != USUAL_PORTS.0).then(|| format!("demo-{port}"));
+        let name = (port != USUAL_PORT).then(|| format!("demo-{port}"));
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let metrics = port::free_or_any((port == USUAL_PORTS.0).then_some(USUAL_PORTS.1))?;
+        let [tunnel, metrics] = USUAL_PORTS.map(|usual| port::free_or_any((port == USUAL_PORT).then_some(usual)));
         let config = folder.join("moa.toml");
-        fs::write(&config, configuration(listen, metrics, backend)).context("no configuration for the example")?;
+        fs::write(&config, configuration(listen, [tunnel?, metrics?], backend)).context("no configuration for the example")?;
         let moa = place.moa(false);
         let kernel = if kernel { "auto" } else { "off" };
         let mut args = vec!["agent".to_owned(), "--config".to_owned(), config.display().to_string()];
@@ -122,9 +124,10 @@ fn name_args(name: Option<&String>) -> Vec<String> {
     name.map_or_else(Vec::new, |name| vec!["--name".to_owned(), name.clone()])
 }
 
-fn configuration(listen: SocketAddr, metrics: u16, backend: SocketAddr) -> String {
+fn configuration(listen: SocketAddr, [tunnel, metrics]: [u16; 2], backend: SocketAddr) -> String {
     format!(
-        "[app]\nlisten = \"{listen}\"\n\n[metrics]\nlisten = \"127.0.0.1:{metrics}\"\n\n\
+        "[app]\nlisten = \"{listen}\"\n\n[tunnel]\nlisten = \"127.0.0.1:{tunnel}\"\n\n\
+         [metrics]\nlisten = \"127.0.0.1:{metrics}\"\n\n\
          [services.\"/service/demo\"]\ninstances = [\"{backend}\"]\n"
     )
 }

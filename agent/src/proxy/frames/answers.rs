@@ -2,9 +2,7 @@
 
 use std::rc::Rc;
 
-use agent_common::frame::{
-    Flags, Header, Kind, Message, ReceiveWindow, Released, Violation, find, id, is_after, status,
-};
+use agent_common::frame::{Flags, Header, Kind, Message, ReceiveWindow, Released, Violation, find, id, is_after, status};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
@@ -16,7 +14,7 @@ use super::{
 use crate::proxy::{
     caller::{Caller, Failure, Framed, bulk},
     calls::CallKey,
-    dispatch::{Call, Place, UNSENT, code},
+    dispatch::{Call, Place, UNNUMBERED, code},
     request::Request,
     service::Upstream,
     stats::CloseReason,
@@ -29,7 +27,10 @@ impl Worker {
     pub(super) fn responded(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) -> Result<(), Violation> {
         let header = &frame.header;
         let key = CallKey::of_via(header.via);
-        let ours = self.with_call(key, |call| is_at(call, conn) && call.streams.as_ref().is_none_or(|streams| streams.answer.is_none()));
+        let ours = self.with_call(key, |call| {
+            let first = call.streams.as_ref().is_none_or(|streams| streams.answer.is_none());
+            first && is_at(call, conn) && !call.caller.is_one_way()
+        });
         if ours != Some(true) {
             self.counters.frames_dropped.add(1);
             return Ok(());
@@ -66,7 +67,7 @@ impl Worker {
     }
 
     /// A caller that does not read is told so, if it ever does, and gets no more of this answer.
-    pub(crate) fn crowded(&self, framed: &Framed) {
+    fn crowded(&self, framed: &Framed) {
         let max = framed.conn.bounds.queued_bytes_max;
         let text = self.error_text("-", None, &format!("{max} bytes wait already for this connection's peer (queued_bytes_max)"));
         framed.fail(Failure { code: code::POOL_FULL, text: &text, not_executed: false }, true);
@@ -114,7 +115,9 @@ impl Worker {
         let key = CallKey::of_via(header.via);
         let stream = header.stream;
         let received = self.with_call(key, |call| {
-            let window = if is_at(call, conn) { call.streams.as_mut()?.answer.as_mut()? } else { return None };
+            let streams = if is_at(call, conn) { call.streams.as_deref_mut()? } else { return None };
+            let window = streams.answer.as_mut().filter(|_| !streams.ended)?;
+            streams.ended = header.flags.has(Flags::END_STREAM);
             Some(window.receive(header.frame_len()).map(|()| call.caller.clone()))
         });
         let Some(received) = received.flatten() else {
@@ -127,11 +130,6 @@ impl Worker {
             Caller::Frames(framed) => {
                 let back = Header { flags: header.flags, ..framed.header(Kind::Data).sized_as(header) };
                 self.pass_piece(key, &framed, frame, back);
-                // What is left of it goes without the call, whatever becomes of who has answered.
-                if header.flags.has(Flags::END_STREAM) {
-                    self.answer_is_here(key);
-                    framed.conn.ended(framed.via);
-                }
             }
             Caller::Redis(..) => self.piece_for_redis(key, conn, frame),
             Caller::Nobody => {
@@ -168,7 +166,9 @@ impl Worker {
             let Some(streams) = call.streams.as_deref_mut() else { return Outcome::Go(None) };
             if let Some(held) = &mut streams.held {
                 if held.len() + body.len() > max {
-                    return Outcome::Wrong(format!("an answer without a length has more than {max} bytes (app.queued_bytes_max)"));
+                    return Outcome::Wrong(format!(
+                        "an answer without a length has more than {max} bytes (app.queued_bytes_max)"
+                    ));
                 }
                 held.extend_from_slice(body);
                 return Outcome::Go(end.then(|| bulk(held)));
@@ -185,6 +185,16 @@ impl Worker {
             }
             Outcome::Go(Some(piece.freeze()))
         });
+        if matches!(outcome, Some(Outcome::Go(None)))
+            && !end
+            && let Err(reason) = self.hold(key, body.len())
+        {
+            if let Some(place) = self.with_call(key, |call| call.place.clone()) {
+                self.withdraw(key, &place, status::LIMIT);
+                self.fail(key, code::POOL_FULL, place.instance(), &reason);
+            }
+            return;
+        }
         match outcome {
             Some(Outcome::Go(piece)) => self.give_redis(key, conn, piece, end, frame.header.frame_len()),
             Some(Outcome::Wrong(reason)) => {
@@ -203,19 +213,14 @@ impl Worker {
             app.append(seq, key, piece);
         }
         if end {
-            self.answer_is_here(key);
+            let error = self.with_call(key, |call| call.streams.as_ref().and_then(|streams| error_of(streams.status)));
+            if let Some(call) = self.remove_answered(key, error.flatten()) {
+                stop_request(&call, key);
+            }
             return app.finish(seq);
         }
         self.with_call(key, |call| call.streams.as_deref_mut().map(|streams| streams.owed += len));
         conn.owed.borrow_mut().push(key);
-    }
-
-    /// The last of an answer of several frames has come.
-    fn answer_is_here(&self, key: CallKey) {
-        let error = self.with_call(key, |call| call.streams.as_ref().and_then(|streams| error_of(streams.status)));
-        if let Some(call) = self.remove_answered(key, error.flatten()) {
-            stop_request(&call, key);
-        }
     }
 
     /// Gives back the room of what Redis clients have taken.
@@ -259,7 +264,9 @@ impl Worker {
         let Some(call) = self.remove_answered(key, Some(error)) else { return };
         stop_request(&call, key);
         let text = match id_text(frame.meta()) {
-            text if text.is_empty() => self.error_text(call.service.name(), call.place.instance(), "the service gave the call up"),
+            text if text.is_empty() => {
+                self.error_text(call.service.name(), call.place.instance(), "the service gave the call up")
+            }
             text => text,
         };
         let begun = call.streams.as_ref().is_some_and(|streams| streams.begun);
@@ -269,25 +276,37 @@ impl Worker {
 
     /// Something of a message has left the queue of `conn`.
     pub(super) fn released(&self, conn: &Rc<FrameConn>, released: Released) {
-        let Released { message, len, end, stream } = released;
+        let Released { message, stream, len, end } = released;
         if !message.to_caller {
             let key = CallKey::of_via(message.via);
-            self.with_call(key, |call| {
-                if let Place::Framed(_, _, number) = &mut call.place {
-                    *number = stream;
-                }
+            self.with_call(key, |call| match &mut call.place {
+                Place::Framed(_, to, number) if Rc::ptr_eq(to, conn) => *number = stream,
+                _ => {}
             });
             return if end { self.request_is_sent(key) } else { self.took_request(key, len) };
         }
         let Some(key) = conn.incoming(message.via) else { return };
+        if !end {
+            // A caller that takes what it is sent is not late.
+            self.extend(key, len);
+        }
         let credit = self.with_call(key, |call| {
             let Place::Framed(_, to, stream) = &call.place else { return None };
             let (to, stream) = (to.clone(), *stream);
             let header = call.header_to(key, stream, Kind::Credit);
-            Some((to, header, call.streams.as_deref_mut()?.answer.as_mut()?.used(len)?))
+            let credit = call.streams.as_deref_mut()?.answer.as_mut()?.used(len);
+            Some((to, header, credit))
         });
-        if let Some((to, header, credit)) = credit.flatten() {
-            to.credit(header, credit);
+        match credit.flatten() {
+            Some((_, _, _)) if end => {
+                let error = self.with_call(key, |call| call.streams.as_ref().and_then(|streams| error_of(streams.status)));
+                if let Some(call) = self.remove_answered(key, error.flatten()) {
+                    stop_request(&call, key);
+                    conn.ended(message.via);
+                }
+            }
+            Some((to, header, Some(credit))) => to.credit(header, credit),
+            _ => {}
         }
     }
 
@@ -304,9 +323,14 @@ impl Worker {
     /// The peer wants no more calls, or has not executed some.
     pub(super) fn told_to_go(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) {
         let header = &frame.header;
+        let is_final = header.flags.has(Flags::END_STREAM);
+        // Each is said once: what follows is looked up in all calls.
+        if conn.told_final.replace(is_final || conn.told_final.get()) || (conn.is_leaving() && !is_final) {
+            return;
+        }
         self.unregister(conn);
         if !header.flags.has(Flags::END_STREAM) {
-            return conn.leave();
+            return conn.peer_leaves();
         }
         let text = match id_text(frame.meta()) {
             text if text.is_empty() => "the peer has ended the connection".to_owned(),
@@ -315,34 +339,53 @@ impl Worker {
         if header.word != status::reason::DRAIN {
             conn.close(CloseReason::Peer, status::reason::DRAIN, &text);
         }
-        conn.leave();
-        let refused = self.calls.borrow().keys(|call| matches!(&call.place, Place::Framed(_, to, stream) if Rc::ptr_eq(to, conn) && (*stream == UNSENT || is_after(*stream, header.stream))));
+        conn.peer_leaves();
+        if conn.outgoing() == 0 {
+            return;
+        }
+        let refused = self.calls.borrow().keys(|call| match &call.place {
+            Place::Framed(_, to, stream) => Rc::ptr_eq(to, conn) && (*stream == UNNUMBERED || is_after(*stream, header.stream)),
+            _ => false,
+        });
         for key in refused {
-            conn.drop_message(Message { via: key.via(), to_caller: false });
-            self.end_with(key, code::REMOTING, true, |call| {
-                self.error_text(call.service.name(), call.place.instance(), "it takes no more calls on this connection")
-            });
+            let reason = "it takes no more calls on this connection";
+            if !self.move_unsent(key, conn, reason) {
+                conn.drop_message(Message { via: key.via(), to_caller: false });
+                self.end_with(key, code::REMOTING, true, |call| {
+                    self.error_text(call.service.name(), call.place.instance(), reason)
+                });
+            }
         }
     }
 
     /// Ends or moves the calls that a connection was given, as it has ended.
     pub(super) fn lose_calls(self: &Rc<Self>, conn: &Rc<FrameConn>, reason: &str) {
-        let placed = self.calls.borrow().keys(|call| is_at(call, conn));
+        if conn.outgoing() == 0 {
+            return;
+        }
+        // Whose answer is whole does not need the connection any more.
+        let ended = |call: &Call| call.streams.as_ref().is_some_and(|streams| streams.ended);
+        let placed = self.calls.borrow().keys(|call| is_at(call, conn) && !ended(call));
         for key in placed {
-            let Some(Place::Framed(remote, ..)) = self.with_call(key, |call| call.place.clone()) else { continue };
-            let unsent = conn.take_unsent(Message { via: key.via(), to_caller: false });
-            match unsent.and_then(whole) {
-                Some(request) => self.send_elsewhere_from(key, request, &remote, reason),
-                None => self.fail(key, code::REMOTING, Some(&remote.instance), reason),
+            if !self.move_unsent(key, conn, reason) {
+                let place = self.with_call(key, |call| call.place.clone());
+                self.fail(key, code::REMOTING, place.as_ref().and_then(Place::instance), reason);
             }
         }
     }
 
-    pub(super) fn send_elsewhere_from(self: &Rc<Self>, key: CallKey, request: Request, remote: &Rc<Remote>, reason: &str) {
-        let is_streamed = self.with_call(key, |call| call.streams.as_ref().is_some_and(|streams| streams.gathered.is_some()));
-        if is_streamed == Some(true) {
-            return self.fail(key, code::REMOTING, Some(&remote.instance), reason);
+    /// Sends a call elsewhere that is whole and of which nothing has left.
+    fn move_unsent(self: &Rc<Self>, key: CallKey, conn: &Rc<FrameConn>, reason: &str) -> bool {
+        let unsent = conn.take_unsent(Message { via: key.via(), to_caller: false });
+        let Some(request) = unsent.and_then(whole) else { return false };
+        let place = self.with_call(key, |call| call.place.clone());
+        if let Some(Place::Framed(remote, ..)) = place {
+            self.send_elsewhere_from(key, request, &remote, reason);
         }
+        true
+    }
+
+    pub(super) fn send_elsewhere_from(self: &Rc<Self>, key: CallKey, request: Request, remote: &Rc<Remote>, reason: &str) {
         self.send_elsewhere(key, request, &Upstream::Remote(remote.clone()), reason);
     }
 }
@@ -362,7 +405,9 @@ fn is_at(call: &Call, conn: &Rc<FrameConn>) -> bool {
 
 /// The call has ended: what waits of its request is not sent any more.
 fn stop_request(call: &Call, key: CallKey) {
-    if let (Place::Framed(_, to, _), Some(_)) = (&call.place, &call.streams) {
+    if let Place::Framed(_, to, _) = &call.place
+        && (call.streams.is_some() || call.may_be_cut())
+    {
         to.drop_message(Message { via: key.via(), to_caller: false });
     }
 }
@@ -383,8 +428,7 @@ fn whole(frames: Vec<agent_common::frame::Frame>) -> Option<Request> {
 
 /// The error code of a status; none if it is a success.
 fn error_of(word: u32) -> Option<u16> {
-    // A code that only frames have room for is a failure all the same.
-    (word != status::OK).then(|| u16::try_from(word).unwrap_or(code::FAILED))
+    (word != status::OK).then(|| u16::try_from(word).unwrap_or(0))
 }
 
 /// An answer of one frame as a reply of Redis.

@@ -8,9 +8,7 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
-use agent_common::frame::{
-    Flags, Frame, Header, Hello, Kind, Message, MetaBuilder, Outbox, Released, Role, Windows, id, status,
-};
+use agent_common::frame::{Flags, Frame, Header, Hello, Kind, Message, MetaBuilder, Outbox, Released, Role, Windows, id, status};
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 use tokio::{sync::Notify, time::Instant};
@@ -65,7 +63,13 @@ pub(crate) struct FrameConn {
     pub(crate) bounds: Bounds,
     pub(crate) since: Instant,
     pub(crate) last_read: Cell<Instant>,
+    /// PINGs that were sent since.
+    pings: Cell<u32>,
     pub(crate) task: Task,
+    /// The peer has begun a frame that is not whole yet.
+    pub(crate) in_frame: Cell<bool>,
+    /// The peer has said its last word.
+    pub(super) told_final: Cell<bool>,
     /// Calls that the peer has made.
     pub(crate) calls: Cell<u64>,
     /// What the peer said of itself; none before it has.
@@ -76,9 +80,9 @@ pub(crate) struct FrameConn {
     /// Calls in flight that the peer was given.
     outgoing: Cell<usize>,
     ending: RefCell<Ending>,
+    /// An agent was asked for no more calls, and may have sent some before it knew: it ends the connection.
+    peer_ends: Cell<bool>,
     closed: Cell<bool>,
-    /// Its last frame is queued.
-    finishing: Cell<bool>,
     /// Its end has taken long enough.
     killed: Cell<bool>,
     late: Cell<bool>,
@@ -89,6 +93,8 @@ pub(crate) struct FrameConn {
     /// Calls whose room is given back when their callers have taken more.
     pub(super) owed: RefCell<Vec<CallKey>>,
     blocked_since: Cell<Option<Instant>>,
+    /// Since when nothing has left, as the peer gives no credit.
+    starved_since: Cell<Option<Instant>>,
     shared: Rc<Shared>,
 }
 
@@ -112,7 +118,10 @@ impl FrameConn {
             bounds,
             since: now,
             last_read: Cell::new(now),
+            pings: Cell::new(0),
             task: Task::default(),
+            in_frame: Cell::new(false),
+            told_final: Cell::new(false),
             calls: Cell::new(0),
             hello: RefCell::default(),
             // Until HELLO nothing is sent that needs credit.
@@ -120,14 +129,15 @@ impl FrameConn {
             incoming: RefCell::default(),
             outgoing: Cell::new(0),
             ending: RefCell::new(Ending::Open),
+            peer_ends: Cell::new(false),
             closed: Cell::new(false),
-            finishing: Cell::new(false),
             killed: Cell::new(false),
             late: Cell::new(false),
             changed: Notify::new(),
             paused: RefCell::default(),
             owed: RefCell::default(),
             blocked_since: Cell::new(None),
+            starved_since: Cell::new(None),
             shared,
         }
     }
@@ -200,12 +210,7 @@ impl FrameConn {
 
     /// Whether as much waits for the peer as may.
     pub(crate) fn is_crowded(&self) -> bool {
-        self.out.borrow().waiting_bytes() >= self.bounds.queued_bytes_max
-    }
-
-    /// Whether so much waits for the peer that it can't even be told so any more.
-    pub(crate) fn is_overcrowded(&self) -> bool {
-        self.out.borrow().waiting_bytes() / 2 >= self.bounds.queued_bytes_max
+        self.queued_bytes() >= self.bounds.queued_bytes_max
     }
 
     pub(crate) fn queued_bytes(&self) -> usize {
@@ -213,9 +218,19 @@ impl FrameConn {
         out.waiting_bytes() + out.ready_bytes()
     }
 
+    /// Whether something is to be written.
+    pub(crate) fn has_ready(&self) -> bool {
+        self.out.borrow().ready_bytes() > 0
+    }
+
     /// Since when the socket has taken nothing, if it has to.
     pub(crate) fn blocked_since(&self) -> Option<Instant> {
         self.blocked_since.get()
+    }
+
+    /// Since when answers wait that the peer gives no credit for, though no call is in flight that could end it.
+    pub(crate) fn starved_since(&self) -> Option<Instant> {
+        self.starved_since.get().filter(|_| self.is_idle())
     }
 
     // Calls.
@@ -224,7 +239,7 @@ impl FrameConn {
         self.outgoing.get()
     }
 
-    /// The number that the next call which the peer is given will have, if it goes at once.
+    /// The number of the call that leaves next.
     pub(crate) fn next_stream(&self) -> u32 {
         self.out.borrow().next_stream()
     }
@@ -243,11 +258,6 @@ impl FrameConn {
     /// The peer has made a call. False if another one in flight has the same name.
     pub(crate) fn made(&self, via: u64, key: CallKey) -> bool {
         self.incoming.borrow_mut().insert(via, key).is_none()
-    }
-
-    /// Whether the peer still waits for the rest of an answer to a call of this name.
-    pub(crate) fn answers(&self, via: u64) -> bool {
-        self.out.borrow().has(Message { via, to_caller: true })
     }
 
     pub(crate) fn incoming(&self, via: u64) -> Option<CallKey> {
@@ -276,6 +286,9 @@ impl FrameConn {
 
     /// Sends what needs no credit.
     pub(crate) fn control(&self, header: &Header, meta: &[u8]) {
+        if self.closed.get() {
+            return;
+        }
         if self.change(|out| out.control(header, meta)).is_err() {
             self.close(CloseReason::Stalled, status::reason::LIMIT, "too many frames that need no credit wait for the peer");
         }
@@ -293,7 +306,8 @@ impl FrameConn {
 
     /// Sends a whole small message at once, if it can. `rest` is what stands behind the header.
     pub(crate) fn try_whole(&self, header: &Header, rest: &[u8]) -> bool {
-        self.change(|out| out.try_whole(header, rest))
+        // However much the peer says that it takes.
+        self.change(|out| out.ready_bytes() < self.bounds.queued_bytes_max && out.try_whole(header, rest))
     }
 
     pub(crate) fn push(&self, frame: Frame) {
@@ -312,7 +326,16 @@ impl FrameConn {
 
     /// Forgets what has not left of a message. True if nothing of it has.
     pub(crate) fn drop_message(&self, message: Message) -> bool {
-        self.change(|out| out.cancel(message))
+        let unsent = self.change(|out| out.cancel(message));
+        self.resume_readers();
+        unsent
+    }
+
+    /// Less of an answer waits than did.
+    fn resume_readers(&self) {
+        if !self.paused.borrow().is_empty() {
+            std::mem::take(&mut *self.paused.borrow_mut()).into_iter().for_each(Waker::wake);
+        }
     }
 
     /// The frames of a message, if none of them has left.
@@ -322,8 +345,7 @@ impl FrameConn {
 
     /// Whether so much of an answer waits that its reader must; it is woken when more has left.
     pub(crate) fn pause_reader(&self, answer: Message, max: usize, reader: &Task) -> bool {
-        let is_much = || self.out.borrow().waiting_of(answer) >= max.min(self.bounds.windows.stream as usize);
-        if self.closed.get() || !(is_much() || self.is_crowded()) {
+        if self.closed.get() || self.out.borrow().waiting_of(answer) < max.min(self.bounds.windows.stream as usize) {
             return false;
         }
         let mut paused = self.paused.borrow_mut();
@@ -359,12 +381,15 @@ impl FrameConn {
         loop {
             let before = released.len();
             self.change(|out| out.schedule(|one| released.push(one)));
-            if released.len() > before && !self.paused.borrow().is_empty() {
-                std::mem::take(&mut *self.paused.borrow_mut()).into_iter().for_each(Waker::wake);
+            if released.len() > before {
+                self.starved_since.set(None);
+                self.resume_readers();
             }
             let out = self.out.borrow();
             if out.ready_bytes() == 0 {
                 self.blocked_since.set(None);
+                let starved = out.waiting_bytes() > 0;
+                self.starved_since.set(starved.then(|| self.starved_since.get().unwrap_or(now)));
                 return Poll::Ready(Ok(()));
             }
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
@@ -399,11 +424,19 @@ impl FrameConn {
 
     /// Says that no more calls are wanted.
     pub(crate) fn say_goodbye(&self) {
+        self.peer_ends.set(self.side == Side::AgentIn);
         self.control(&Header::new(Kind::GoAway), &[]);
     }
 
+    /// The peer makes no more calls.
+    pub(crate) fn peer_leaves(&self) {
+        self.peer_ends.set(false);
+        self.leave();
+    }
+
+    /// Whether it ends as soon as its calls have.
     pub(crate) fn is_leaving(&self) -> bool {
-        matches!(*self.ending.borrow(), Ending::Leaving)
+        matches!(*self.ending.borrow(), Ending::Leaving) && !self.peer_ends.get()
     }
 
     /// Ends it at once; the peer is told why.
@@ -451,18 +484,8 @@ impl FrameConn {
     pub(crate) fn set_closed(&self) {
         self.closed.set(true);
         self.change(|out| *out = Outbox::new(Windows { stream: 0, connection: 0 }));
-        std::mem::take(&mut *self.paused.borrow_mut()).into_iter().for_each(Waker::wake);
+        self.resume_readers();
         self.changed();
-    }
-
-    /// Nothing more is said on it.
-    pub(crate) fn finish(&self) {
-        self.finishing.set(true);
-    }
-
-    /// Whether it only waits for the peer to see that it is over.
-    pub(crate) fn is_finishing(&self) -> bool {
-        self.finishing.get() || self.ends_now().is_some()
     }
 
     /// It was to end a while ago already.
@@ -472,9 +495,21 @@ impl FrameConn {
         }
     }
 
+    /// Something has come.
+    pub(crate) fn has_read(&self, now: Instant) {
+        self.last_read.set(now);
+        self.pings.set(0);
+    }
+
     /// Asks for a sign of life.
     pub(crate) fn ping(&self) {
+        self.pings.set(self.pings.get() + 1);
         self.control(&Header::new(Kind::Ping), &[]);
+    }
+
+    /// How often it was asked for a sign of life since there was one.
+    pub(crate) fn pings(&self) -> u32 {
+        self.pings.get()
     }
 
     /// Has it end without waiting for the peer any more.
@@ -501,10 +536,11 @@ impl FrameConn {
         self.until(|| self.closed.get()).await;
     }
 
-    /// Resolves when the peer has said who it is; false if it is closed before.
+    /// Resolves when the peer has said who it is; false if it is to end before.
     pub(crate) async fn until_greeted(&self) -> bool {
-        self.until(|| self.closed.get() || self.hello.borrow().is_some()).await;
-        !self.closed.get()
+        let ends = || self.closed.get() || matches!(*self.ending.borrow(), Ending::Now(..));
+        self.until(|| ends() || self.hello.borrow().is_some()).await;
+        !ends()
     }
 
     async fn until(&self, is_so: impl Fn() -> bool) {

@@ -9,7 +9,13 @@ use super::{
     conn::{About, Bounds, FrameConn, Side},
     task::Handoff,
 };
+use crate::config::wrong_uri;
 use crate::proxy::{routes::Offered, socket::Peer, stats::CloseReason, worker::Worker};
+
+/// How long a peer may take nothing when the worker holds as many bytes as it may.
+const CROWDED: Duration = Duration::from_secs(1);
+/// PINGs without an answer after which a connection is dead.
+const SIGNS_MISSED: u32 = 3;
 
 /// What a worker tells the rest of the process.
 #[derive(Debug)]
@@ -34,7 +40,8 @@ impl FrameConn {
 impl Worker {
     /// A connection that speaks frames, before anybody has said who it is.
     pub(super) fn frames_opened(&self, peer: Peer, side: Side) -> Rc<FrameConn> {
-        let about = About { id: self.next_conn_id(), peer, side, bounds: self.bounds_of(side), now: self.now(), shared: self.shared() };
+        let about =
+            About { id: self.next_conn_id(), peer, side, bounds: self.bounds_of(side), now: self.now(), shared: self.shared() };
         let conn = Rc::new(FrameConn::new(about));
         self.frames.borrow_mut().insert(conn.id, conn.clone());
         conn
@@ -88,13 +95,21 @@ impl Worker {
         }
         if conn.side != Side::App || hello.offers.is_empty() {
             conn.greeted(hello);
-            return conn.say(&own);
+            conn.say(&own);
+            return self.part_with(conn);
         }
+        if let Some(wrong) = hello.offers.iter().find_map(|offer| wrong_uri(&offer.uri)) {
+            return conn.close(CloseReason::Protocol, reason::REFUSED, &format!("what is offered has {wrong}"));
+        }
+        let mut offers = hello.offers.clone();
+        offers.sort();
+        offers.dedup();
         let offered = Offered {
             worker: self.id(),
             application: hello.application.as_str().into(),
-            instance: hello.instance.as_str().into(),
-            offers: hello.offers.clone(),
+            // Who does not say which process it is counts as one of its own.
+            instance: if hello.instance.is_empty() { format!("connection {}", conn.id) } else { hello.instance.clone() }.into(),
+            offers,
         };
         let (done, registered) = oneshot::channel();
         self.tell(Told::Offered(conn.id, offered, done));
@@ -104,11 +119,17 @@ impl Worker {
                 worker.turn_begins();
                 conn.greeted(hello);
                 conn.say(&own);
-                if worker.is_stopping() {
-                    conn.say_goodbye();
-                }
+                worker.part_with(&conn);
             }
         });
+    }
+
+    /// Who comes while this worker drains is asked to go at once, as nobody asks again.
+    fn part_with(&self, conn: &FrameConn) {
+        if self.is_draining() && conn.was_accepted() {
+            conn.say_goodbye();
+            conn.leave();
+        }
     }
 
     /// What an application offers on this connection is not to be called any more.
@@ -148,21 +169,27 @@ impl Worker {
 
     /// Looks after connections that speak frames: PINGs between agents, and those that take too long to end or to begin.
     pub(crate) fn look_after_frames(&self, keepalive: Duration, stall: Duration) {
+        let crowded = self.queued() >= self.limits().worker_queued_bytes_max;
+        let patience = if crowded { stall.min(CROWDED) } else { stall };
         let conns: Vec<_> = self.frames.borrow().values().cloned().collect();
         for conn in conns {
             let silent = self.now().saturating_duration_since(conn.last_read.get());
-            let blocked = conn.blocked_since().map(|since| self.now().saturating_duration_since(since));
-            if conn.is_finishing() {
+            let since = conn.blocked_since().or_else(|| conn.starved_since());
+            let blocked = since.map(|since| self.now().saturating_duration_since(since));
+            if conn.ends_now().is_some() {
                 conn.overdue();
-            } else if blocked.is_some_and(|blocked| blocked >= stall) {
-                conn.close(CloseReason::Stalled, reason::LIMIT, "the peer reads nothing");
+            } else if blocked.is_some_and(|blocked| blocked >= patience) {
+                conn.close(CloseReason::Stalled, reason::LIMIT, "the peer takes nothing of what waits for it");
+            } else if conn.in_frame.get() && silent >= stall {
+                conn.close(CloseReason::Stalled, reason::PROTOCOL, "a frame has begun and does not go on");
             } else if conn.hello().is_none() && silent >= stall {
                 conn.close(CloseReason::Stalled, reason::PROTOCOL, "no HELLO");
             } else if matches!(conn.side, Side::AgentIn | Side::Out) && conn.hello().is_some() {
-                if silent >= keepalive * 3 {
+                // Who stood still himself has not asked, and may find the answers in the socket.
+                if silent >= keepalive * 3 && conn.pings() >= SIGNS_MISSED {
                     conn.close(CloseReason::Stalled, reason::LIMIT, "no sign of life for three keepalive intervals");
                     conn.kill();
-                } else if silent >= keepalive / 2 {
+                } else if silent >= keepalive / 2 + keepalive * conn.pings() {
                     conn.ping();
                 }
             }

@@ -3,22 +3,21 @@
 use std::{rc::Rc, time::Duration};
 
 use agent_common::frame::{Flags, Header, Kind, Message, ReceiveWindow, Violation, entries, id, service_hash};
-use bytes::Bytes;
+use bytes::BytesMut;
 
 use super::{
-    conn::{FrameConn, Side},
+    conn::FrameConn,
     streams::{Gathered, Streams},
     task::Incoming,
-    tunnel::Tunnel,
     upstream::{Remote, Way},
 };
 use crate::proxy::{
     caller::{Caller, Failure, Framed},
     calls::CallKey,
-    dispatch::{Call, Place, UNSENT, Within, code},
-    request::{Request, pieces},
+    dispatch::{Call, Place, UNNUMBERED, Within, code},
+    request::Request,
     routes::service_key,
-    service::{Service, Turn, Upstream},
+    service::{Service, Upstream},
     worker::Worker,
 };
 
@@ -38,7 +37,7 @@ impl Worker {
     pub(super) fn requested(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) -> Result<(), Violation> {
         let header = &frame.header;
         conn.calls.set(conn.calls.get() + 1);
-        if conn.incoming(header.via).is_some() || conn.answers(header.via) {
+        if conn.incoming(header.via).is_some() {
             return Err(Violation::Via { stream: header.stream });
         }
         let framed = Framed {
@@ -53,8 +52,6 @@ impl Worker {
             Err(refusal) => {
                 let Refusal { code, name, reason, service } = refusal;
                 match service {
-                    // Another worker has counted the call.
-                    _ if conn.side == Side::Worker => {}
                     Some(service) => service.unsent.refused(code),
                     None => self.counters.unrouted.add(code),
                 }
@@ -128,7 +125,7 @@ impl Worker {
         conn.made(via, key);
         let turn = service.turn();
         if !header.flags.has(Flags::END_STREAM) {
-            return self.begin_streamed(key, service, turn, frame);
+            return self.begin_streamed(key, service, frame);
         }
         // The usual case needs no copy of the call that outlives this moment.
         if let Some(Upstream::Remote(remote)) = service.candidates(turn, scope, self.now()).next()
@@ -162,15 +159,13 @@ impl Worker {
     }
 
     /// A call whose first frame is not its last one.
-    fn begin_streamed(self: &Rc<Self>, key: CallKey, service: &Rc<Service>, turn: Turn, frame: &Incoming<'_>) {
+    fn begin_streamed(self: &Rc<Self>, key: CallKey, service: &Rc<Service>, frame: &Incoming<'_>) {
         let Some((window, scope, flags)) = ({
             let mut calls = self.calls.borrow_mut();
             calls.get_mut(key).and_then(|call| match &call.caller {
-                Caller::Frames(framed) => Some((
-                    framed.conn.bounds.windows.stream,
-                    framed.conn.side.scope(),
-                    vouched(frame.header.flags, &framed.conn),
-                )),
+                Caller::Frames(framed) => {
+                    Some((framed.conn.bounds.windows.stream, framed.conn.side.scope(), vouched(frame.header.flags, &framed.conn)))
+                }
                 _ => None,
             })
         }) else {
@@ -179,111 +174,53 @@ impl Worker {
         let mut request = ReceiveWindow::new(window);
         // A fresh window has room for any frame.
         let _ = request.receive(frame.header.frame_len());
-        let mut full = None;
         let mut streams = Box::new(Streams { request: Some(request), ..Streams::default() });
-        for upstream in service.candidates(turn, scope, self.now()) {
+        for upstream in service.candidates(service.turn(), scope, self.now()) {
             match upstream {
                 Upstream::Pool(_) => {
-                    streams.gathered = Some(Gathered::of(frame, flags));
+                    let (meta, body) = frame.keep();
+                    let header = Header { flags, ..frame.header };
+                    streams.gathered = Some(Gathered { header, meta, body: BytesMut::from(&body[..]) });
                     self.with_call(key, |call| call.streams = Some(streams));
                     return self.took_request(key, frame.header.frame_len());
                 }
                 Upstream::Remote(remote) => {
-                    let to = match remote.way() {
-                        Ok(Way::Conn(to)) => to,
-                        Ok(Way::Wait(tunnel)) if self.wait_streamed(key, &remote, &tunnel, flags, frame) => {
-                            streams.gathered = Some(Gathered::of(frame, flags));
-                            self.with_call(key, |call| call.streams = Some(streams));
-                            return;
-                        }
-                        _ => {
-                            full = Some(remote).filter(|remote| remote.is_full()).or(full);
-                            continue;
-                        }
-                    };
+                    let Ok(Way::Conn(to)) = remote.way() else { continue };
                     to.begin();
                     let header = self.with_call(key, |call| {
                         call.streams = Some(streams);
-                        let numbers = call.header_to(key, UNSENT, Kind::Request).sized_as(&frame.header);
+                        let numbers = call.header_to(key, UNNUMBERED, Kind::Request).sized_as(&frame.header);
                         Header { flags, word: call.left_ms(self.now()), ..numbers }
                     });
-                    self.placed(key, Place::Framed(remote, to.clone(), UNSENT));
+                    self.placed(key, Place::Framed(remote, to.clone(), UNNUMBERED));
                     header.into_iter().for_each(|header| to.push(frame.frame(header)));
                     return;
                 }
             }
         }
-        match full.map(Upstream::Remote) {
-            Some(upstream) => self.fail(key, code::POOL_FULL, Some(upstream.instance()), &upstream.why_full()),
-            None => self.fail(key, code::REMOTING, None, &service.why_unavailable(scope)),
-        }
-    }
-
-    /// Lets a call wait for a tunnel that is being opened; what comes of it meanwhile is bounded by its window.
-    fn wait_streamed(&self, key: CallKey, remote: &Rc<Remote>, tunnel: &Rc<Tunnel>, flags: Flags, frame: &Incoming<'_>) -> bool {
-        let request = Request::framed(Header { flags, ..frame.header }, Bytes::new(), Bytes::new());
-        let waits = tunnel.wait(key, remote, request, self.tunnel_limits().queue_max).is_ok();
-        if waits {
-            self.placed(key, Place::Queued(remote.clone(), tunnel.clone()));
-        }
-        waits
-    }
-
-    /// A call that waited for a tunnel can go.
-    pub(super) fn send_waiting(&self, key: CallKey, remote: &Rc<Remote>, to: &Rc<FrameConn>, request: &Request) {
-        let streamed = self.with_call(key, |call| {
-            let gathered = call.streams.as_deref_mut().and_then(|streams| Some((streams.gathered.take()?, streams.request.is_none())));
-            let numbers = Header { word: call.left_ms(self.now()), ..call.header_to(key, UNSENT, Kind::Request) };
-            gathered.map(|(gathered, ends)| (gathered, ends, numbers))
-        });
-        let Some((gathered, ends, numbers)) = streamed.flatten() else {
-            return self.send_framed(key, remote, to, request);
-        };
-        to.begin();
-        let Gathered { header, meta, body } = gathered;
-        let header = Header { flags: header.flags, ..numbers };
-        pieces(header, meta, body.freeze(), ends, &mut |frame| to.push(frame));
-        self.placed(key, Place::Framed(remote.clone(), to.clone(), UNSENT));
+        self.fail(key, code::REMOTING, None, &service.why_unavailable(scope));
     }
 
     /// More of a request has come.
     pub(super) fn request_goes_on(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) -> Result<(), Violation> {
-        let header = &frame.header;
-        let Some(key) = conn.incoming(header.via) else { return Ok(self.counters.frames_dropped.add(1)) };
-        let end = header.flags.has(Flags::END_STREAM);
-        let mut whole = None;
-        {
-            let mut calls = self.calls.borrow_mut();
-            let Some(call) = calls.get_mut(key) else { return Ok(()) };
-            let place = call.place.clone();
-            let numbers = if let Place::Framed(_, _, stream) = &place { call.header_to(key, *stream, Kind::Data) } else { *header };
-            let service = call.service.clone();
-            let Some(streams) = &mut call.streams else { return Ok(self.counters.frames_dropped.add(1)) };
-            let Some(window) = &mut streams.request else { return Ok(self.counters.frames_dropped.add(1)) };
-            window.receive(header.frame_len()).map_err(|_| Violation::StreamWindow { stream: header.stream })?;
-            if end {
-                streams.request = None;
-            }
-            if let Some(gathered) = &mut streams.gathered {
-                gathered.body.extend_from_slice(frame.body());
-                if let Place::Queued(..) = place {
-                    return Ok(());
+        let key = conn.incoming(frame.header.via);
+        let went = key.and_then(|key| Some((key, self.with_call(key, |call| call.request_goes_on(key, frame))?)));
+        let Some((key, went)) = went else {
+            self.counters.frames_dropped.add(1);
+            return Ok(());
+        };
+        match went? {
+            Went::On => {}
+            Went::Nowhere => self.counters.frames_dropped.add(1),
+            Went::Held => {
+                let len = frame.header.frame_len();
+                match self.hold(key, len) {
+                    Ok(()) => self.took_request(key, len),
+                    Err(reason) => self.fail(key, code::POOL_FULL, None, &reason),
                 }
-                let max = service.route.policy.argument_bytes_max;
-                if gathered.body.len() > max {
-                    let text = format!("the call has more than {max} bytes (argument_bytes_max)");
-                    drop(calls);
-                    return Ok(self.fail(key, code::SERIALIZATION, None, &text));
-                }
-                whole = if end { streams.gathered.take().map(|gathered| (service, gathered)) } else { None };
-            } else if let Place::Framed(_, to, _) = place {
-                to.push(frame.frame(Header { flags: header.flags, ..numbers.sized_as(header) }));
-                return Ok(());
             }
-        }
-        match whole {
-            Some((service, gathered)) => self.send(key, &service, gathered.finish(), service.turn(), None),
-            None => self.took_request(key, header.frame_len()),
+            Went::Whole(service, gathered) => self.send(key, &service, gathered.finish(), service.turn(), None),
+            Went::TooLong(text) => self.fail(key, code::SERIALIZATION, None, &text),
         }
         Ok(())
     }
@@ -314,14 +251,14 @@ impl Worker {
     /// Gives a whole call to a connection.
     pub(crate) fn send_framed(&self, key: CallKey, remote: &Rc<Remote>, to: &Rc<FrameConn>, request: &Request) {
         let Some((header, service)) = self.with_call(key, |call| {
-            let header = call.header_to(key, UNSENT, Kind::Request);
+            let header = call.header_to(key, UNNUMBERED, Kind::Request);
             (Header { word: call.left_ms(self.now()), ..header }, call.service.clone())
         }) else {
             return;
         };
         to.begin();
         request.frames(header, &service.meta, |frame| to.push(frame));
-        self.placed(key, Place::Framed(remote.clone(), to.clone(), UNSENT));
+        self.placed(key, Place::Framed(remote.clone(), to.clone(), UNNUMBERED));
         self.end_one_way(key);
     }
 
@@ -337,6 +274,49 @@ impl Worker {
 
     pub(super) fn with_call<T>(&self, key: CallKey, with: impl FnOnce(&mut Call) -> T) -> Option<T> {
         self.calls.borrow_mut().get_mut(key).map(with)
+    }
+}
+
+/// What became of a piece of a request.
+enum Went {
+    /// It was passed on, and says itself when it has left.
+    On,
+    /// Nobody waits for it.
+    Nowhere,
+    /// It is held until the rest is there.
+    Held,
+    /// The rest is there.
+    Whole(Rc<Service>, Gathered),
+    /// More has come than whom it is for takes.
+    TooLong(String),
+}
+
+impl Call {
+    fn request_goes_on(&mut self, key: CallKey, frame: &Incoming<'_>) -> Result<Went, Violation> {
+        let header = &frame.header;
+        let place = match &self.place {
+            Place::Framed(_, to, stream) => Some((to.clone(), self.header_to(key, *stream, Kind::Data))),
+            _ => None,
+        };
+        let max = self.service.route.policy.argument_bytes_max;
+        let Some(streams) = &mut self.streams else { return Ok(Went::Nowhere) };
+        let Some(window) = &mut streams.request else { return Ok(Went::Nowhere) };
+        window.receive(header.frame_len()).map_err(|_| Violation::StreamWindow { stream: header.stream })?;
+        let end = header.flags.has(Flags::END_STREAM);
+        if end {
+            streams.request = None;
+        }
+        if let Some((to, numbers)) = place {
+            to.push(frame.frame(Header { flags: header.flags, ..numbers.sized_as(header) }));
+            return Ok(Went::On);
+        }
+        let Some(gathered) = &mut streams.gathered else { return Ok(Went::Nowhere) };
+        gathered.body.extend_from_slice(frame.body());
+        if gathered.body.len() > max {
+            return Ok(Went::TooLong(format!("the call has more than {max} bytes (argument_bytes_max)")));
+        }
+        let whole = if end { streams.gathered.take() } else { None };
+        Ok(whole.map_or(Went::Held, |gathered| Went::Whole(self.service.clone(), gathered)))
     }
 }
 

@@ -3,9 +3,9 @@
 use agent_common::frame::{COPY_BELOW, FRAME_MAX, Flags, Header, Kind, MetaBuilder, ReceiveWindow, id};
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::task::Incoming;
 use crate::proxy::{
-    caller::Framed,
+    caller::{Failure, Framed},
+    dispatch::code,
     request::{Request, split},
 };
 
@@ -18,6 +18,8 @@ pub(crate) struct Streams {
     pub(super) gathered: Option<Gathered>,
     /// What comes of the answer, while it is not whole.
     pub(super) answer: Option<ReceiveWindow>,
+    /// The whole answer has come; its end waits for the caller to take what is before it.
+    pub(super) ended: bool,
     /// The caller was sent the beginning of an answer.
     pub(crate) begun: bool,
     /// What the answer's first frame said.
@@ -41,12 +43,6 @@ pub(super) struct Gathered {
 }
 
 impl Gathered {
-    /// Begins with the first frame, under these flags.
-    pub(super) fn of(frame: &Incoming<'_>, flags: Flags) -> Self {
-        let (meta, body) = frame.keep();
-        Self { header: Header { flags, ..frame.header }, meta, body: BytesMut::from(&body[..]) }
-    }
-
     pub(super) fn finish(self) -> Request {
         Request::framed(self.header, self.meta, self.body.freeze())
     }
@@ -55,6 +51,10 @@ impl Gathered {
 impl Framed {
     /// Answers with a whole body.
     pub(crate) fn answer_whole(&self, error: Option<u16>, body: Bytes) {
+        if self.conn.is_crowded() {
+            let text = "too many bytes wait already for this connection's peer (queued_bytes_max)";
+            return self.fail(Failure { code: code::POOL_FULL, text, not_executed: false }, true);
+        }
         self.conn.ended(self.via);
         if self.one_way {
             return;

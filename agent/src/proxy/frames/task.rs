@@ -23,6 +23,8 @@ use crate::proxy::{
 
 /// Reads in one turn, before others have theirs.
 const READS: usize = 8;
+/// How much of a peer's error text is passed on.
+const TEXT_MAX: usize = 1024;
 /// Room for a header that is cut.
 const HEADER_ROOM: usize = 4 * 1024;
 
@@ -158,7 +160,7 @@ impl FrameTask {
                 Poll::Ready(Err(error)) => return Poll::Ready(Some(self.lost(&format!("connection lost: {error}")))),
                 Poll::Pending => break,
             };
-            self.conn.last_read.set(self.worker.now());
+            self.conn.has_read(self.worker.now());
             if let Next::Given = self.feed(data) {
                 return Poll::Ready(None);
             }
@@ -174,11 +176,12 @@ impl FrameTask {
             && let Some(reason) = self.should_end()
         {
             self.ending = Some(reason);
-            self.conn.finish();
             if let Some((header, meta)) = self.conn.farewell(self.inbox.last_stream()) {
                 self.conn.control(&header, &meta);
                 flushed = self.poll_flush(cx);
             }
+            // From here on housekeeping bounds how long it takes.
+            self.conn.close(reason, reason::DRAIN, "the connection has ended");
         }
         match (flushed, self.ending) {
             (Poll::Ready(Err(error)), _) => Poll::Ready(Some(self.lost(&format!("connection lost: {error}")))),
@@ -200,13 +203,18 @@ impl FrameTask {
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = self.conn.poll_flush(&mut self.stream, cx, self.worker.now(), &mut self.released);
-        let mut released = std::mem::take(&mut self.released);
-        for one in released.drain(..) {
-            self.worker.released(&self.conn, one);
+        loop {
+            let flushed = self.conn.poll_flush(&mut self.stream, cx, self.worker.now(), &mut self.released);
+            let mut released = std::mem::take(&mut self.released);
+            for one in released.drain(..) {
+                self.worker.released(&self.conn, one);
+            }
+            self.released = released;
+            // Room that is given back on this very connection: nobody wakes this task in its own turn.
+            if !matches!(flushed, Poll::Ready(Ok(()))) || !self.conn.has_ready() {
+                return flushed;
+            }
         }
-        self.released = released;
-        flushed
     }
 
     fn should_end(&self) -> Option<CloseReason> {
@@ -241,7 +249,9 @@ impl FrameTask {
             let header = match Header::parse(bytes) {
                 Ok(header) => header,
                 Err(broken) => {
-                    self.conn.close(CloseReason::Protocol, reason::PROTOCOL, &broken.to_string());
+                    let stranger = self.conn.side == Side::Out && self.conn.hello().is_none();
+                    let whose = if stranger { "the peer is no agent: " } else { "" };
+                    self.conn.close(CloseReason::Protocol, reason::PROTOCOL, &format!("{whose}{broken}"));
                     return Next::End;
                 }
             };
@@ -271,6 +281,7 @@ impl FrameTask {
 
     /// Waits for the rest of a frame in a buffer of its own.
     fn keep(&mut self, data: &[u8]) {
+        self.conn.in_frame.set(!data.is_empty());
         if data.is_empty() {
             return;
         }
@@ -377,7 +388,8 @@ impl FrameTask {
 
 /// What is known of an error's text.
 pub(super) fn id_text(meta: &[u8]) -> String {
-    agent_common::frame::find(meta, id::ERROR_TEXT).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default()
+    let text = agent_common::frame::find(meta, id::ERROR_TEXT).unwrap_or_default();
+    String::from_utf8_lossy(&text[..text.len().min(TEXT_MAX)]).into_owned()
 }
 
 impl Worker {
@@ -386,7 +398,12 @@ impl Worker {
         let Handoff { stream, peer, side, bytes } = handoff;
         match stream.fasten(self.counters.clone()) {
             Ok(stream) => start_in(self, stream, peer, side, bytes),
-            Err(error) => debug!(%error, "a connection was lost on its way to its worker"),
+            Err(error) => {
+                debug!(%error, "a connection was lost on its way to its worker");
+                if side != Side::Worker {
+                    self.connection_gone(CloseReason::Peer);
+                }
+            }
         }
     }
 }

@@ -11,7 +11,6 @@ use std::{
 };
 
 use tokio::{
-    net::TcpSocket,
     sync::Notify,
     time::{Instant, sleep, timeout},
 };
@@ -23,6 +22,7 @@ use super::{
     upstream::{Remote, Waiting, least_loaded},
 };
 use crate::proxy::{
+    backend::connect,
     calls::CallKey,
     pool::Refused,
     request::Request,
@@ -130,7 +130,11 @@ impl Tunnel {
             health.set(true, "connected");
         }
         for (key, remote, request) in self.take_waiting() {
-            worker.send_waiting(key, &remote, conn, &request);
+            worker.send_framed(key, &remote, conn, &request);
+        }
+        if self.retired.get() {
+            // It was being opened at that time.
+            conn.leave();
         }
     }
 
@@ -207,11 +211,12 @@ async fn watch(tunnel: Rc<Tunnel>, conn: Rc<FrameConn>) {
 async fn open(tunnel: &Rc<Tunnel>, worker: &Rc<Worker>, nth: usize) -> Result<Rc<FrameConn>, String> {
     let within = worker.tunnel_limits().connect_timeout;
     let connect = async {
+        let kernel = worker.kernel();
         let (socket, peer) = match &tunnel.to {
-            To::Agent { address, .. } => (dial(*address).await?, Peer::Tcp(*address)),
+            To::Agent { address, .. } => (Socket::Tcp(connect(*address, kernel.as_deref()).await?), Peer::Tcp(*address)),
             To::Worker(number) => (worker.dial_worker(*number)?, Peer::Unix),
         };
-        let stream = Stream::new(socket, worker.counters.clone(), None);
+        let stream = Stream::new(socket, worker.counters.clone(), kernel);
         Ok::<_, io::Error>(task::start_out(worker, stream, peer, nth))
     };
     let late = || format!("can't connect within {} ms", within.as_millis());
@@ -225,13 +230,6 @@ async fn open(tunnel: &Rc<Tunnel>, worker: &Rc<Worker>, nth: usize) -> Result<Rc
             Err(format!("no HELLO within {} ms", within.as_millis()))
         }
     }
-}
-
-async fn dial(address: SocketAddr) -> io::Result<Socket> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    let stream = socket.connect(address).await?;
-    stream.set_nodelay(true)?;
-    Ok(Socket::Tcp(stream))
 }
 
 impl Worker {
