@@ -114,6 +114,16 @@ fn ends_by_itself_with_a_sum() {
 }
 
 #[test]
+fn calls_a_frame_service_on_another_node() {
+    let mut task = Task::start(&["--nodes", "2", "--seconds", "2", "--no-kernel"]);
+    let (said, status) = task.end();
+    assert!(status.success(), "{said}");
+    assert!(said.contains("by its tunnel to the agent") && said.contains("errors 0"), "{said}");
+    task.nothing_runs();
+    assert!(is_empty(task.folder.path()));
+}
+
+#[test]
 fn no_process_outlives_it_when_it_is_killed() {
     let mut task = Task::start(&[]);
     task.until("calls/s");

@@ -32,24 +32,54 @@ pub(super) struct Agent {
     name: Option<String>,
     /// Where applications call it.
     pub(super) listen: SocketAddr,
+    /// Where other agents connect to.
+    pub(super) tunnel: SocketAddr,
+}
+
+/// What an agent is started with.
+pub(super) struct Node<'a> {
+    pub(super) folder: &'a Path,
+    /// None: the usual one, which need not be typed.
+    pub(super) name: Option<String>,
+    pub(super) port: u16,
+    /// Where the service is, if it is configured.
+    pub(super) service: Served,
+    pub(super) kernel: bool,
+}
+
+/// Where the service is.
+pub(super) enum Served {
+    /// A server that speaks Redis.
+    By(SocketAddr),
+    /// Another agent has it.
+    Elsewhere(SocketAddr),
+    /// It dials in.
+    ByWhoDialsIn,
 }
 
 impl Agent {
-    /// Starts it with a configuration that has one service.
-    pub(super) fn start(place: &Place, folder: &Path, port: u16, backend: SocketAddr, kernel: bool) -> Result<Self> {
-        // With the usual port it has the usual name, which need not be typed.
-        let name = (port != USUAL_PORT).then(|| format!("demo-{port}"));
-        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let [tunnel, metrics] = USUAL_PORTS.map(|usual| port::free_or_any((port == USUAL_PORT).then_some(usual)));
-        let config = folder.join("moa.toml");
-        fs::write(&config, configuration(listen, [tunnel?, metrics?], backend)).context("no configuration for the example")?;
+    /// Starts it with a configuration that has one service at most.
+    pub(super) fn start(place: &Place, node: Node<'_>) -> Result<Self> {
+        let Node { folder, name, port, service, kernel } = node;
+        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let usual = port == USUAL_PORT;
+        let [tunnel, metrics] = USUAL_PORTS.map(|port| port::free_or_any(usual.then_some(port)));
+        let (listen, tunnel) = (local(port), local(tunnel?));
+        let label = name.as_deref().unwrap_or("default");
+        let config = folder.join(format!("{label}.toml"));
+        fs::write(&config, configuration([listen, tunnel, local(metrics?)], &service)).context("no configuration for the example")?;
         let moa = place.moa(false);
         let kernel = if kernel { "auto" } else { "off" };
         let mut args = vec!["agent".to_owned(), "--config".to_owned(), config.display().to_string()];
         args.extend(["--kernel".to_owned(), kernel.to_owned()]);
         args.extend(name_args(name.as_ref()));
-        let process = Process::start(&moa, &args, &folder.join("agent.log"), Stdio::null())?;
-        Ok(Self { process, moa, name, listen })
+        let process = Process::start(&moa, &args, &folder.join(format!("{label}.log")), Stdio::null())?;
+        Ok(Self { process, moa, name, listen, tunnel })
+    }
+
+    /// What it is called when it has this port: with the usual port it has the usual name.
+    pub(super) fn usual_name(port: u16) -> Option<String> {
+        (port != USUAL_PORT).then(|| format!("demo-{port}"))
     }
 
     /// Returns when it answers a call of the service.
@@ -124,11 +154,16 @@ fn name_args(name: Option<&String>) -> Vec<String> {
     name.map_or_else(Vec::new, |name| vec!["--name".to_owned(), name.clone()])
 }
 
-fn configuration(listen: SocketAddr, [tunnel, metrics]: [u16; 2], backend: SocketAddr) -> String {
+fn configuration([listen, tunnel, metrics]: [SocketAddr; 3], service: &Served) -> String {
+    let service = match service {
+        Served::By(server) => format!("[services.\"/service/demo\"]\ninstances = [\"{server}\"]\n"),
+        Served::Elsewhere(agent) => {
+            format!("[peers.far]\naddress = \"{agent}\"\n\n[services.\"/service/demo\"]\nagents = [\"far\"]\n")
+        }
+        Served::ByWhoDialsIn => String::new(),
+    };
     format!(
-        "[app]\nlisten = \"{listen}\"\n\n[tunnel]\nlisten = \"127.0.0.1:{tunnel}\"\n\n\
-         [metrics]\nlisten = \"127.0.0.1:{metrics}\"\n\n\
-         [services.\"/service/demo\"]\ninstances = [\"{backend}\"]\n"
+        "[app]\nlisten = \"{listen}\"\n\n[tunnel]\nlisten = \"{tunnel}\"\n\n[metrics]\nlisten = \"{metrics}\"\n\n{service}"
     )
 }
 

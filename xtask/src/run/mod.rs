@@ -9,6 +9,7 @@ mod port;
 pub(crate) mod signals;
 
 use std::{
+    net::SocketAddr,
     path::Path,
     process::Stdio,
     time::{Duration, Instant},
@@ -17,7 +18,12 @@ use std::{
 use anyhow::{Result, bail};
 use tempfile::TempDir;
 
-use self::{agent::Agent, children::Process, live::Live, signals::Signals};
+use self::{
+    agent::{Agent, Node, Served},
+    children::Process,
+    live::Live,
+    signals::Signals,
+};
 use crate::{
     build,
     load::{self, Load, Report, Running},
@@ -48,6 +54,9 @@ pub(crate) struct Args {
     /// Leaves the kernel programs out
     #[arg(long)]
     no_kernel: bool,
+    /// With 2, the service is on another node: it speaks frames and has dialled another agent, on this machine
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
+    nodes: u8,
 }
 
 /// Sets up, builds, and runs until it is told to stop.
@@ -69,6 +78,8 @@ pub(crate) fn run(place: &Place, args: &Args) -> Result<()> {
 struct Example {
     load: Option<Running>,
     agent: Agent,
+    /// The agent of the other node.
+    far: Option<Agent>,
     service: Process,
     /// Removed last.
     _folder: TempDir,
@@ -77,9 +88,21 @@ struct Example {
 impl Example {
     fn start(place: &Place, args: &Args) -> Result<Self> {
         let folder = TempDir::with_prefix("moa-demo-")?;
-        let mut service = service(place, folder.path())?;
-        let backend = service.printed_address()?;
-        let mut agent = Agent::start(place, folder.path(), args.port, backend, !args.no_kernel)?;
+        let name = Agent::usual_name(args.port);
+        let node = |name, port, service| Node { folder: folder.path(), name, port, service, kernel: !args.no_kernel };
+        let (service, served, far) = if args.nodes == 1 {
+            let mut service = service(place, folder.path(), "demo_service.py", None)?;
+            let server = service.printed_address()?;
+            (service, Served::By(server), None)
+        } else {
+            let far = node(Some(format!("far-{}", args.port)), port::free_or_any(None)?, Served::ByWhoDialsIn);
+            let mut far = Agent::start(place, far)?;
+            far.wait_until_it_serves()?;
+            let mut service = service(place, folder.path(), "frame_service.py", Some(far.listen))?;
+            service.printed_address()?;
+            (service, Served::Elsewhere(far.tunnel), Some(far))
+        };
+        let mut agent = Agent::start(place, node(name, args.port, served))?;
         agent.wait_until_it_serves()?;
         let load = Load {
             connections: CONNECTIONS,
@@ -87,18 +110,29 @@ impl Example {
             polls: true,
             ..Load::new(agent.listen, CALLS.iter().map(|call| load::get(call)).collect())
         };
-        Ok(Self { load: Some(load.start()?), agent, service, _folder: folder })
+        Ok(Self { load: Some(load.start()?), agent, far, service, _folder: folder })
     }
 
     /// What there is to try.
     fn explain(&self) {
-        println!("\nAn application's call goes to the agent at {}, which sends it on to /service/demo.", self.agent.listen);
+        match &self.far {
+            None => {
+                println!("\nAn application's call goes to the agent at {}, which sends it on to /service/demo.", self.agent.listen);
+            }
+            Some(far) => {
+                println!("\nA Redis client's call goes to the agent at {}, by its tunnel to the agent", self.agent.listen);
+                println!("of the other node at {}, and on to /service/demo, which speaks frames and has dialled it.", far.tunnel);
+            }
+        }
         println!("{}", self.agent.kernel_line());
         println!("Try, in another terminal:");
         println!("  redis-cli -p {} GET '{}'", self.agent.listen.port(), CALLS[0]);
         println!("  {}", self.agent.to_type("status"));
         println!("  {}", self.agent.to_type("services"));
         println!("  {}", self.agent.to_type("kernel"));
+        if let Some(far) = &self.far {
+            println!("  {}", far.to_type("conns"));
+        }
         println!("Ctrl-C ends it.\n");
     }
 
@@ -109,6 +143,7 @@ impl Example {
         let mut live = Live::new(load.take()?);
         while end.is_none_or(|end| Instant::now() < end) && !signals.within(Duration::from_secs(1)) {
             self.agent.check()?;
+            self.far.as_mut().map_or(Ok(()), Agent::check)?;
             if let Some(status) = self.service.ended()? {
                 bail!("the example service ended with {status}:\n{}", self.service.tail());
             }
@@ -121,6 +156,7 @@ impl Example {
     fn stop(mut self) -> Result<()> {
         drop(self.load.take());
         self.agent.stop()?;
+        self.far.as_mut().map_or(Ok(()), Agent::stop)?;
         self.service.stop()?;
         Ok(())
     }
@@ -135,8 +171,10 @@ fn judge(report: &Report, args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn service(place: &Place, folder: &Path) -> Result<Process> {
-    let script = place.root.join("xtask/example/demo_service.py");
+/// One of the example services, which dials an agent if it is told one.
+fn service(place: &Place, folder: &Path, script: &str, agent: Option<SocketAddr>) -> Result<Process> {
+    let script = place.root.join("xtask/example").join(script);
     let python = place::program("python3").unwrap_or_else(|| "python3".into());
-    Process::start(&python, &[script.display().to_string()], &folder.join("service.log"), Stdio::piped())
+    let args: Vec<_> = [script.display().to_string()].into_iter().chain(agent.map(|agent| agent.to_string())).collect();
+    Process::start(&python, &args, &folder.join("service.log"), Stdio::piped())
 }
