@@ -289,7 +289,7 @@ impl FramePeer {
 
     /// Expects the end of the connection, with no frame before it.
     pub fn expect_end(&mut self) {
-        let got = self.next();
+        let got = self.next_frame();
         assert_eq!(got, None, "a frame where the connection should end");
     }
 
@@ -373,7 +373,7 @@ pub fn bytes_of(header: Header, meta: &[u8], body: &[u8]) -> Vec<u8> {
 /// Serves a connection in a thread of its own until it ends.
 pub fn serve(mut peer: FramePeer, mut each: impl FnMut(&mut FramePeer, Got) + Send + 'static) -> JoinHandle<()> {
     thread::spawn(move || {
-        while let Some(got) = peer.next() {
+        while let Some(got) = peer.next_frame() {
             each(&mut peer, got);
         }
     })

@@ -79,7 +79,7 @@ impl Mux {
     pub fn next(&mut self) -> Event {
         loop {
             self.pump();
-            let Some(got) = self.peer.next() else { return Event::End };
+            let Some(got) = self.peer.next_frame() else { return Event::End };
             match got.kind() {
                 Some(Kind::Credit) => self.out.credit(&got.header).expect("credit within the window"),
                 Some(Kind::Ping) => {

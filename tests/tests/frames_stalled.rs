@@ -90,7 +90,7 @@ fn a_caller_that_gives_nothing_back_is_told_so_in_the_end() {
         if sent % 100 == 0 {
             // It does read, and finds no more than it has room for.
             client.send(Header::new(Kind::Ping), &[], &[]);
-            let got = std::iter::from_fn(|| client.next()).find(|got| matches!(got.kind(), Some(Kind::Pong | Kind::GoAway)));
+            let got = std::iter::from_fn(|| client.next_frame()).find(|got| matches!(got.kind(), Some(Kind::Pong | Kind::GoAway)));
             match got {
                 Some(got) if got.kind() == Some(Kind::GoAway) => break got,
                 Some(_) => {}

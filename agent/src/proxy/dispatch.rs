@@ -11,7 +11,7 @@ use super::{
     app::App,
     caller::{Caller, Failure},
     calls::CallKey,
-    frames::{FrameConn, Remote, Streams, Tunnel, Way},
+    frames::{FrameConn, Remote, Scope, Streams, Tunnel, Way},
     link::{Forgotten, Link},
     pool::{Pool, Refused},
     replies::Seq,
@@ -25,6 +25,8 @@ use crate::wire::reply::error_envelope;
 
 /// MOA's error codes that the mesh itself answers with.
 pub(crate) mod code {
+    /// The service failed in a way that has no code here.
+    pub(crate) const FAILED: u16 = 300;
     /// The call is not what a MOA server can read, or too large for it.
     pub(crate) const SERIALIZATION: u16 = 302;
     /// No instance could be reached, or the connection broke.
@@ -62,6 +64,8 @@ pub(crate) struct Call {
     bytes: usize,
     attempts: usize,
     pub(crate) place: Place,
+    /// Whether it is counted here; not so if another worker has counted it.
+    counted: bool,
     /// What only calls of more than one frame each way have.
     pub(crate) streams: Option<Box<Streams>>,
 }
@@ -105,6 +109,11 @@ impl Place {
 }
 
 impl Call {
+    /// Where it is counted.
+    fn counters(&self) -> Option<&CallCounters> {
+        self.place.counters().filter(|_| self.counted)
+    }
+
     /// The header of a frame to who was given the call.
     pub(crate) fn header_to(&self, key: CallKey, stream: u32, kind: Kind) -> Header {
         Header { stream, via: key.via(), service: self.service.hash, ..Header::new(kind) }
@@ -145,6 +154,7 @@ impl Worker {
         let started = self.now();
         let deadline = started + within.timeout;
         let call = Call {
+            counted: caller.scope() != Scope::Worker,
             caller,
             service: service.clone(),
             started,
@@ -229,13 +239,13 @@ impl Worker {
     pub(super) fn placed(&self, key: CallKey, place: Place) {
         let mut former = Place::Nowhere;
         if let Some(call) = self.calls.borrow_mut().get_mut(key) {
-            if let Some(counters) = call.place.counters() {
+            if let Some(counters) = call.counters() {
                 counters.in_flight.sub(1);
             }
-            if let Some(counters) = place.counters() {
+            former = std::mem::replace(&mut call.place, place);
+            if let Some(counters) = call.counters() {
                 counters.in_flight.add(1);
             }
-            former = std::mem::replace(&mut call.place, place);
         }
         if let Place::Framed(_, conn, _) = former {
             conn.done();
@@ -390,7 +400,9 @@ impl Worker {
     /// As `fail`, counted for an instance that the call did not reach.
     fn fail_at(&self, key: CallKey, failed: &Upstream, code: u16, reason: &str) {
         let Some(call) = self.remove(key) else { return };
-        failed.counters().failed(self.now().duration_since(call.started), code);
+        if call.counted {
+            failed.counters().failed(self.now().duration_since(call.started), code);
+        }
         let text = self.error_text(call.service.name(), Some(failed.instance()), reason);
         let begun = call.answer_has_begun();
         call.caller.fail(Failure { code, text: &text, not_executed: true }, begun);
@@ -399,9 +411,10 @@ impl Worker {
     /// Ends a call with an error.
     pub(super) fn end_with(&self, key: CallKey, code: u16, not_executed: bool, text: impl FnOnce(&Call) -> String) {
         let Some(call) = self.remove(key) else { return };
-        match call.place.counters() {
+        match call.counters() {
             Some(counters) => counters.failed(self.now().duration_since(call.started), code),
-            None => call.service.unsent.refused(code),
+            None if call.counted => call.service.unsent.refused(code),
+            None => {}
         }
         let begun = call.answer_has_begun();
         call.caller.fail(Failure { code, text: &text(&call), not_executed }, begun);
@@ -410,7 +423,7 @@ impl Worker {
     /// Takes a call out of the table, as an answer to it has come.
     pub(super) fn remove_answered(&self, key: CallKey, error: Option<u16>) -> Option<Call> {
         let call = self.remove(key)?;
-        if let Some(counters) = call.place.counters() {
+        if let Some(counters) = call.counters() {
             counters.answered(self.now().duration_since(call.started), error);
         }
         Some(call)
@@ -419,7 +432,7 @@ impl Worker {
     pub(super) fn remove(&self, key: CallKey) -> Option<Call> {
         let call = self.calls.borrow_mut().remove(key)?;
         self.queued_sub(call.bytes);
-        if let Some(counters) = call.place.counters() {
+        if let Some(counters) = call.counters() {
             counters.in_flight.sub(1);
         }
         if let Place::Framed(_, conn, _) = &call.place {

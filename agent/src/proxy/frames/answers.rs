@@ -386,6 +386,10 @@ impl Worker {
     }
 
     pub(super) fn send_elsewhere_from(self: &Rc<Self>, key: CallKey, request: Request, remote: &Rc<Remote>, reason: &str) {
+        let is_streamed = self.with_call(key, |call| call.streams.as_ref().is_some_and(|streams| streams.gathered.is_some()));
+        if is_streamed == Some(true) {
+            return self.fail(key, code::REMOTING, Some(&remote.instance), reason);
+        }
         self.send_elsewhere(key, request, &Upstream::Remote(remote.clone()), reason);
     }
 }
@@ -428,7 +432,8 @@ fn whole(frames: Vec<agent_common::frame::Frame>) -> Option<Request> {
 
 /// The error code of a status; none if it is a success.
 fn error_of(word: u32) -> Option<u16> {
-    (word != status::OK).then(|| u16::try_from(word).unwrap_or(0))
+    // A code that only frames have room for is a failure all the same.
+    (word != status::OK).then(|| u16::try_from(word).unwrap_or(code::FAILED))
 }
 
 /// An answer of one frame as a reply of Redis.

@@ -260,6 +260,11 @@ impl FrameConn {
         self.incoming.borrow_mut().insert(via, key).is_none()
     }
 
+    /// Whether the peer still waits for the rest of an answer to a call of this name.
+    pub(crate) fn answers(&self, via: u64) -> bool {
+        self.out.borrow().has(Message { via, to_caller: true })
+    }
+
     pub(crate) fn incoming(&self, via: u64) -> Option<CallKey> {
         self.incoming.borrow().get(&via).copied()
     }
@@ -345,7 +350,8 @@ impl FrameConn {
 
     /// Whether so much of an answer waits that its reader must; it is woken when more has left.
     pub(crate) fn pause_reader(&self, answer: Message, max: usize, reader: &Task) -> bool {
-        if self.closed.get() || self.out.borrow().waiting_of(answer) < max.min(self.bounds.windows.stream as usize) {
+        let is_much = || self.out.borrow().waiting_of(answer) >= max.min(self.bounds.windows.stream as usize);
+        if self.closed.get() || !(is_much() || self.is_crowded()) {
             return false;
         }
         let mut paused = self.paused.borrow_mut();

@@ -3,21 +3,22 @@
 use std::{rc::Rc, time::Duration};
 
 use agent_common::frame::{Flags, Header, Kind, Message, ReceiveWindow, Violation, entries, id, service_hash};
-use bytes::BytesMut;
+use bytes::Bytes;
 
 use super::{
-    conn::FrameConn,
+    conn::{FrameConn, Side},
     streams::{Gathered, Streams},
     task::Incoming,
+    tunnel::Tunnel,
     upstream::{Remote, Way},
 };
 use crate::proxy::{
     caller::{Caller, Failure, Framed},
     calls::CallKey,
     dispatch::{Call, Place, UNNUMBERED, Within, code},
-    request::Request,
+    request::{Request, pieces},
     routes::service_key,
-    service::{Service, Upstream},
+    service::{Service, Turn, Upstream},
     worker::Worker,
 };
 
@@ -37,7 +38,7 @@ impl Worker {
     pub(super) fn requested(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) -> Result<(), Violation> {
         let header = &frame.header;
         conn.calls.set(conn.calls.get() + 1);
-        if conn.incoming(header.via).is_some() {
+        if conn.incoming(header.via).is_some() || conn.answers(header.via) {
             return Err(Violation::Via { stream: header.stream });
         }
         let framed = Framed {
@@ -52,6 +53,8 @@ impl Worker {
             Err(refusal) => {
                 let Refusal { code, name, reason, service } = refusal;
                 match service {
+                    // Another worker has counted the call.
+                    _ if conn.side == Side::Worker => {}
                     Some(service) => service.unsent.refused(code),
                     None => self.counters.unrouted.add(code),
                 }
@@ -125,7 +128,7 @@ impl Worker {
         conn.made(via, key);
         let turn = service.turn();
         if !header.flags.has(Flags::END_STREAM) {
-            return self.begin_streamed(key, service, frame);
+            return self.begin_streamed(key, service, turn, frame);
         }
         // The usual case needs no copy of the call that outlives this moment.
         if let Some(Upstream::Remote(remote)) = service.candidates(turn, scope, self.now()).next()
@@ -159,7 +162,7 @@ impl Worker {
     }
 
     /// A call whose first frame is not its last one.
-    fn begin_streamed(self: &Rc<Self>, key: CallKey, service: &Rc<Service>, frame: &Incoming<'_>) {
+    fn begin_streamed(self: &Rc<Self>, key: CallKey, service: &Rc<Service>, turn: Turn, frame: &Incoming<'_>) {
         let Some((window, scope, flags)) = ({
             let mut calls = self.calls.borrow_mut();
             calls.get_mut(key).and_then(|call| match &call.caller {
@@ -174,18 +177,28 @@ impl Worker {
         let mut request = ReceiveWindow::new(window);
         // A fresh window has room for any frame.
         let _ = request.receive(frame.header.frame_len());
+        let mut full = None;
         let mut streams = Box::new(Streams { request: Some(request), ..Streams::default() });
-        for upstream in service.candidates(service.turn(), scope, self.now()) {
+        for upstream in service.candidates(turn, scope, self.now()) {
             match upstream {
                 Upstream::Pool(_) => {
-                    let (meta, body) = frame.keep();
-                    let header = Header { flags, ..frame.header };
-                    streams.gathered = Some(Gathered { header, meta, body: BytesMut::from(&body[..]) });
+                    streams.gathered = Some(Gathered::of(frame, flags));
                     self.with_call(key, |call| call.streams = Some(streams));
                     return self.took_request(key, frame.header.frame_len());
                 }
                 Upstream::Remote(remote) => {
-                    let Ok(Way::Conn(to)) = remote.way() else { continue };
+                    let to = match remote.way() {
+                        Ok(Way::Conn(to)) => to,
+                        Ok(Way::Wait(tunnel)) if self.wait_streamed(key, &remote, &tunnel, flags, frame) => {
+                            streams.gathered = Some(Gathered::of(frame, flags));
+                            self.with_call(key, |call| call.streams = Some(streams));
+                            return;
+                        }
+                        _ => {
+                            full = Some(remote).filter(|remote| remote.is_full()).or(full);
+                            continue;
+                        }
+                    };
                     to.begin();
                     let header = self.with_call(key, |call| {
                         call.streams = Some(streams);
@@ -198,7 +211,37 @@ impl Worker {
                 }
             }
         }
-        self.fail(key, code::REMOTING, None, &service.why_unavailable(scope));
+        match full.map(Upstream::Remote) {
+            Some(upstream) => self.fail(key, code::POOL_FULL, Some(upstream.instance()), &upstream.why_full()),
+            None => self.fail(key, code::REMOTING, None, &service.why_unavailable(scope)),
+        }
+    }
+
+    /// Lets a call wait for a tunnel that is being opened; what comes of it meanwhile is bounded by its window.
+    fn wait_streamed(&self, key: CallKey, remote: &Rc<Remote>, tunnel: &Rc<Tunnel>, flags: Flags, frame: &Incoming<'_>) -> bool {
+        let request = Request::framed(Header { flags, ..frame.header }, Bytes::new(), Bytes::new());
+        let waits = tunnel.wait(key, remote, request, self.tunnel_limits().queue_max).is_ok();
+        if waits {
+            self.placed(key, Place::Queued(remote.clone(), tunnel.clone()));
+        }
+        waits
+    }
+
+    /// A call that waited for a tunnel can go.
+    pub(super) fn send_waiting(&self, key: CallKey, remote: &Rc<Remote>, to: &Rc<FrameConn>, request: &Request) {
+        let streamed = self.with_call(key, |call| {
+            let streams = call.streams.as_deref_mut()?;
+            let (gathered, ends) = (streams.gathered.take()?, streams.request.is_none());
+            let numbers = Header { word: call.left_ms(self.now()), ..call.header_to(key, UNNUMBERED, Kind::Request) };
+            Some((gathered, ends, numbers))
+        });
+        let Some((gathered, ends, numbers)) = streamed.flatten() else {
+            return self.send_framed(key, remote, to, request);
+        };
+        to.begin();
+        let Gathered { header, meta, body } = gathered;
+        pieces(Header { flags: header.flags, ..numbers }, meta, body.freeze(), ends, &mut |frame| to.push(frame));
+        self.placed(key, Place::Framed(remote.clone(), to.clone(), UNNUMBERED));
     }
 
     /// More of a request has come.
@@ -312,6 +355,9 @@ impl Call {
         }
         let Some(gathered) = &mut streams.gathered else { return Ok(Went::Nowhere) };
         gathered.body.extend_from_slice(frame.body());
+        if let Place::Queued(..) = self.place {
+            return Ok(Went::On);
+        }
         if gathered.body.len() > max {
             return Ok(Went::TooLong(format!("the call has more than {max} bytes (argument_bytes_max)")));
         }

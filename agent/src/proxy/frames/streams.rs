@@ -3,6 +3,7 @@
 use agent_common::frame::{COPY_BELOW, FRAME_MAX, Flags, Header, Kind, MetaBuilder, ReceiveWindow, id};
 use bytes::{Buf, Bytes, BytesMut};
 
+use super::task::Incoming;
 use crate::proxy::{
     caller::{Failure, Framed},
     dispatch::code,
@@ -43,6 +44,12 @@ pub(super) struct Gathered {
 }
 
 impl Gathered {
+    /// Begins with the first frame, under these flags.
+    pub(super) fn of(frame: &Incoming<'_>, flags: Flags) -> Self {
+        let (meta, body) = frame.keep();
+        Self { header: Header { flags, ..frame.header }, meta, body: BytesMut::from(&body[..]) }
+    }
+
     pub(super) fn finish(self) -> Request {
         Request::framed(self.header, self.meta, self.body.freeze())
     }

@@ -130,7 +130,7 @@ impl Tunnel {
             health.set(true, "connected");
         }
         for (key, remote, request) in self.take_waiting() {
-            worker.send_framed(key, &remote, conn, &request);
+            worker.send_waiting(key, &remote, conn, &request);
         }
         if self.retired.get() {
             // It was being opened at that time.

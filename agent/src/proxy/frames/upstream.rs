@@ -48,6 +48,15 @@ impl Remote {
         }
     }
 
+    /// Whether it is there, but takes no more calls for now.
+    pub(crate) fn is_full(&self) -> bool {
+        let conn = match &self.target {
+            Target::Here(conns) => least_loaded(conns.iter()),
+            Target::By(tunnel) => tunnel.least_loaded(),
+        };
+        conn.is_some_and(|conn| !conn.has_room())
+    }
+
     /// Whether a call can be tried.
     pub(crate) fn is_there(&self) -> bool {
         match &self.target {
