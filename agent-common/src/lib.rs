@@ -12,6 +12,8 @@ mod leg;
 mod listener;
 #[cfg(feature = "aya")]
 mod pod;
+#[cfg(feature = "sdk")]
+pub mod sdk;
 mod verdict;
 
 pub use counts::Counts;

@@ -79,12 +79,12 @@ impl ReceiveWindow {
         Ok(())
     }
 
-    /// So many bytes of what came are used up. Returns what to give back: once that is a quarter of the window, or the
-    /// sender has no room for a whole frame, as it would wait for ever for what is kept back.
+    /// So many bytes of what came are used up. Returns what to give back, once that is a quarter of the window, or once
+    /// nothing else is held and a frame of any size would not fit: the sender would wait for ever for what is kept back.
     pub fn used(&mut self, len: usize) -> Option<u32> {
         self.used = self.used.saturating_add(u32::try_from(len).unwrap_or(u32::MAX)).min(self.taken);
-        let has_room = self.size - self.taken >= FRAME;
-        if self.used == 0 || (self.used < self.size / 4 && has_room) {
+        let shut = self.held() == 0 && self.size - self.taken < FRAME;
+        if self.used == 0 || self.used < self.size / 4 && !shut {
             return None;
         }
         self.taken -= self.used;
@@ -115,15 +115,17 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_kept_back_from_a_sender_without_room_for_a_frame() {
-        let mut window = ReceiveWindow::new(WINDOW_MIN);
-        assert_eq!(window.receive(100), Ok(()));
-        assert_eq!(window.used(100), Some(100));
-        let mut window = ReceiveWindow::new(4 * WINDOW_MIN);
-        assert_eq!(window.receive(100), Ok(()));
-        assert_eq!(window.used(100), None);
-        assert_eq!(window.receive(4 * 65_536 - 200), Ok(()));
-        assert_eq!(window.used(1), Some(101));
+    fn a_large_frame_fits_once_all_is_used_up() {
+        for size in [WINDOW_MIN, WINDOW_MIN + 1, 80_000, 100_000, 4 * WINDOW_MIN] {
+            let (mut sender, mut receiver) = (SendWindow::new(size), ReceiveWindow::new(size));
+            for len in [100, 10_000, 65_536, 1, 65_536, 16_000, 65_536] {
+                assert!(sender.take(len), "{len} bytes into a window of {size}");
+                receiver.receive(len).unwrap();
+                if let Some(credit) = receiver.used(len) {
+                    sender.credit(credit).unwrap();
+                }
+            }
+        }
     }
 
     #[test]

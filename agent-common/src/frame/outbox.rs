@@ -543,6 +543,20 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_takes_what_it_is_sent_is_never_flooded() {
+        let mut outbox = outbox(1 << 30, 1 << 30);
+        outbox.push(frame(Kind::Request, 1, 60_000, false));
+        for _ in 0..10_000 {
+            // There is always more to send than the socket takes.
+            outbox.push(frame(Kind::Data, 1, 60_000, false));
+            outbox.control(&Header::new(Kind::Pong), &[]).unwrap();
+            outbox.schedule(|_| {});
+            outbox.advance(60_080);
+            assert!(outbox.ready_bytes() > 0);
+        }
+    }
+
+    #[test]
     fn a_peer_that_takes_no_answers_to_its_pings_is_flooded() {
         let mut outbox = outbox(65_536, 65_536);
         let pings = (0..).take_while(|_| outbox.control(&Header::new(Kind::Pong), &[]).is_ok()).count();

@@ -147,7 +147,8 @@ impl Check<'_, '_> {
     }
 }
 
-fn wrong_uri(uri: &str) -> Option<String> {
+/// What is wrong with a service's URI, configured or offered.
+pub(crate) fn wrong_uri(uri: &str) -> Option<String> {
     let unfit = |c: char| c.is_whitespace() || c.is_control() || "\"'`\\".contains(c);
     if !uri.starts_with('/') || uri.len() == 1 {
         Some(format!("the URI {uri:?}, which does not begin with `/` and a name"))

@@ -24,6 +24,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use check::wrong_uri;
 pub use effective::effective;
 pub use key::KeyPath;
 pub use load::{load, parse};

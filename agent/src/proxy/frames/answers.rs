@@ -185,14 +185,15 @@ impl Worker {
             }
             Outcome::Go(Some(piece.freeze()))
         });
-        if matches!(outcome, Some(Outcome::Go(None))) && !end {
-            if let Err(reason) = self.hold(key, body.len()) {
-                if let Some(place) = self.with_call(key, |call| call.place.clone()) {
-                    self.withdraw(key, &place, status::LIMIT);
-                    self.fail(key, code::POOL_FULL, place.instance(), &reason);
-                }
-                return;
+        if matches!(outcome, Some(Outcome::Go(None)))
+            && !end
+            && let Err(reason) = self.hold(key, body.len())
+        {
+            if let Some(place) = self.with_call(key, |call| call.place.clone()) {
+                self.withdraw(key, &place, status::LIMIT);
+                self.fail(key, code::POOL_FULL, place.instance(), &reason);
             }
+            return;
         }
         match outcome {
             Some(Outcome::Go(piece)) => self.give_redis(key, conn, piece, end, frame.header.frame_len()),
@@ -343,9 +344,7 @@ impl Worker {
             return;
         }
         let refused = self.calls.borrow().keys(|call| match &call.place {
-            Place::Framed(_, to, stream) => {
-                Rc::ptr_eq(to, conn) && (*stream == UNNUMBERED || is_after(*stream, header.stream))
-            }
+            Place::Framed(_, to, stream) => Rc::ptr_eq(to, conn) && (*stream == UNNUMBERED || is_after(*stream, header.stream)),
             _ => false,
         });
         for key in refused {

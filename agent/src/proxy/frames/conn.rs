@@ -8,9 +8,7 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
-use agent_common::frame::{
-    Flags, Frame, Header, Hello, Kind, Message, MetaBuilder, Outbox, Released, Role, Windows, id, status,
-};
+use agent_common::frame::{Flags, Frame, Header, Hello, Kind, Message, MetaBuilder, Outbox, Released, Role, Windows, id, status};
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 use tokio::{sync::Notify, time::Instant};

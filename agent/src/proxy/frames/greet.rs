@@ -9,6 +9,7 @@ use super::{
     conn::{About, Bounds, FrameConn, Side},
     task::Handoff,
 };
+use crate::config::wrong_uri;
 use crate::proxy::{routes::Offered, socket::Peer, stats::CloseReason, worker::Worker};
 
 /// How long a peer may take nothing when the worker holds as many bytes as it may.
@@ -96,6 +97,9 @@ impl Worker {
             conn.greeted(hello);
             conn.say(&own);
             return self.part_with(conn);
+        }
+        if let Some(wrong) = hello.offers.iter().find_map(|offer| wrong_uri(&offer.uri)) {
+            return conn.close(CloseReason::Protocol, reason::REFUSED, &format!("what is offered has {wrong}"));
         }
         let mut offers = hello.offers.clone();
         offers.sort();

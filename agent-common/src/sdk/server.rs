@@ -1,0 +1,279 @@
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+use super::{
+    Address, Call, Reply,
+    backoff::Backoff,
+    driver::Serve,
+    handshake::Opening,
+    link::Link,
+    options::{Options, common_options},
+    serve::Service,
+    taken::Terms,
+};
+use crate::frame::{Hello, Offer};
+
+/// Offers services through an agent.
+///
+/// ```no_run
+/// use agent_common::sdk::{Call, Reply, Server};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let server = Server::builder("users").agents(["127.0.0.1:13000"]).offer("/service/user");
+/// let handle = server.serve(|call: Call| async move {
+///     match call.method() {
+///         "get" => Reply::new(r#"{"name":"Ada"}"#),
+///         _ => Reply::error(300, "no such method"),
+///     }
+/// }).await?;
+/// // Until the process is to end:
+/// handle.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Server;
+
+/// Makes a server.
+#[derive(Debug, Clone)]
+pub struct ServerBuilder {
+    options: Options,
+    offers: Vec<Offer>,
+}
+
+/// A server that runs. Dropped, it ends at once.
+#[derive(Debug)]
+pub struct Handle {
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+/// Why a server does not begin.
+#[derive(Debug)]
+pub struct StartError(String);
+
+/// Everything that a connection of a server is opened with.
+struct Registrar {
+    options: Options,
+    agents: Vec<Address>,
+    offers: Vec<Offer>,
+    terms: Terms,
+    serve: Arc<dyn Serve>,
+}
+
+/// The connections of one process to one agent.
+struct Registration {
+    agent: usize,
+    links: Vec<Link>,
+}
+
+impl Server {
+    /// A server of an application with this name.
+    #[must_use]
+    pub fn builder(application: &str) -> ServerBuilder {
+        let mut options = Options::new(application);
+        options.connect_timeout = Duration::from_secs(10);
+        ServerBuilder { options, offers: Vec::new() }
+    }
+}
+
+impl ServerBuilder {
+    common_options!();
+
+    /// Offers a service, in the default group.
+    #[must_use]
+    pub fn offer(self, uri: &str) -> Self {
+        self.offer_in_group(uri, "")
+    }
+
+    /// Offers a service in a group.
+    #[must_use]
+    pub fn offer_in_group(mut self, uri: &str, group: &str) -> Self {
+        self.offers.push(Offer { uri: uri.to_owned(), group: group.to_owned() });
+        self
+    }
+
+    /// Connects to the first agent in the list that can be reached, and returns once the services can be called there.
+    ///
+    /// Each call runs `handler` in a task of its own. The future that it returns is dropped when the caller cancels, when
+    /// the deadline passes and when the connection ends.
+    ///
+    /// # Errors
+    /// When an address is none, or no agent answers.
+    pub async fn serve<F, Fut>(self, handler: F) -> Result<Handle, StartError>
+    where
+        F: Fn(Call) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Reply> + Send + 'static,
+    {
+        let agents = self.options.addresses().map_err(|error| StartError(error.to_string()))?;
+        let offers: HashMap<u64, Offer> = self.offers.iter().map(|offer| (offer.hash(), offer.clone())).collect();
+        let serve = Service { handler: Arc::new(handler), body_bytes_max: self.options.body_bytes_max };
+        let registrar = Registrar {
+            options: self.options,
+            agents,
+            offers: self.offers,
+            terms: Terms { offers: Arc::new(offers) },
+            serve: Arc::new(serve),
+        };
+        let first = registrar.register_anywhere().await.map_err(StartError)?;
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(registrar.run(first, stopped));
+        Ok(Handle { stop, task })
+    }
+}
+
+impl Handle {
+    /// Asks the agent for no more calls, waits until those in flight have ended, and closes the connections.
+    pub async fn shutdown(self) {
+        self.stop.send_replace(true);
+        let mut handle = self;
+        let _ = (&mut handle.task).await;
+    }
+}
+
+impl Registrar {
+    async fn run(self, first: Registration, mut stopped: watch::Receiver<bool>) {
+        let mut registration = first;
+        tokio::select! {
+            _ = stopped.wait_for(|stop| *stop) => {}
+            () = self.keep(&mut registration) => {}
+        }
+        if *stopped.borrow() {
+            registration.drain().await;
+        }
+    }
+
+    /// Keeps all connections to the agent open, and goes to another agent when it is gone, or back to the local one.
+    async fn keep(&self, registration: &mut Registration) {
+        let mut backoff = Backoff::new(self.options.backoff_max);
+        loop {
+            tokio::select! {
+                at = registration.lost() => self.replace(registration, at, &mut backoff).await,
+                links = self.local_again(registration.agent) => {
+                    std::mem::replace(registration, links).leave();
+                    backoff.reset();
+                }
+            }
+        }
+    }
+
+    /// Another connection for one that was lost: to the same agent, or if that is gone to the first that is not.
+    async fn replace(&self, registration: &mut Registration, at: usize, backoff: &mut Backoff) {
+        if let Ok(link) = self.open(registration.agent, at).await {
+            registration.links[at] = link;
+        } else if let Ok(other) = self.register_anywhere().await {
+            std::mem::replace(registration, other).leave();
+        }
+        sleep(backoff.next()).await;
+        if registration.links.iter().all(Link::is_open) {
+            backoff.reset();
+        }
+    }
+
+    /// Tries the local agent until it takes connections again.
+    async fn local_again(&self, agent: usize) -> Registration {
+        if agent == 0 {
+            return std::future::pending().await;
+        }
+        let mut backoff = Backoff::new(self.options.backoff_max);
+        loop {
+            sleep(backoff.next()).await;
+            if let Ok(links) = self.register(0).await {
+                return links;
+            }
+        }
+    }
+
+    async fn register_anywhere(&self) -> Result<Registration, String> {
+        let mut failures = Vec::new();
+        for agent in 0..self.agents.len() {
+            match self.register(agent).await {
+                Ok(registration) => return Ok(registration),
+                Err(failure) => failures.push(failure),
+            }
+        }
+        Err(format!("no agent can be reached: {}", failures.join("; ")))
+    }
+
+    /// Opens as many connections as the agent says are worth having.
+    async fn register(&self, agent: usize) -> Result<Registration, String> {
+        let first = self.open(agent, 0).await?;
+        let count = usize::from(first.0.peer.connections).clamp(1, CONNECTIONS_MAX);
+        let mut registration = Registration { agent, links: vec![first] };
+        for at in 1..count {
+            registration.links.push(self.open(agent, at).await?);
+        }
+        Ok(registration)
+    }
+
+    async fn open(&self, agent: usize, at: usize) -> Result<Link, String> {
+        let calls_max = u32::try_from(self.options.calls_max).unwrap_or(u32::MAX);
+        let connection = u16::try_from(at).unwrap_or(u16::MAX);
+        let hello = Hello { offers: self.offers.clone(), connection: Some(connection), calls_max, ..self.options.hello() };
+        let (terms, serve) = (self.terms.clone(), Some(Arc::clone(&self.serve)));
+        Opening { options: &self.options, hello: &hello, terms, serve }.open(&self.agents[agent]).await
+    }
+}
+
+/// Connections that are opened at most, whatever the agent says.
+const CONNECTIONS_MAX: usize = 256;
+/// How long the last calls of connections that are not needed any more may take.
+const LEAVE: Duration = Duration::from_secs(60);
+
+impl Registration {
+    /// Which connection takes no more calls.
+    async fn lost(&self) -> usize {
+        let waits: Vec<_> = self.links.iter().map(|link| Box::pin(link.gone())).collect();
+        first_of(waits).await
+    }
+
+    /// Ends the connections in good order, in their own time.
+    fn leave(self) {
+        tokio::spawn(timeout(LEAVE, async move { self.drain().await }));
+    }
+
+    async fn drain(&self) {
+        self.links.iter().for_each(Link::drain);
+        for link in &self.links {
+            link.closed().await;
+        }
+    }
+}
+
+impl Drop for Registration {
+    /// Whatever happens, no connection stays that nobody looks after.
+    fn drop(&mut self) {
+        self.links.iter().for_each(Link::close);
+    }
+}
+
+/// Which future is ready first.
+async fn first_of<F: Future<Output = ()> + Unpin>(mut futures: Vec<F>) -> usize {
+    std::future::poll_fn(|cx| {
+        let ready = futures.iter_mut().position(|future| std::pin::Pin::new(future).poll(cx).is_ready());
+        ready.map_or(std::task::Poll::Pending, std::task::Poll::Ready)
+    })
+    .await
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // Not after a shutdown: then the task ends on its own.
+        if !*self.stop.borrow() {
+            self.task.abort();
+        }
+    }
+}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StartError {}
