@@ -7,7 +7,8 @@ use std::{
     net::{Shutdown, SocketAddr, TcpStream},
     os::unix::net::UnixStream,
     path::Path,
-    time::Duration,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use agent_common::frame::{Flags, HEADER_LEN, Header, Hello, Kind, MetaBuilder, Offer, Role, Windows, find, id, service_hash};
@@ -269,6 +270,41 @@ impl FramePeer {
         self.send(Header { flags: header.flags | Flags::END_STREAM, word: status, ..header }, &[], body);
     }
 
+    /// Sends what goes on of a message, which began with a frame of `numbers`.
+    pub fn data(&mut self, numbers: &Header, flags: Flags, body: &[u8]) {
+        let Header { stream, via, service, .. } = *numbers;
+        self.send(Header { flags, stream, via, service, ..Header::new(Kind::Data) }, &[], body);
+    }
+
+    /// Gives up a call that it has made.
+    pub fn cancel(&mut self, uri: &str, stream: u32) {
+        let service = service_hash(uri.as_bytes(), b"");
+        self.send(Header { stream, via: u64::from(stream), service, ..Header::new(Kind::Cancel) }, &[], &[]);
+    }
+
+    /// Expects that the other end ends the connection for this reason. Returns its last frame.
+    pub fn expect_goaway(&mut self, reason: u32) -> Got {
+        let got = self.expect(Kind::GoAway);
+        assert!(got.has(Flags::END_STREAM), "not a final one: {got:?}");
+        assert_eq!(got.header.word, reason, "{}", got.error());
+        self.expect_end();
+        got
+    }
+
+    /// Expects the end of the connection, with no frame before it.
+    pub fn expect_end(&mut self) {
+        let got = self.next();
+        assert_eq!(got, None, "a frame where the connection should end");
+    }
+
+    /// Expects that the connection serves, and that nothing but the answer to this PING comes.
+    pub fn expect_quiet(&mut self) {
+        let mark = u64::from(self.next_stream) << 32 | 0xfeed;
+        self.send(Header { via: mark, ..Header::new(Kind::Ping) }, &[], &[]);
+        let got = self.expect(Kind::Pong);
+        assert_eq!(got.header.via, mark);
+    }
+
     /// The next frame, which must be of this kind.
     pub fn expect(&mut self, kind: Kind) -> Got {
         let got = self.expect_any();
@@ -313,11 +349,14 @@ impl FramePeer {
     /// Reads until so many bytes are there; false at the end of the connection.
     fn fill(&mut self, len: usize) -> bool {
         let mut chunk = [0; 64 * 1024];
+        let deadline = Instant::now() + PATIENCE;
         while self.buffer.len() < len {
             match self.socket.read(&mut chunk) {
                 Ok(0) => return false,
                 Ok(read) => self.buffer.extend(&chunk[..read]),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return false,
+                // On the kernel path a blocking socket may say so before any time is over (docs/kernel.md).
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {}
                 Err(error) => panic!("the agent sent nothing within {PATIENCE:?}: {error}"),
             }
         }
@@ -333,4 +372,13 @@ pub fn bytes_of(header: Header, meta: &[u8], body: &[u8]) -> Vec<u8> {
         ..header
     };
     [&header.bytes()[..], meta, body].concat()
+}
+
+/// Serves a connection in a thread of its own until it ends.
+pub fn serve(mut peer: FramePeer, mut each: impl FnMut(&mut FramePeer, Got) + Send + 'static) -> JoinHandle<()> {
+    thread::spawn(move || {
+        while let Some(got) = peer.next() {
+            each(&mut peer, got);
+        }
+    })
 }

@@ -19,6 +19,7 @@ pub mod load;
 pub mod machine;
 pub mod mesh;
 pub mod mixed;
+pub mod mux;
 pub mod netns;
 pub mod process;
 pub mod resp;

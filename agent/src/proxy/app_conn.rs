@@ -181,7 +181,7 @@ impl AppConn {
     fn speaks_frames(&mut self, data: &Bytes) -> bool {
         let whole = data.first_chunk::<3>();
         let is_first = self.app.calls.get() == 0 && self.app.session.borrow().is_none() && self.app.is_idle();
-        let frames = is_first && whole.is_some_and(|begun| begun[..2] == MAGIC && begun[2] < b' ');
+        let frames = is_first && whole.is_some_and(|begun| begun[..2] == MAGIC && begun[2] < b'\t');
         if frames {
             let bytes = BytesMut::from(&data[..]);
             self.worker.becomes_frames(&self.app, self.stream.take(), bytes);
