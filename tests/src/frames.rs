@@ -228,6 +228,10 @@ impl FramePeer {
     /// The whole answer to a call, which is the only one in flight.
     pub fn answer_to(&mut self, stream: u32) -> Got {
         let mut answer = self.expect_any();
+        // Room for a request that has been sent whole meanwhile.
+        while answer.kind() == Some(Kind::Credit) {
+            answer = self.expect_any();
+        }
         assert_eq!((answer.kind(), answer.header.stream), (Some(Kind::Response), stream), "{answer:?}");
         self.owed += u32::try_from(answer.header.frame_len()).expect("a frame's length");
         if self.owed >= CREDIT {

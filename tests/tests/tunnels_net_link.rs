@@ -23,6 +23,8 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const LARGE: &str = "/service/large";
+/// So that all calls share one connection.
+const ONE: &str = "[agent]\nworkers = 1\n";
 
 /// Loses packets for as long, under load. Returns how many calls failed, each with a text that names the peer.
 fn lose(lost: Duration, policy: &str) -> u64 {
@@ -143,10 +145,10 @@ fn small_calls_overtake_a_large_request_on_a_slow_cable() {
     let nodes = [Node::new(), Node::new()];
     let cable = Cable::between(&nodes[0], &nodes[1]);
     let large = config::served_by(LARGE, &[], &["far"], "timeout_ms = 60000");
-    let mesh = Mesh::start(&nodes, &cable, [&large, ""], "timeout_ms = 60000");
+    let mesh = Mesh::start(&nodes, &cable, [&format!("{ONE}{large}"), ONE], "timeout_ms = 60000");
     let mut server = mesh.far_node.inside(|| FramePeer::connect(mesh.far.address(), &service("s1", &[LARGE])));
     let body = pattern(5_000_000);
-    cable.slow_down("20mbit");
+    cable.slow_down("5mbit");
     let mut frames = mesh.frames();
     thread::scope(|scope| {
         let call = scope.spawn(|| {
@@ -173,8 +175,8 @@ fn small_calls_overtake_a_large_request_on_a_slow_cable() {
 fn small_calls_overtake_a_large_answer_on_a_slow_cable() {
     let nodes = [Node::new(), Node::new()];
     let cable = Cable::between(&nodes[0], &nodes[1]);
-    let mesh = Mesh::start(&nodes, &cable, ["", ""], "timeout_ms = 60000");
-    cable.slow_down("20mbit");
+    let mesh = Mesh::start(&nodes, &cable, [ONE, ONE], "timeout_ms = 60000");
+    cable.slow_down("5mbit");
     for in_frames in [false, true] {
         let (mut client, mut frames) = (mesh.client(), mesh.frames());
         let call = envelope(DEMO, "big", "5000000");

@@ -78,7 +78,7 @@ fn take(worker: &Rc<Worker>, socket: Socket, peer: Peer, side: Side) {
     // A socket that refuses this is already reset. Keepalive finds peers that vanished without a word.
     let usable =
         socket.tcp().is_none_or(|tcp| tcp.set_nodelay(true).and_then(|()| SockRef::from(tcp).set_keepalive(true)).is_ok());
-    if usable {
+    if usable && (side != Side::AgentIn || socket.send_in_turns().is_ok()) {
         worker.accepted(socket, peer, side);
     }
 }

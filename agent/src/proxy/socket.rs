@@ -9,11 +9,15 @@ use std::{
 };
 
 use bytes::BytesMut;
+use socket2::SockRef;
 use tokio::{
     io::AsyncWrite,
     net::{TcpStream, UnixStream},
 };
 use tokio_util::io::poll_read_buf;
+
+/// Bytes that may wait in the kernel before they are sent to another agent.
+const UNSENT_MAX: u32 = 128 * 1024;
 
 /// Who is at the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +64,11 @@ impl Socket {
             Self::Unix(unix) => unix.into_std().map(Loose::Unix),
             Self::Gone => Err(gone()),
         }
+    }
+
+    /// Has little wait in the kernel, where a small call cannot overtake a large one any more.
+    pub(crate) fn send_in_turns(&self) -> io::Result<()> {
+        self.tcp().map_or(Ok(()), |tcp| SockRef::from(tcp).set_tcp_notsent_lowat(UNSENT_MAX))
     }
 
     pub(crate) fn tcp(&self) -> Option<&TcpStream> {

@@ -216,6 +216,7 @@ async fn open(tunnel: &Rc<Tunnel>, worker: &Rc<Worker>, nth: usize) -> Result<Rc
             To::Agent { address, .. } => (Socket::Tcp(connect(*address, kernel.as_deref()).await?), Peer::Tcp(*address)),
             To::Worker(number) => (worker.dial_worker(*number)?, Peer::Unix),
         };
+        socket.send_in_turns()?;
         let stream = Stream::new(socket, worker.counters.clone(), kernel);
         Ok::<_, io::Error>(task::start_out(worker, stream, peer, nth))
     };
