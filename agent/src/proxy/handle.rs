@@ -15,7 +15,7 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Barrier, mpsc, oneshot},
     time::{Instant, timeout, timeout_at},
 };
 
@@ -132,6 +132,8 @@ struct Board {
     workers: Vec<mpsc::Sender<Control>>,
 }
 
+/// Services that all connections may offer together, each connection's counted.
+const OFFERS_MAX: usize = 100_000;
 /// Connections on their way to one worker.
 const HANDOFFS_MAX: usize = 1024;
 
@@ -286,9 +288,10 @@ impl Proxy {
     pub async fn drain(&self, within: Duration) -> bool {
         let deadline = Instant::now() + within;
         let mut pending = Vec::new();
+        let no_callers = Arc::new(Barrier::new(self.workers.len()));
         for worker in &self.workers {
             let (done, drained) = oneshot::channel();
-            if timeout_at(deadline, worker.control.send(Control::Drain(done))).await.is_ok_and(|sent| sent.is_ok()) {
+            if timeout_at(deadline, worker.control.send(Control::Drain(no_callers.clone(), done))).await.is_ok_and(|sent| sent.is_ok()) {
                 pending.push(drained);
             }
         }
@@ -339,6 +342,11 @@ impl Board {
         lock(&self.routes).clone()
     }
 
+    /// How many services are offered, each connection's counted.
+    fn offered(&self) -> usize {
+        lock(&self.offers).values().map(|offered| offered.offers.len()).sum()
+    }
+
     /// Has all workers follow a new configuration, or the one in force with what is offered now.
     async fn apply(&self, checked: Option<Arc<Checked>>) -> Result<(), ApplyError> {
         let _one_at_a_time = self.applying.lock().await;
@@ -371,6 +379,8 @@ async fn register(board: Arc<Board>, mut tells: mpsc::UnboundedReceiver<Told>) {
         let mut next = Some(first);
         while let Some(told) = next {
             match told {
+                // Not taken up, which its connection notices.
+                Told::Offered(_, offered, _) if board.offered() + offered.offers.len() > OFFERS_MAX => {}
                 Told::Offered(conn, offered, done) => {
                     lock(&board.offers).insert(conn, offered);
                     waiting.push(done);

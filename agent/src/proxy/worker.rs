@@ -18,7 +18,7 @@ use bytes::BytesMut;
 use slab::Slab;
 use tokio::{
     runtime,
-    sync::{Notify, mpsc, oneshot},
+    sync::{Barrier, Notify, mpsc, oneshot},
     time::{Instant, sleep},
 };
 
@@ -65,8 +65,9 @@ pub(crate) enum Control {
     Conns(usize, oneshot::Sender<Vec<api::Conn>>),
     /// Answer, to show that the worker is alive.
     Ping(oneshot::Sender<()>),
-    /// Take no new connections, finish what is in flight, say when it is done.
-    Drain(oneshot::Sender<()>),
+    /// Take no new connections, finish what is in flight, say when it is done. Services are let go when no worker has
+    /// callers any more, which is where the barrier is.
+    Drain(Arc<Barrier>, oneshot::Sender<()>),
     /// End.
     Stop,
 }
@@ -194,10 +195,10 @@ async fn obey(worker: &Rc<Worker>, mut control: mpsc::Receiver<Control>) {
                 let _ = reply.send(());
             }
             Control::Stop => return,
-            Control::Drain(done) => {
+            Control::Drain(no_callers, done) => {
                 let worker = worker.clone();
                 tokio::task::spawn_local(async move {
-                    worker.drain().await;
+                    worker.drain(&no_callers).await;
                     let _ = done.send(());
                 });
             }
@@ -577,7 +578,7 @@ impl Worker {
         }
     }
 
-    async fn drain(&self) {
+    async fn drain(&self, no_callers: &Barrier) {
         self.stopping.set(true);
         self.stop.notify_waiters();
         sleep(LAST_CALLS).await;
@@ -596,6 +597,7 @@ impl Worker {
             }
         }
         self.until(|| self.apps.borrow().is_empty() && !self.frames.borrow().values().any(|conn| conn.is_caller())).await;
+        no_callers.wait().await;
         for conn in self.frames.borrow().values().filter(|conn| conn.side != Side::Worker) {
             conn.leave();
         }

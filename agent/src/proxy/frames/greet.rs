@@ -115,7 +115,10 @@ impl Worker {
         self.tell(Told::Offered(conn.id, offered, done));
         let (conn, worker) = (conn.clone(), self.clone());
         tokio::task::spawn_local(async move {
-            if registered.await.is_ok() && !conn.is_closed() {
+            if registered.await.is_err() {
+                return conn.close(CloseReason::Full, reason::LIMIT, "applications offer as many services as the agent takes");
+            }
+            if !conn.is_closed() {
                 worker.turn_begins();
                 conn.greeted(hello);
                 conn.say(&own);

@@ -88,6 +88,8 @@ struct FrameTask {
     inbox: Inbox,
     /// The beginning of a frame that is not whole, with room for the rest.
     partial: BytesMut,
+    /// How long it must be before it is worth looking at.
+    needed: usize,
     /// What was read before the task began.
     first: BytesMut,
     released: Vec<Released>,
@@ -127,6 +129,7 @@ fn start(worker: &Rc<Worker>, stream: Stream, peer: Peer, side: Side, first: Byt
         inbox: Inbox::new(conn.bounds.windows.connection),
         conn: conn.clone(),
         partial: BytesMut::new(),
+        needed: 0,
         first,
         released: Vec::new(),
         heard: false,
@@ -236,10 +239,13 @@ impl FrameTask {
         if self.partial.is_empty() {
             return self.worker.poll_read(&mut self.stream, cx);
         }
-        let room = self.partial.capacity() - self.partial.len();
-        let read = ready!(self.stream.poll_read_buf(cx, &mut self.partial))?;
-        debug_assert!(room > 0, "a frame that is not whole has room for the rest");
-        Poll::Ready(Ok(if read == 0 { BytesMut::new() } else { std::mem::take(&mut self.partial) }))
+        while self.partial.len() < self.needed {
+            if ready!(self.stream.poll_read_buf(cx, &mut self.partial))? == 0 {
+                return Poll::Ready(Ok(BytesMut::new()));
+            }
+            self.conn.last_read.set(self.worker.now());
+        }
+        Poll::Ready(Ok(std::mem::take(&mut self.partial)))
     }
 
     /// Handles the frames that are whole, and keeps the rest.
@@ -285,8 +291,9 @@ impl FrameTask {
         if data.is_empty() {
             return;
         }
-        let whole = data.first_chunk::<HEADER_LEN>().map_or(HEADER_ROOM, |bytes| Header::read(bytes).frame_len());
-        self.partial = BytesMut::with_capacity(whole.max(data.len() + 1));
+        let whole = data.first_chunk::<HEADER_LEN>().map(|bytes| Header::read(bytes).frame_len());
+        self.needed = whole.unwrap_or(HEADER_LEN);
+        self.partial = BytesMut::with_capacity(whole.unwrap_or(HEADER_ROOM));
         self.partial.extend_from_slice(data);
     }
 
