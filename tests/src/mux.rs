@@ -3,9 +3,7 @@
 
 use std::{collections::HashMap, io::IoSlice};
 
-use agent_common::frame::{
-    Flags, Frame, HEADER_LEN, Header, Kind, Message, MetaBuilder, Outbox, id,
-};
+use agent_common::frame::{Flags, Frame, HEADER_LEN, Header, Kind, Message, MetaBuilder, Outbox, id};
 use bytes::Bytes;
 
 use crate::frames::{FramePeer, Got};
