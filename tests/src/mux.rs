@@ -74,7 +74,7 @@ impl Mux {
     }
 
     /// Sends what may go, and waits for what comes.
-    pub fn next(&mut self) -> Event {
+    pub fn next_event(&mut self) -> Event {
         loop {
             self.pump();
             let Some(got) = self.peer.next_frame() else { return Event::End };
