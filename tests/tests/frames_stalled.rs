@@ -193,8 +193,8 @@ fn whoever_floods_with_pings_and_never_reads_is_cut_off() {
     let before = memory_kib(agent.pid(), "VmRSS");
     let mut flood = FramePeer::connect(agent.address(), &caller());
     let pings = Header::new(Kind::Ping).bytes().repeat(1_000);
-    let cut = (0..100_000).find(|_| flood.try_write(&pings).is_err());
-    assert!(cut.is_some(), "the agent has taken 100,000,000 PINGs");
+    // What it sends behind the end is read and dropped for a moment, however much that is.
+    until_true("the flood to be cut off", || (0..1_000).any(|_| flood.try_write(&pings).is_err()));
     expect_served(&agent, USER, 100);
     let after = memory_kib(agent.pid(), "VmRSS");
     assert!(after < before + MARGIN_KIB, "{before} KiB, then {after} KiB");
