@@ -3,9 +3,7 @@
 
 use std::{collections::HashMap, io::IoSlice};
 
-use agent_common::frame::{
-    Flags, Frame, HEADER_LEN, Header, Kind, Message, MetaBuilder, Outbox, id,
-};
+use agent_common::frame::{Flags, Frame, HEADER_LEN, Header, Kind, Message, MetaBuilder, Outbox, id};
 use bytes::Bytes;
 
 use crate::frames::{FramePeer, Got};
@@ -76,7 +74,7 @@ impl Mux {
     }
 
     /// Sends what may go, and waits for what comes.
-    pub fn next(&mut self) -> Event {
+    pub fn next_event(&mut self) -> Event {
         loop {
             self.pump();
             let Some(got) = self.peer.next_frame() else { return Event::End };

@@ -33,7 +33,7 @@ fn serve(peer: FramePeer, one_ways: Arc<AtomicU64>) -> JoinHandle<()> {
     thread::spawn(move || {
         let mut mux = Mux::new(peer);
         loop {
-            let call = match mux.next() {
+            let call = match mux.next_event() {
                 Event::Whole(call) => call,
                 Event::Cancelled(_) => continue,
                 Event::End => return,
@@ -139,7 +139,7 @@ impl FrameCaller {
     }
 
     fn wait(&mut self) {
-        let (got, whole) = match self.mux.next() {
+        let (got, whole) = match self.mux.next_event() {
             Event::Whole(got) => (got, true),
             Event::Cancelled(got) => (got, false),
             Event::End => panic!("the agent has ended the connection"),

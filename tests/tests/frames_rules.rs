@@ -1,6 +1,6 @@
 //! The rules of the frame protocol, broken one by one: what ends a connection, what is refused, what is dropped.
 
-use agent_common::frame::{Flags, Header, Kind, WINDOW_MAX, WINDOW_MIN, Windows, id, service_hash, status::reason};
+use agent_common::frame::{Flags, Header, Hello, Kind, WINDOW_MAX, WINDOW_MIN, Windows, id, service_hash, status::reason};
 use moa_tests::{
     Agent,
     frames::{FramePeer, Got, caller, meta_of, service},
@@ -17,8 +17,9 @@ struct Scene {
 
 fn scene() -> Scene {
     let agent = Agent::start("");
-    let server = FramePeer::connect(agent.address(), &service("s1", &[USER]));
-    let client = FramePeer::connect(agent.address(), &caller());
+    // On one worker: what goes by way of another has the windows of that way, too.
+    let server = FramePeer::connect(agent.address(), &Hello { connection: Some(0), ..service("s1", &[USER]) });
+    let client = FramePeer::connect(agent.address(), &Hello { connection: Some(0), ..caller() });
     Scene { agent, server, client }
 }
 
@@ -267,6 +268,7 @@ fn a_message_that_overruns_its_window_ends_the_connection() {
     // The service gives nothing back of the message, and takes the smallest part of it.
     scene.server = {
         let mut hello = service("s2", &["/service/narrow"]);
+        hello.connection = Some(0);
         hello.windows = Windows { stream: WINDOW_MIN, connection: WINDOW_MIN };
         FramePeer::connect(scene.agent.address(), &hello)
     };
@@ -294,6 +296,7 @@ fn a_message_that_overruns_its_window_ends_the_connection() {
 fn an_answer_that_overruns_its_window_ends_the_services_connection() {
     let mut scene = scene();
     let mut narrow = caller();
+    narrow.connection = Some(0);
     narrow.windows = Windows { stream: WINDOW_MIN, connection: WINDOW_MIN };
     scene.client = FramePeer::connect(scene.agent.address(), &narrow);
     let (stream, call) = scene.call(Flags::END_STREAM, b"");

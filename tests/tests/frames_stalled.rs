@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use agent_common::frame::{Flags, Header, Kind, WINDOW_MIN, Windows, service_hash, status::reason};
+use agent_common::frame::{Flags, Header, Hello, Kind, WINDOW_MIN, Windows, service_hash};
 use moa_tests::{
     Agent, Answer, DEMO, FakeMoa, config, echo,
     frames::{FramePeer, bytes_of, caller, meta_of, serve, service},
@@ -77,28 +77,31 @@ fn a_caller_that_never_reads_is_bounded_and_others_go_on() {
 }
 
 #[test]
-fn a_caller_that_gives_nothing_back_is_told_so_in_the_end() {
+fn what_waits_for_a_caller_that_gives_nothing_back_is_bounded() {
     let agent = Agent::start("[app]\nqueued_bytes_max = 100000\n");
     let mut hello = caller();
     hello.windows = Windows { stream: WINDOW_MIN, connection: WINDOW_MIN };
     let mut client = FramePeer::connect(agent.address(), &hello);
-    let mut sent = 0;
-    let got = loop {
-        client.request("/service/unknown", WHOLE, b"");
-        sent += 1;
-        assert!(sent < 10_000, "nothing bounds the errors that wait");
-        if sent % 100 == 0 {
-            // It does read, and finds no more than it has room for.
-            client.send(Header::new(Kind::Ping), &[], &[]);
-            let got = std::iter::from_fn(|| client.next_frame()).find(|got| matches!(got.kind(), Some(Kind::Pong | Kind::GoAway)));
-            match got {
-                Some(got) if got.kind() == Some(Kind::GoAway) => break got,
-                Some(_) => {}
-                None => panic!("the connection ended without a word"),
-            }
+    let (mut answered, mut cancelled) = (0, 0);
+    for _ in 0..100 {
+        for _ in 0..100 {
+            client.request("/service/unknown", WHOLE, b"");
         }
-    };
-    assert_eq!(got.header.word, reason::LIMIT, "{}", got.error());
+        // It does read, and finds no more than it has room for; what follows comes without room.
+        client.send(Header::new(Kind::Ping), &[], &[]);
+        loop {
+            let got = client.expect_any();
+            match got.kind() {
+                Some(Kind::Pong) => break,
+                Some(Kind::Response) => answered += 1,
+                _ => cancelled += 1,
+            }
+            assert!(got.header.word == 501, "{got:?}");
+        }
+    }
+    assert!(cancelled > 0, "{answered} answers");
+    let queued = agent.json(&["status"])["app"]["queued_bytes"].as_u64();
+    assert!(queued < Some(200_000), "{queued:?} bytes wait");
 }
 
 #[test]
@@ -145,8 +148,9 @@ fn a_service_that_never_reads_is_bounded_and_others_go_on() {
 #[test]
 fn a_caller_that_gives_no_credit_holds_up_only_its_own_answer() {
     let agent = Agent::start("");
-    let mut server = FramePeer::connect(agent.address(), &service("s1", &[USER]));
-    let mut hello = caller();
+    let mut server = FramePeer::connect(agent.address(), &Hello { connection: Some(0), ..service("s1", &[USER]) });
+    // On one worker, so that no other windows are between.
+    let mut hello = Hello { connection: Some(0), ..caller() };
     hello.windows = Windows { stream: WINDOW_MIN, connection: 1 << 20 };
     let mut client = FramePeer::connect(agent.address(), &hello);
     let mut other = FramePeer::connect(agent.address(), &caller());
@@ -189,8 +193,8 @@ fn whoever_floods_with_pings_and_never_reads_is_cut_off() {
     let before = memory_kib(agent.pid(), "VmRSS");
     let mut flood = FramePeer::connect(agent.address(), &caller());
     let pings = Header::new(Kind::Ping).bytes().repeat(1_000);
-    let cut = (0..100_000).find(|_| flood.try_write(&pings).is_err());
-    assert!(cut.is_some(), "the agent has taken 100,000,000 PINGs");
+    // What it sends behind the end is read and dropped for a moment, however much that is.
+    until_true("the flood to be cut off", || (0..1_000).any(|_| flood.try_write(&pings).is_err()));
     expect_served(&agent, USER, 100);
     let after = memory_kib(agent.pid(), "VmRSS");
     assert!(after < before + MARGIN_KIB, "{before} KiB, then {after} KiB");

@@ -201,8 +201,14 @@ impl FrameTask {
             ready!(self.stream.poll_shutdown(cx)).ok();
             self.shut = true;
         }
-        while ready!(self.worker.poll_read(&mut self.stream, cx)).is_ok_and(|data| !data.is_empty()) {}
-        Poll::Ready(())
+        for _ in 0..READS {
+            if !ready!(self.worker.poll_read(&mut self.stream, cx)).is_ok_and(|data| !data.is_empty()) {
+                return Poll::Ready(());
+            }
+        }
+        // Whoever sends faster than this reads has no turn without an end.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
