@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use agent_common::frame::MAGIC;
+use agent_common::frame::{MAGIC, status};
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::{
@@ -358,7 +358,7 @@ impl AppConn {
         let calls = self.app.calls_in_flight();
         self.app.clear(reason);
         for key in calls {
-            self.worker.cancel(key);
+            self.worker.cancel(key, status::CANCELLED);
         }
         self.worker.app_ended(&self.app, reason);
     }

@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, ops::Range, rc::Rc, time::Duration};
 
-use agent_common::frame::{HEAD_MAX, Header, Kind, Message, status};
+use agent_common::frame::{HEAD_MAX, Header, Kind, Message};
 use bytes::Bytes;
 use tokio::time::Instant;
 
@@ -341,7 +341,7 @@ impl Worker {
     }
 
     /// Nobody waits for the answer any more: what was not sent need not be, and what has begun to come need not go on.
-    pub(crate) fn cancel(self: &Rc<Self>, key: CallKey) {
+    pub(crate) fn cancel(self: &Rc<Self>, key: CallKey, why: u32) {
         let found = {
             let mut calls = self.calls.borrow_mut();
             let Some(call) = calls.get_mut(key) else { return };
@@ -352,7 +352,7 @@ impl Worker {
             (call.place.clone(), call.received.is_some())
         };
         let (place, begun) = found;
-        match (self.withdraw(key, &place, status::CANCELLED), &place) {
+        match (self.withdraw(key, &place, why), &place) {
             (Forgotten::Unsent, _) => drop(self.remove(key)),
             (Forgotten::Sent, Place::Sent(_, link)) if begun && !link.is_shared() => {
                 link.stop("the application has gone");

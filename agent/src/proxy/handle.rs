@@ -291,7 +291,10 @@ impl Proxy {
         let no_callers = Arc::new(Barrier::new(self.workers.len()));
         for worker in &self.workers {
             let (done, drained) = oneshot::channel();
-            if timeout_at(deadline, worker.control.send(Control::Drain(no_callers.clone(), done))).await.is_ok_and(|sent| sent.is_ok()) {
+            if timeout_at(deadline, worker.control.send(Control::Drain(no_callers.clone(), done)))
+                .await
+                .is_ok_and(|sent| sent.is_ok())
+            {
                 pending.push(drained);
             }
         }

@@ -67,7 +67,8 @@ impl Agent {
         let (listen, tunnel) = (local(port), local(tunnel?));
         let label = name.as_deref().unwrap_or("default");
         let config = folder.join(format!("{label}.toml"));
-        fs::write(&config, configuration([listen, tunnel, local(metrics?)], &service)).context("no configuration for the example")?;
+        fs::write(&config, configuration([listen, tunnel, local(metrics?)], &service))
+            .context("no configuration for the example")?;
         let moa = place.moa(false);
         let kernel = if kernel { "auto" } else { "off" };
         let mut args = vec!["agent".to_owned(), "--config".to_owned(), config.display().to_string()];
@@ -162,9 +163,7 @@ fn configuration([listen, tunnel, metrics]: [SocketAddr; 3], service: &Served) -
         }
         Served::ByWhoDialsIn => String::new(),
     };
-    format!(
-        "[app]\nlisten = \"{listen}\"\n\n[tunnel]\nlisten = \"{tunnel}\"\n\n[metrics]\nlisten = \"{metrics}\"\n\n{service}"
-    )
+    format!("[app]\nlisten = \"{listen}\"\n\n[tunnel]\nlisten = \"{tunnel}\"\n\n[metrics]\nlisten = \"{metrics}\"\n\n{service}")
 }
 
 /// Whether somebody at the address answers a PING.

@@ -117,7 +117,10 @@ impl Example {
     fn explain(&self) {
         match &self.far {
             None => {
-                println!("\nAn application's call goes to the agent at {}, which sends it on to /service/demo.", self.agent.listen);
+                println!(
+                    "\nAn application's call goes to the agent at {}, which sends it on to /service/demo.",
+                    self.agent.listen
+                );
             }
             Some(far) => {
                 println!("\nA Redis client's call goes to the agent at {}, by its tunnel to the agent", self.agent.listen);

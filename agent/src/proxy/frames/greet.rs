@@ -2,7 +2,10 @@
 
 use std::{io, rc::Rc};
 
-use agent_common::frame::{HEADER_LEN, Header, Hello, Role, Windows, status::reason};
+use agent_common::frame::{
+    HEADER_LEN, Header, Hello, Role, Windows,
+    status::{self, reason},
+};
 use tokio::{sync::oneshot, time::Duration};
 
 use super::{
@@ -150,7 +153,7 @@ impl Worker {
         let reason = conn.ends_now().map_or_else(|| "the connection has ended".to_owned(), |(_, text)| text.to_string());
         self.lose_calls(conn, &reason);
         for key in conn.take_incoming() {
-            self.cancel(key);
+            self.cancel(key, status::CANCELLED);
         }
         conn.set_closed();
         if matches!(conn.side, Side::App | Side::AgentIn) {

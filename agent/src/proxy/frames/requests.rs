@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, time::Duration};
 
-use agent_common::frame::{Flags, Header, Kind, Message, ReceiveWindow, Violation, entries, id, service_hash};
+use agent_common::frame::{Flags, Header, Kind, Message, ReceiveWindow, Violation, entries, id, service_hash, status};
 use bytes::Bytes;
 
 use super::{
@@ -283,7 +283,8 @@ impl Worker {
     /// The caller has given up.
     pub(super) fn cancelled(self: &Rc<Self>, conn: &Rc<FrameConn>, header: &Header) {
         match conn.incoming(header.via) {
-            Some(key) => self.cancel(key),
+            Some(key) if header.word == status::OK => self.cancel(key, status::CANCELLED),
+            Some(key) => self.cancel(key, header.word),
             None => {
                 // What is left of an answer, at most.
                 conn.drop_message(Message { via: header.via, to_caller: true });
