@@ -168,6 +168,17 @@ impl Agent {
         self.process.signal(signal);
     }
 
+    /// Stops it with SIGSTOP, and waits until each of its threads stands still.
+    pub fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+        let tasks = format!("/proc/{}/task", self.pid());
+        let stands_still = |task: fs::DirEntry| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+        };
+        until_true("each thread to stand still", || fs::read_dir(&tasks).expect("its threads").flatten().all(stands_still));
+    }
+
     /// How it ended, if it did.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.process.ended()

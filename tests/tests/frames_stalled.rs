@@ -106,7 +106,7 @@ fn what_waits_for_a_caller_that_gives_nothing_back_is_bounded() {
 
 #[test]
 fn a_service_that_never_reads_is_bounded_and_others_go_on() {
-    let agent = Agent::start("");
+    let agent = Agent::start("[tunnel]\nqueued_bytes_max = 4_194_304");
     let _stuck = FramePeer::connect(agent.address(), &service("stuck", &["/service/stuck"]));
     let _serving = serve(FramePeer::connect(agent.address(), &service("s1", &[USER])), |peer, got| {
         if got.kind() == Some(Kind::Request) {

@@ -64,7 +64,7 @@ fn under_load_again_and_again() {
         agent.start_again();
         let after = Look::at(&agent);
         expect_adopted(&before, &after);
-        assert_eq!((after.entries("READS"), after.entries("LISTENERS")), (0, 1), "{after:?}");
+        assert_eq!((after.entries("READS"), after.entries("LISTENERS")), (0, 2), "{after:?}");
         until_true("the sockets of the killed agent to leave the map", || Look::at(&agent).enrolled == 0);
         expect_calls_redirected(&agent);
     }

@@ -195,7 +195,7 @@ fn an_agent_that_stands_still() {
     let nodes = [Node::new(), Node::new()];
     let cable = Cable::between(&nodes[0], &nodes[1]);
     let mesh = Mesh::start(&nodes, &cable, ["[tunnel]\nkeepalive_ms = 300\nconnect_timeout_ms = 300", ""], "timeout_ms = 60000");
-    mesh.far.signal(Signal::SIGSTOP);
+    mesh.far.freeze();
     let mut client = mesh.client();
     let answer = client.call(&echo("stopped"));
     let text = answer["em"].as_str().unwrap_or_default();
@@ -228,7 +228,7 @@ fn an_agent_that_stood_still_itself_blames_nobody() {
     client.send(command(&["GET", &echo("held")]));
     mesh.fake.await_in_flight(1);
     for _ in 0..3 {
-        mesh.near.signal(Signal::SIGSTOP);
+        mesh.near.freeze();
         sleep(Duration::from_secs(1));
         mesh.near.signal(Signal::SIGCONT);
         assert_eq!(mesh.client().call(&echo("at once"))["result"], "at once");

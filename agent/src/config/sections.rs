@@ -105,7 +105,8 @@ pub struct Tunnel {
     /// Bytes of all calls that may be on their way on one connection from another agent.
     #[schemars(range(min = WINDOW_MIN, max = WINDOW_MAX))]
     pub connection_window_bytes: u32,
-    /// Bytes that may wait for one other agent; at the bound calls are answered with 504.
+    /// Bytes that may wait for one other agent, and bytes of calls that may wait for an application that has dialled in; at the
+    /// bound calls are answered with 504.
     #[schemars(range(min = 65_536, max = BYTES_MAX))]
     pub queued_bytes_max: usize,
     /// Calls in flight on one connection; one more is answered with 504.

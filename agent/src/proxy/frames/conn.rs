@@ -40,6 +40,8 @@ pub(crate) struct Bounds {
     pub(crate) calls_max: usize,
     /// Bytes that may wait for the peer.
     pub(crate) queued_bytes_max: usize,
+    /// Bytes that may wait for the peer when it is given one more call: calls of many applications meet at one service.
+    pub(crate) calls_bytes_max: usize,
 }
 
 /// How a connection ends.
@@ -205,7 +207,7 @@ impl FrameConn {
     /// Whether the peer takes one more call.
     pub(crate) fn has_room(&self) -> bool {
         let calls_max = self.hello.borrow().as_ref().map_or(0, |hello| hello.calls_max);
-        (calls_max == 0 || self.outgoing.get() < calls_max as usize) && !self.is_crowded()
+        (calls_max == 0 || self.outgoing.get() < calls_max as usize) && self.queued_bytes() < self.bounds.calls_bytes_max
     }
 
     /// Whether as much waits for the peer as may.
