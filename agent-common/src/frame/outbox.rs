@@ -211,6 +211,10 @@ impl Outbox {
         // A frame towards the caller is credited by the caller, and the other way round.
         let message = Message { via: header.via, to_caller: !header.flags.has(Flags::TO_CALLER) };
         let Some(sending) = self.messages.get_mut(&message) else { return Ok(()) };
+        if !message.to_caller && sending.stream != header.stream {
+            // It was on its way to a call that has ended, and whose name another one has now.
+            return Ok(());
+        }
         sending.window.credit(header.word)?;
         if !sending.in_turn && sending.is_able() {
             sending.in_turn = true;
@@ -512,6 +516,22 @@ mod tests {
         outbox.credit(&credit(1, 14_543)).unwrap();
         assert_eq!(sent(&mut outbox), []);
         outbox.credit(&credit(1, 1)).unwrap();
+        assert_eq!(sent(&mut outbox), [(1, 40_040)]);
+    }
+
+    #[test]
+    fn credit_for_a_call_that_has_ended_is_not_that_of_another_with_its_name() {
+        let mut outbox = outbox(65_536, 1 << 22);
+        outbox.push(frame(Kind::Request, 1, 40_000, false));
+        assert_eq!(sent(&mut outbox), [(1, 40_040)]);
+        outbox.cancel(Message { via: 1, to_caller: false });
+        outbox.push(frame(Kind::Request, 1, 40_000, false));
+        outbox.push(frame(Kind::Data, 1, 40_000, true));
+        outbox.credit(&credit(1, 40_040)).unwrap();
+        assert_eq!(sent(&mut outbox), [(1, 40_040)]);
+        outbox.credit(&credit(1, 40_040)).unwrap();
+        assert_eq!(sent(&mut outbox), []);
+        outbox.credit(&Header { stream: 2, ..credit(1, 40_040) }).unwrap();
         assert_eq!(sent(&mut outbox), [(1, 40_040)]);
     }
 
