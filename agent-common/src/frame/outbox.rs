@@ -10,7 +10,7 @@ use super::{FRAME_MAX, Flags, HEADER_LEN, Header, Kind, Overrun, SendWindow, Win
 /// Bytes of a frame that are copied into one buffer with others: a slice of its own costs the kernel and the allocator
 /// more than the copy.
 pub const COPY_BELOW: usize = 4 * 1024;
-/// Large frames are made ready up to this many bytes at a time, so that a small one never waits behind more of them.
+/// Large frames are made ready while fewer bytes than this are, so that a small one never waits behind twice as many.
 const QUANTUM: usize = FRAME_MAX;
 /// Bytes of frames that need no credit, and that the peer does not take.
 const RESERVE: usize = 64 * 1024;
@@ -81,13 +81,15 @@ struct Sending {
     stream: u32,
 }
 
-/// Bytes of frames that need no credit and were not taken by the socket: those before a mark in what is ready, which moves
-/// forward as the socket takes bytes, and those behind it.
+/// Where in what is ready the frames are that need no credit.
 #[derive(Debug, Default)]
 struct Control {
-    before: usize,
-    behind: usize,
-    mark: usize,
+    /// Their bytes that were not taken by the socket.
+    waiting: usize,
+    /// Bytes of other frames, and those of frames that need no credit behind them.
+    runs: VecDeque<(usize, usize)>,
+    /// The bytes of all runs.
+    covered: usize,
 }
 
 /// Bytes in the order in which they go to the socket.
@@ -139,7 +141,7 @@ impl Outbox {
     /// When the peer has taken too few of those before: the connection is to be closed.
     pub fn control(&mut self, header: &Header, meta: &[u8]) -> Result<(), Flooded> {
         let len = HEADER_LEN + meta.len();
-        if self.control.before + self.control.behind + len > RESERVE {
+        if self.control.waiting + len > RESERVE {
             return Err(Flooded);
         }
         self.ready.copy(&header.bytes(), meta);
@@ -209,6 +211,10 @@ impl Outbox {
         // A frame towards the caller is credited by the caller, and the other way round.
         let message = Message { via: header.via, to_caller: !header.flags.has(Flags::TO_CALLER) };
         let Some(sending) = self.messages.get_mut(&message) else { return Ok(()) };
+        if !message.to_caller && sending.stream != header.stream {
+            // It was on its way to a call that has ended, and whose name another one has now.
+            return Ok(());
+        }
         sending.window.credit(header.word)?;
         if !sending.in_turn && sending.is_able() {
             sending.in_turn = true;
@@ -343,7 +349,7 @@ impl Outbox {
     /// The first `written` bytes of what is ready have gone.
     pub fn advance(&mut self, written: usize) {
         self.ready.advance(written);
-        self.control.advance(written, self.ready.bytes);
+        self.control.advance(written);
     }
 
     fn number(&mut self) -> u32 {
@@ -355,18 +361,29 @@ impl Outbox {
 impl Control {
     /// A frame of this length is the last of so many bytes that are ready.
     fn push(&mut self, len: usize, ready: usize) {
-        if self.before == 0 {
-            (self.before, self.mark) = (len, ready);
-        } else {
-            self.behind += len;
+        let others = ready - len - self.covered;
+        match self.runs.back_mut() {
+            Some((_, last)) if others == 0 => *last += len,
+            _ => self.runs.push_back((others, len)),
         }
+        self.waiting += len;
+        self.covered = ready;
     }
 
-    fn advance(&mut self, written: usize, ready: usize) {
-        self.mark = self.mark.saturating_sub(written);
-        if self.mark == 0 {
-            (self.before, self.behind, self.mark) = (self.behind, 0, ready);
+    fn advance(&mut self, mut written: usize) {
+        self.covered = self.covered.saturating_sub(written);
+        while let Some((others, control)) = self.runs.front_mut() {
+            let skipped = written.min(*others);
+            let taken = (written - skipped).min(*control);
+            (*others, *control, written) = (*others - skipped, *control - taken, written - skipped - taken);
+            self.waiting -= taken;
+            if *control > 0 {
+                return;
+            }
+            self.runs.pop_front();
         }
+        // An idle connection holds no buffer.
+        self.runs = VecDeque::new();
     }
 }
 
@@ -503,6 +520,22 @@ mod tests {
     }
 
     #[test]
+    fn credit_for_a_call_that_has_ended_is_not_that_of_another_with_its_name() {
+        let mut outbox = outbox(65_536, 1 << 22);
+        outbox.push(frame(Kind::Request, 1, 40_000, false));
+        assert_eq!(sent(&mut outbox), [(1, 40_040)]);
+        outbox.cancel(Message { via: 1, to_caller: false });
+        outbox.push(frame(Kind::Request, 1, 40_000, false));
+        outbox.push(frame(Kind::Data, 1, 40_000, true));
+        outbox.credit(&credit(1, 40_040)).unwrap();
+        assert_eq!(sent(&mut outbox), [(1, 40_040)]);
+        outbox.credit(&credit(1, 40_040)).unwrap();
+        assert_eq!(sent(&mut outbox), []);
+        outbox.credit(&Header { stream: 2, ..credit(1, 40_040) }).unwrap();
+        assert_eq!(sent(&mut outbox), [(1, 40_040)]);
+    }
+
+    #[test]
     fn large_frames_leave_room_in_the_connection_for_small_ones() {
         let mut outbox = outbox(1 << 20, 262_144);
         outbox.push(frame(Kind::Request, 1, 60_000, false));
@@ -562,6 +595,29 @@ mod tests {
         let pings = (0..).take_while(|_| outbox.control(&Header::new(Kind::Pong), &[]).is_ok()).count();
         assert_eq!(pings, RESERVE / HEADER_LEN);
     }
+
+    #[test]
+    fn what_the_socket_took_does_not_count_as_flood() {
+        let ping = |outbox: &mut Outbox, most: usize| {
+            (0..most).take_while(|_| outbox.control(&Header::new(Kind::Ping), &[]).is_ok()).count()
+        };
+        let most = RESERVE / HEADER_LEN;
+        let mut outbox = outbox(1 << 20, 1 << 20);
+        assert_eq!(ping(&mut outbox, usize::MAX), most);
+        outbox.push(frame(Kind::Request, 1, 60_000, true));
+        outbox.schedule(|_| {});
+        assert_eq!(ping(&mut outbox, 1), 0);
+        outbox.advance(HEADER_LEN);
+        assert_eq!(ping(&mut outbox, usize::MAX), 1);
+        // All but what stands behind the large frame.
+        outbox.advance((most - 1) * HEADER_LEN);
+        assert_eq!(ping(&mut outbox, usize::MAX), most - 1);
+        outbox.advance(outbox.ready_bytes());
+        assert_eq!(ping(&mut outbox, usize::MAX), most);
+        outbox.advance(outbox.ready_bytes());
+        assert!(outbox.control.runs.is_empty() && outbox.control.waiting == 0 && outbox.control.covered == 0);
+    }
+
     #[test]
     fn numbers_go_forward_on_the_wire_whatever_overtakes() {
         let mut outbox = outbox(1 << 20, 1 << 22);
