@@ -4,6 +4,7 @@ use agent_common::frame::{Flags, Header, Hello, Kind, WINDOW_MAX, WINDOW_MIN, Wi
 use moa_tests::{
     Agent,
     frames::{FramePeer, Got, caller, meta_of, service},
+    machine::http,
     until_true,
 };
 
@@ -144,6 +145,9 @@ fn what_belongs_to_no_call_is_dropped() {
         }
     }
     scene.expect_fine();
+    // All but the credits.
+    let (_, metrics) = http(scene.agent.metrics_address(), "/metrics");
+    assert!(metrics.contains("\nmoa_frames_dropped_total 24\n"), "{metrics}");
 }
 
 #[test]

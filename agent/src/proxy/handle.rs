@@ -253,6 +253,7 @@ impl Proxy {
             services: self.routes().services.iter().map(|service| service_snapshot(service)).collect(),
             unrouted,
             closed: CloseReason::ALL.into_iter().map(closed).collect(),
+            frames_dropped: self.workers.iter().map(|worker| worker.counters.frames_dropped.get()).sum(),
         }
     }
 

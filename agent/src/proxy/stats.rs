@@ -241,6 +241,8 @@ pub struct Snapshot {
     pub unrouted: Vec<(u16, u64)>,
     /// Application connections that the agent closed, by reason.
     pub closed: Vec<(&'static str, u64)>,
+    /// Frames of calls that were not in flight.
+    pub frames_dropped: u64,
 }
 
 /// One service.

@@ -80,6 +80,8 @@ impl Scrape {
             let labels: Labels<'_, 1> = [("reason", reason)];
             encode_counter(&mut closed, &labels, *count)?;
         }
+        let help = "Frames that were dropped, as their calls were not in flight";
+        out.counter("moa_frames_dropped", help, None, self.calls.frames_dropped)?;
         out.gauge("moa_queued", "Requests and answers that wait in the agent", Some(&Unit::Bytes), app.queued_bytes)
     }
 

@@ -31,6 +31,7 @@ fn example() -> Scrape {
             services: vec![service("/a"), service("/b")],
             unrouted: vec![(401, 3), (501, 7)],
             closed: vec![("peer", 9), ("drain", 0)],
+            frames_dropped: 6,
         },
         app: api::AppStatus { connections: 10, connections_max: 100, accepted: 20, ..api::AppStatus::default() },
         workers: 2,

@@ -286,6 +286,7 @@ impl Worker {
             Some(key) if header.word == status::OK => self.cancel(key, status::CANCELLED),
             Some(key) => self.cancel(key, header.word),
             None => {
+                self.counters.frames_dropped.add(1);
                 // What is left of an answer, at most.
                 conn.drop_message(Message { via: header.via, to_caller: true });
             }
