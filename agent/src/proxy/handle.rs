@@ -6,7 +6,7 @@ use std::{
     os::unix::net::UnixListener,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
@@ -20,8 +20,7 @@ use tokio::{
 };
 
 use super::{
-    frames::Told,
-    health::Checks,
+    board::{Board, lock, register},
     listen::{self, Listeners},
     path::KernelPath,
     routes::{Offers, Routes, ServiceRoute},
@@ -33,7 +32,7 @@ use crate::{api, config::Checked};
 /// Descriptors that are kept for everything that is not an application's connection, unless the limit is lower than four times that.
 const DESCRIPTORS_KEPT: u64 = 1024;
 /// How long a worker may take to answer a question.
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 /// What the data plane is told at its start and that no reload changes.
 #[derive(Clone)]
@@ -121,19 +120,6 @@ struct WorkerHandle {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// The routes in force, and who is told of new ones.
-struct Board {
-    routes: Mutex<Arc<Routes>>,
-    offers: Mutex<Offers>,
-    checks: Mutex<Checks>,
-    applying: tokio::sync::Mutex<()>,
-    /// What was counted for services and instances that are there no more.
-    gone: Mutex<CallSums>,
-    workers: Vec<mpsc::Sender<Control>>,
-}
-
-/// Services that all connections may offer together, each connection's counted.
-const OFFERS_MAX: usize = 100_000;
 /// Connections on their way to one worker.
 const HANDOFFS_MAX: usize = 1024;
 
@@ -222,7 +208,7 @@ impl Proxy {
     #[must_use]
     pub fn call_stats(&self) -> api::CallStats {
         let snapshot = self.snapshot();
-        let mut sums = lock(&self.board.gone).clone();
+        let mut sums = self.board.gone();
         for service in &snapshot.services {
             sums.merge(&service.unsent);
             service.instances.iter().for_each(|instance| sums.merge(&instance.sums));
@@ -328,85 +314,6 @@ impl Proxy {
     }
 }
 
-impl Board {
-    fn new(routes: Arc<Routes>, workers: Vec<mpsc::Sender<Control>>) -> Self {
-        let mut checks = Checks::default();
-        checks.apply(&routes);
-        Self {
-            routes: Mutex::new(routes),
-            offers: Mutex::default(),
-            checks: Mutex::new(checks),
-            applying: tokio::sync::Mutex::default(),
-            gone: Mutex::default(),
-            workers,
-        }
-    }
-
-    fn routes(&self) -> Arc<Routes> {
-        lock(&self.routes).clone()
-    }
-
-    /// How many services are offered, each connection's counted.
-    fn offered(&self) -> usize {
-        lock(&self.offers).values().map(|offered| offered.offers.len()).sum()
-    }
-
-    /// Has all workers follow a new configuration, or the one in force with what is offered now.
-    async fn apply(&self, checked: Option<Arc<Checked>>) -> Result<(), ApplyError> {
-        let _one_at_a_time = self.applying.lock().await;
-        let former = self.routes();
-        let checked = checked.unwrap_or_else(|| former.checked.clone());
-        let routes = Arc::new(Routes::new(checked, &lock(&self.offers), Some(&former)));
-        lock(&self.gone).merge(&former.sums_without(&routes).ended());
-        lock(&self.checks).apply(&routes);
-        *lock(&self.routes) = routes.clone();
-        let mut pending = Vec::new();
-        for worker in &self.workers {
-            let (done, applied) = oneshot::channel();
-            pending.push((worker.send(Control::Apply(routes.clone(), done)).await.is_ok(), applied));
-        }
-        let deadline = Instant::now() + ANSWER_WITHIN;
-        for (worker, (sent, applied)) in pending.into_iter().enumerate() {
-            if !sent || !timeout_at(deadline, applied).await.is_ok_and(|applied| applied.is_ok()) {
-                return Err(ApplyError::Worker { worker });
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Follows what applications offer. What comes at once is taken over at once.
-async fn register(board: Arc<Board>, mut tells: mpsc::UnboundedReceiver<Told>) {
-    while let Some(first) = tells.recv().await {
-        let mut waiting = Vec::new();
-        let mut changed = false;
-        let mut next = Some(first);
-        while let Some(told) = next {
-            match told {
-                // Not taken up, which its connection notices.
-                Told::Offered(_, offered, _) if board.offered() + offered.offers.len() > OFFERS_MAX => {}
-                Told::Offered(conn, offered, done) => {
-                    lock(&board.offers).insert(conn, offered);
-                    waiting.push(done);
-                    changed = true;
-                }
-                Told::Gone(conn) => changed |= lock(&board.offers).remove(&conn).is_some(),
-            }
-            next = tells.try_recv().ok();
-        }
-        if !changed {
-            continue;
-        }
-        if let Err(error) = board.apply(None).await {
-            tracing::warn!(%error, "what applications offer is not known to all workers yet");
-        }
-        for done in waiting {
-            // The connection has ended meanwhile.
-            let _ = done.send(());
-        }
-    }
-}
-
 /// A text that no other process has.
 fn instance_text(name: &str) -> String {
     format!("{name}-{}-{:08x}", std::process::id(), rand::random::<u32>())
@@ -432,10 +339,6 @@ fn bind(checked: &Checked, workers: usize, kernel: Option<&dyn KernelPath>) -> R
         Ok(Listeners { app, agents, unix: unix.map_err(|source| StartError::Unix { path, source })? })
     });
     listeners.collect()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn check_fixed(former: &Checked, checked: &Checked) -> Result<(), ApplyError> {

@@ -13,7 +13,6 @@ use std::{
     time::Duration,
 };
 
-use agent_common::frame::Windows;
 use bytes::BytesMut;
 use slab::Slab;
 use tokio::{
@@ -29,6 +28,7 @@ use super::{
     calls::CallTable,
     dispatch::Call,
     frames::{self, Bounds, FrameConn, Handoff, Remote, Side, Target, To, Told, Tunnel},
+    limits::{TunnelLimits, WorkerLimits},
     listen::Listeners,
     path::KernelPath,
     pool::Pool,
@@ -41,7 +41,7 @@ use super::{
     stream::Stream,
     timer::Timer,
 };
-use crate::{api, config, wire::resp};
+use crate::{api, wire::resp};
 
 /// Deadlines are kept to this.
 const TICK: Duration = Duration::from_millis(8);
@@ -52,8 +52,6 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 const LAST_CALLS: Duration = Duration::from_millis(20);
 /// Bytes of answers that may wait for one application when the worker holds as many as it may.
 const CROWDED_OUTPUT: usize = 64 * 1024;
-/// Calls that may wait for a tunnel which is being opened.
-const TUNNEL_QUEUE_MAX: usize = 1024;
 /// A command that is taken even when the worker holds as many bytes as it may.
 const SHORT_COMMAND: usize = 8 * 1024;
 
@@ -91,33 +89,6 @@ pub(crate) struct Start {
     pub(crate) others: Arc<[mpsc::Sender<Handoff>]>,
     pub(crate) told: mpsc::UnboundedSender<Told>,
     pub(crate) kernel: Option<Arc<dyn KernelPath>>,
-}
-
-/// The bounds of one worker: its share of those of the agent, and those of each connection.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct WorkerLimits {
-    pub(crate) calls_in_flight_max: usize,
-    pub(crate) worker_queued_bytes_max: usize,
-    pub(crate) queued_bytes_max: usize,
-    pub(crate) pipeline_max: usize,
-    pub(crate) mget_keys_max: usize,
-    pub(crate) mget_timeout_ms: u64,
-    pub(crate) stall_timeout: Duration,
-    pub(crate) app: Bounds,
-    pub(crate) tunnel: TunnelLimits,
-    /// What a command may have while there is room in the worker.
-    pub(crate) command: resp::Limits,
-}
-
-/// What concerns other agents.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct TunnelLimits {
-    pub(crate) bounds: Bounds,
-    pub(crate) connections: usize,
-    pub(crate) connect_timeout: Duration,
-    pub(crate) keepalive: Duration,
-    /// Calls that may wait for a tunnel which is being opened.
-    pub(crate) queue_max: usize,
 }
 
 /// Another agent, and the way to it.
@@ -637,49 +608,5 @@ impl Worker {
         let mut conns: Vec<_> = self.apps.borrow().iter().take(max).map(|(_, app)| describe(app)).collect();
         conns.extend(frames.values().take(max - conns.len()).map(|conn| conn.describe(self.id, now)));
         conns
-    }
-}
-
-impl WorkerLimits {
-    fn of(routes: &Routes, workers: usize) -> Self {
-        let config = &routes.checked.config;
-        Self {
-            calls_in_flight_max: (config.agent.calls_in_flight_max / workers).max(1),
-            // At least one argument of any size must fit.
-            worker_queued_bytes_max: (config.agent.queued_bytes_max / workers).max(config.app.argument_bytes_max),
-            queued_bytes_max: config.app.queued_bytes_max,
-            pipeline_max: config.app.pipeline_max,
-            mget_keys_max: config.app.mget_keys_max,
-            mget_timeout_ms: config.app.mget_timeout_ms,
-            app: Bounds {
-                windows: Windows { stream: config.app.stream_window_bytes, connection: config.app.connection_window_bytes },
-                calls_max: config.app.pipeline_max,
-                queued_bytes_max: config.app.queued_bytes_max,
-                calls_bytes_max: config.app.queued_bytes_max.max(config.tunnel.queued_bytes_max),
-            },
-            tunnel: TunnelLimits::of(&config.tunnel),
-            stall_timeout: Duration::from_millis(config.app.stall_timeout_ms),
-            command: resp::Limits {
-                argument_bytes_max: config.app.argument_bytes_max,
-                command_bytes_max: config.app.command_bytes_max,
-            },
-        }
-    }
-}
-
-impl TunnelLimits {
-    fn of(tunnel: &config::Tunnel) -> Self {
-        Self {
-            bounds: Bounds {
-                windows: Windows { stream: tunnel.stream_window_bytes, connection: tunnel.connection_window_bytes },
-                calls_max: tunnel.calls_max,
-                queued_bytes_max: tunnel.queued_bytes_max,
-                calls_bytes_max: tunnel.queued_bytes_max,
-            },
-            connections: tunnel.connections,
-            connect_timeout: Duration::from_millis(tunnel.connect_timeout_ms),
-            keepalive: Duration::from_millis(tunnel.keepalive_ms),
-            queue_max: tunnel.calls_max.min(TUNNEL_QUEUE_MAX),
-        }
     }
 }

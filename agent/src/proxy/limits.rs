@@ -1,0 +1,82 @@
+//! The bounds of one worker.
+
+use std::time::Duration;
+
+use agent_common::frame::Windows;
+
+use super::{frames::Bounds, routes::Routes};
+use crate::{config, wire::resp};
+
+/// Calls that may wait for a tunnel which is being opened.
+const TUNNEL_QUEUE_MAX: usize = 1024;
+
+/// The bounds of one worker: its share of those of the agent, and those of each connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WorkerLimits {
+    pub(crate) calls_in_flight_max: usize,
+    pub(crate) worker_queued_bytes_max: usize,
+    pub(crate) queued_bytes_max: usize,
+    pub(crate) pipeline_max: usize,
+    pub(crate) mget_keys_max: usize,
+    pub(crate) mget_timeout_ms: u64,
+    pub(crate) stall_timeout: Duration,
+    pub(crate) app: Bounds,
+    pub(crate) tunnel: TunnelLimits,
+    /// What a command may have while there is room in the worker.
+    pub(crate) command: resp::Limits,
+}
+
+/// What concerns other agents.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TunnelLimits {
+    pub(crate) bounds: Bounds,
+    pub(crate) connections: usize,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) keepalive: Duration,
+    /// Calls that may wait for a tunnel which is being opened.
+    pub(crate) queue_max: usize,
+}
+
+impl WorkerLimits {
+    pub(super) fn of(routes: &Routes, workers: usize) -> Self {
+        let config = &routes.checked.config;
+        Self {
+            calls_in_flight_max: (config.agent.calls_in_flight_max / workers).max(1),
+            // At least one argument of any size must fit.
+            worker_queued_bytes_max: (config.agent.queued_bytes_max / workers).max(config.app.argument_bytes_max),
+            queued_bytes_max: config.app.queued_bytes_max,
+            pipeline_max: config.app.pipeline_max,
+            mget_keys_max: config.app.mget_keys_max,
+            mget_timeout_ms: config.app.mget_timeout_ms,
+            app: Bounds {
+                windows: Windows { stream: config.app.stream_window_bytes, connection: config.app.connection_window_bytes },
+                calls_max: config.app.pipeline_max,
+                queued_bytes_max: config.app.queued_bytes_max,
+                calls_bytes_max: config.app.queued_bytes_max.max(config.tunnel.queued_bytes_max),
+            },
+            tunnel: TunnelLimits::of(&config.tunnel),
+            stall_timeout: Duration::from_millis(config.app.stall_timeout_ms),
+            command: resp::Limits {
+                argument_bytes_max: config.app.argument_bytes_max,
+                command_bytes_max: config.app.command_bytes_max,
+            },
+        }
+    }
+}
+
+impl TunnelLimits {
+    pub(super) fn of(tunnel: &config::Tunnel) -> Self {
+        Self {
+            bounds: Bounds {
+                windows: Windows { stream: tunnel.stream_window_bytes, connection: tunnel.connection_window_bytes },
+                calls_max: tunnel.calls_max,
+                queued_bytes_max: tunnel.queued_bytes_max,
+                calls_bytes_max: tunnel.queued_bytes_max,
+            },
+            connections: tunnel.connections,
+            connect_timeout: Duration::from_millis(tunnel.connect_timeout_ms),
+            keepalive: Duration::from_millis(tunnel.keepalive_ms),
+            queue_max: tunnel.calls_max.min(TUNNEL_QUEUE_MAX),
+        }
+    }
+}
