@@ -7,6 +7,9 @@ use super::{
     side::Class,
 };
 
+/// Credits that are given at once at most.
+const AT_ONCE: usize = 500;
+
 impl Connection {
     /// So many bytes come to this end. Returns how many did.
     pub(super) fn deliver(&mut self, side: usize, max: usize) -> usize {
@@ -212,7 +215,9 @@ impl Connection {
     /// Gives back what was left out, and says whether more shall be.
     pub(super) fn give_back(&mut self, side: usize, is_lazy: bool) {
         self.sides[side].is_lazy = is_lazy;
-        for header in std::mem::take(&mut self.sides[side].owed) {
+        // Few enough that they need not be written in between.
+        let owed = &mut self.sides[side].owed;
+        for header in owed.drain(..owed.len().min(AT_ONCE)).collect::<Vec<_>>() {
             // A call may have ended since.
             let caller = if header.flags.has(Flags::TO_CALLER) { 1 - side } else { side };
             if header.stream == 0 || self.is_in_flight(side, self.call(caller, &header)) {

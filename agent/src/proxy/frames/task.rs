@@ -93,6 +93,8 @@ struct FrameTask {
     /// What was read before the task began.
     first: BytesMut,
     released: Vec<Released>,
+    /// Room of the connection's window that is given back at the end of the turn.
+    credit: u32,
     /// The peer has said who it is; it is answered when what it offers can be called.
     heard: bool,
     /// The last frame is queued; what is left is to write it.
@@ -132,6 +134,7 @@ fn start(worker: &Rc<Worker>, stream: Stream, peer: Peer, side: Side, first: Byt
         needed: 0,
         first,
         released: Vec::new(),
+        credit: 0,
         heard: false,
         ending: None,
         shut: false,
@@ -168,10 +171,14 @@ impl FrameTask {
                 return Poll::Ready(None);
             }
             reads += 1;
-            if reads == READS {
+            // What needs no credit is written before more of it is made.
+            if reads == READS || self.conn.has_ready() {
                 cx.waker().wake_by_ref();
                 break;
             }
+        }
+        if self.credit > 0 {
+            self.conn.credit(Header::new(Kind::Credit), std::mem::take(&mut self.credit));
         }
         self.worker.give_owed(&self.conn);
         let mut flushed = self.poll_flush(cx);
@@ -314,9 +321,7 @@ impl FrameTask {
             Ok(credit) => credit,
             Err(violation) => return self.violated(violation),
         };
-        if let Some(bytes) = credit {
-            self.conn.credit(Header::new(Kind::Credit), bytes);
-        }
+        self.credit += credit.unwrap_or(0);
         match self.handle(frame) {
             Ok(()) => Next::Frame,
             Err(violation) => self.violated(violation),
