@@ -231,27 +231,26 @@ impl Connection {
         self.control(side, &Header { stream, flags, ..Header::new(Kind::GoAway) }, &[]);
     }
 
+    fn write_all(&mut self, side: usize) -> usize {
+        std::iter::from_fn(|| Some(self.write(side, usize::MAX, 8)).filter(|written| *written > 0)).sum()
+    }
+
     /// Everything that can is sent, read and used up: nothing may be left.
     pub(super) fn drain(&mut self) {
+        // What needs no credit must have left before there is more of it.
+        let mut moved = self.write_all(0) + self.write_all(1);
         loop {
-            let mut moved = 0;
             for side in 0..2 {
                 moved += self.sides[side].owed.len();
                 self.give_back(side, false);
-                loop {
-                    let ready = self.write(side, usize::MAX, 8);
-                    moved += ready;
-                    if ready == 0 {
-                        break;
-                    }
-                }
+                moved += self.write_all(side);
                 // As an end does that writes after each read.
-                moved += self.deliver(1 - side, FRAME_MAX / 4);
-                moved += self.take_all(1 - side);
+                moved += self.deliver(1 - side, FRAME_MAX / 4) + self.write_all(1 - side);
+                moved += self.take_all(1 - side) + self.write_all(1 - side);
             }
             assert!(!self.flooded, "everything is taken");
             self.check();
-            if moved == 0 {
+            if std::mem::take(&mut moved) == 0 {
                 break;
             }
         }
