@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     io,
     rc::Rc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use super::{
     socket::Peer,
     stats::CloseReason,
     stream::Stream,
-    turn::Task,
+    turn::{Task, Waiters},
 };
 
 /// Replies that no application is owed any more, kept for the next one that is.
@@ -57,7 +57,7 @@ pub(crate) struct App {
     pub(crate) task: Task,
     close: Cell<Option<CloseReason>>,
     /// Backends that hold back answers until this application has taken some.
-    paused: RefCell<Vec<Waker>>,
+    paused: Waiters,
     stalled: Cell<bool>,
     /// When it last took something, if its socket takes no more for now.
     blocked_since: Cell<Option<Instant>>,
@@ -80,7 +80,7 @@ impl App {
             shared,
             task: Task::default(),
             close: Cell::new(None),
-            paused: RefCell::default(),
+            paused: Waiters::default(),
             stalled: Cell::new(false),
             blocked_since: Cell::new(None),
         }
@@ -156,12 +156,7 @@ impl App {
         if self.close.get().is_some() || waits < queued_bytes_max {
             return false;
         }
-        let mut paused = self.paused.borrow_mut();
-        if let Some(waker) = reader.waker()
-            && !paused.iter().any(|other| other.will_wake(&waker))
-        {
-            paused.push(waker);
-        }
+        self.paused.add(reader);
         true
     }
 
@@ -178,9 +173,7 @@ impl App {
     /// It can be sent more again.
     pub(crate) fn resume_readers(&self) {
         self.stalled.set(false);
-        for waker in std::mem::take(&mut *self.paused.borrow_mut()) {
-            waker.wake();
-        }
+        self.paused.wake();
     }
 
     /// Ends the connection without waiting for anything.
@@ -237,7 +230,7 @@ impl App {
             self.give_back(place.take());
         }
         drop(place);
-        if moved && !self.paused.borrow().is_empty() {
+        if moved && !self.paused.is_empty() {
             // What is first now may leave, whatever waits behind it.
             self.resume_readers();
         }

@@ -3,7 +3,6 @@
 use std::rc::Rc;
 
 use agent_common::frame::{Flags, Header, Kind, Message, MetaBuilder, id};
-use bytes::{BufMut, Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::{
@@ -12,7 +11,7 @@ use super::{
     replies::Seq,
     turn::Task,
 };
-use crate::wire::reply::{bulk_header, error_envelope};
+use crate::wire::reply::error_envelope;
 
 /// Bytes of an error's text.
 const TEXT_MAX: usize = 4 * 1024;
@@ -142,14 +141,4 @@ fn cut(text: &str) -> &str {
         end -= 1;
     }
     &text[..end]
-}
-
-/// An answer's body as a whole reply of Redis.
-pub(crate) fn bulk(body: &[u8]) -> Bytes {
-    let header = bulk_header(body.len());
-    let mut whole = BytesMut::with_capacity(header.len() + body.len() + 2);
-    whole.put_slice(&header);
-    whole.put_slice(body);
-    whole.put_slice(b"\r\n");
-    whole.freeze()
 }

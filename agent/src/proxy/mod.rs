@@ -6,6 +6,7 @@ mod accept;
 mod app;
 mod app_conn;
 mod backend;
+mod backoff;
 mod board;
 mod caller;
 mod calls;

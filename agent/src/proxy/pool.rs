@@ -12,14 +12,13 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    backend, calls::CallKey, link::Link, request::Request, routes::Instance, service::Upstream, stats::CallCounters,
-    worker::Worker,
+    backend, backoff::backoff, calls::CallKey, link::Link, request::Request, routes::Instance, service::Upstream,
+    stats::CallCounters, worker::Worker,
 };
 use crate::config::ServicePolicy;
 
 /// Waits between two tries to connect to an instance that refuses: doubled each time, between these bounds, with jitter.
-const BACKOFF_MIN: Duration = Duration::from_millis(10);
-const BACKOFF_MAX: Duration = Duration::from_millis(250);
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
 
 /// The connections of one worker to one instance.
 #[derive(Debug)]
@@ -283,12 +282,7 @@ impl Links {
     /// The server is not there: the next try waits.
     fn failed(&mut self, now: Instant, reason: &str) {
         self.failures = self.failures.saturating_add(1);
-        self.retry_at = Some(now + backoff(self.failures));
+        self.retry_at = Some(now + backoff(BACKOFF, self.failures));
         reason.clone_into(&mut self.last_failure);
     }
-}
-
-fn backoff(failures: u32) -> Duration {
-    let full = BACKOFF_MIN.saturating_mul(1 << failures.min(8)).min(BACKOFF_MAX);
-    full.mul_f64(rand::random_range(0.5..1.0))
 }

@@ -38,3 +38,28 @@ impl Task {
         self.waker.borrow().clone()
     }
 }
+
+/// Tasks that wait for the same thing.
+#[derive(Debug, Default)]
+pub(crate) struct Waiters(RefCell<Vec<Waker>>);
+
+impl Waiters {
+    /// Has a task woken with the others, once.
+    pub(crate) fn add(&self, task: &Task) {
+        let mut waiting = self.0.borrow_mut();
+        if let Some(waker) = task.waker()
+            && !waiting.iter().any(|other| other.will_wake(&waker))
+        {
+            waiting.push(waker);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+
+    /// It has come: all are woken, and forgotten.
+    pub(crate) fn wake(&self) {
+        std::mem::take(&mut *self.0.borrow_mut()).into_iter().for_each(Waker::wake);
+    }
+}

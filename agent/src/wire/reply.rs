@@ -4,7 +4,7 @@ mod encode;
 #[cfg(test)]
 mod tests;
 
-pub use encode::{BulkHeader, Writer, array_header, array_of_bulks, bulk_header, error, error_envelope};
+pub use encode::{BulkHeader, Writer, array_header, array_of_bulks, bulk_header, error, error_envelope, whole_bulk};
 
 /// The longest reply that is a line: the bound keeps a peer that sends no line end from filling the memory.
 const LINE_BYTES_MAX: usize = 64 << 10;

@@ -12,7 +12,7 @@ use super::{
     upstream::Remote,
 };
 use crate::proxy::{
-    caller::{Caller, Failure, Framed, bulk},
+    caller::{Caller, Failure, Framed},
     calls::CallKey,
     dispatch::{Call, Place, UNNUMBERED, code},
     request::Request,
@@ -20,7 +20,7 @@ use crate::proxy::{
     stats::CloseReason,
     worker::Worker,
 };
-use crate::wire::reply::{bulk_header, error_envelope};
+use crate::wire::reply::{bulk_header, error_envelope, whole_bulk};
 
 impl Worker {
     /// An answer has come, or begins to.
@@ -68,8 +68,7 @@ impl Worker {
 
     /// A caller that does not read is told so, if it ever does, and gets no more of this answer.
     fn crowded(&self, framed: &Framed) {
-        let max = framed.conn.bounds.queued_bytes_max;
-        let text = self.error_text("-", None, &format!("{max} bytes wait already for this connection's peer (queued_bytes_max)"));
+        let text = self.error_text("-", None, &framed.conn.why_crowded());
         framed.fail(Failure { code: code::POOL_FULL, text: &text, not_executed: false }, true);
     }
 
@@ -145,12 +144,11 @@ impl Worker {
         if !framed.conn.is_crowded() {
             return framed.conn.push(frame.frame(back));
         }
-        let max = framed.conn.bounds.queued_bytes_max;
         let place = self.with_call(key, |call| call.place.clone());
         if let Some(place) = place {
             self.withdraw(key, &place, status::LIMIT);
         }
-        self.fail(key, code::POOL_FULL, None, &format!("{max} bytes wait already for this connection's peer (queued_bytes_max)"));
+        self.fail(key, code::POOL_FULL, None, &framed.conn.why_crowded());
     }
 
     /// A piece of an answer for a Redis client: passed on if its length is known, else held until it is whole.
@@ -171,7 +169,7 @@ impl Worker {
                     ));
                 }
                 held.extend_from_slice(body);
-                return Outcome::Go(end.then(|| bulk(held)));
+                return Outcome::Go(end.then(|| whole_bulk(held)));
             }
             let fits = if end { body.len() == streams.left } else { body.len() <= streams.left };
             if !fits {
@@ -283,7 +281,7 @@ impl Worker {
                 Place::Framed(_, to, number) if Rc::ptr_eq(to, conn) => *number = stream,
                 _ => {}
             });
-            return if end { self.request_is_sent(key) } else { self.took_request(key, len) };
+            return if end { self.end_one_way(key) } else { self.took_request(key, len) };
         }
         let Some(key) = conn.incoming(message.via) else { return };
         if !end {
@@ -307,16 +305,6 @@ impl Worker {
             }
             Some((to, header, Some(credit))) => to.credit(header, credit),
             _ => {}
-        }
-    }
-
-    /// The last frame of a request has gone.
-    fn request_is_sent(&self, key: CallKey) {
-        let one_way = self.with_call(key, |call| matches!(&call.caller, Caller::Frames(framed) if framed.one_way));
-        if one_way == Some(true)
-            && let Some(Call { caller: Caller::Frames(framed), .. }) = self.remove_answered(key, None)
-        {
-            framed.conn.ended(framed.via);
         }
     }
 
@@ -440,6 +428,6 @@ fn error_of(word: u32) -> Option<u16> {
 fn reply_of(frame: &Incoming<'_>) -> Bytes {
     match error_of(frame.header.word) {
         Some(code) if frame.body().is_empty() => error_envelope(code, &id_text(frame.meta())),
-        _ => bulk(frame.body()),
+        _ => whole_bulk(frame.body()),
     }
 }

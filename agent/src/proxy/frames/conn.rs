@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     io::{self, IoSlice},
     rc::Rc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
 };
 
 use agent_common::frame::{Flags, Frame, Header, Hello, Kind, Message, MetaBuilder, Outbox, Released, Role, Windows, id, status};
@@ -15,7 +15,15 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     api,
-    proxy::{app::Shared, calls::CallKey, out::SLICES_MAX, socket::Peer, stats::CloseReason, stream::Stream, turn::Task},
+    proxy::{
+        app::Shared,
+        calls::CallKey,
+        out::SLICES_MAX,
+        socket::Peer,
+        stats::CloseReason,
+        stream::Stream,
+        turn::{Task, Waiters},
+    },
 };
 
 /// What a connection is for the agent.
@@ -91,7 +99,7 @@ pub(crate) struct FrameConn {
     /// Told when the peer has said who it is, and when the connection leaves or ends.
     changed: Notify,
     /// Backends that hold back an answer until more of it has left.
-    paused: RefCell<Vec<Waker>>,
+    paused: Waiters,
     /// Calls whose room is given back when their callers have taken more.
     pub(super) owed: RefCell<Vec<CallKey>>,
     blocked_since: Cell<Option<Instant>>,
@@ -136,7 +144,7 @@ impl FrameConn {
             killed: Cell::new(false),
             late: Cell::new(false),
             changed: Notify::new(),
-            paused: RefCell::default(),
+            paused: Waiters::default(),
             owed: RefCell::default(),
             blocked_since: Cell::new(None),
             starved_since: Cell::new(None),
@@ -215,6 +223,11 @@ impl FrameConn {
         self.queued_bytes() >= self.bounds.queued_bytes_max
     }
 
+    /// The reason of an error for it.
+    pub(super) fn why_crowded(&self) -> String {
+        format!("{} bytes wait already for this connection's peer (queued_bytes_max)", self.bounds.queued_bytes_max)
+    }
+
     pub(crate) fn queued_bytes(&self) -> usize {
         let out = self.out.borrow();
         out.waiting_bytes() + out.ready_bytes()
@@ -257,9 +270,9 @@ impl FrameConn {
         self.look_at_end();
     }
 
-    /// The peer has made a call. False if another one in flight has the same name.
-    pub(crate) fn made(&self, via: u64, key: CallKey) -> bool {
-        self.incoming.borrow_mut().insert(via, key).is_none()
+    /// The peer has made a call, whose name no other one in flight has.
+    pub(crate) fn made(&self, via: u64, key: CallKey) {
+        self.incoming.borrow_mut().insert(via, key);
     }
 
     /// Whether the peer still waits for the rest of an answer to a call of this name.
@@ -334,15 +347,8 @@ impl FrameConn {
     /// Forgets what has not left of a message. True if nothing of it has.
     pub(crate) fn drop_message(&self, message: Message) -> bool {
         let unsent = self.change(|out| out.cancel(message));
-        self.resume_readers();
+        self.paused.wake();
         unsent
-    }
-
-    /// Less of an answer waits than did.
-    fn resume_readers(&self) {
-        if !self.paused.borrow().is_empty() {
-            std::mem::take(&mut *self.paused.borrow_mut()).into_iter().for_each(Waker::wake);
-        }
     }
 
     /// The frames of a message, if none of them has left.
@@ -356,12 +362,7 @@ impl FrameConn {
         if self.closed.get() || !(is_much() || self.is_crowded()) {
             return false;
         }
-        let mut paused = self.paused.borrow_mut();
-        if let Some(waker) = reader.waker()
-            && !paused.iter().any(|other| other.will_wake(&waker))
-        {
-            paused.push(waker);
-        }
+        self.paused.add(reader);
         true
     }
 
@@ -391,7 +392,7 @@ impl FrameConn {
             self.change(|out| out.schedule(|one| released.push(one)));
             if released.len() > before {
                 self.starved_since.set(None);
-                self.resume_readers();
+                self.paused.wake();
             }
             let out = self.out.borrow();
             if out.ready_bytes() == 0 {
@@ -492,7 +493,7 @@ impl FrameConn {
     pub(crate) fn set_closed(&self) {
         self.closed.set(true);
         self.change(|out| *out = Outbox::new(Windows { stream: 0, connection: 0 }));
-        self.resume_readers();
+        self.paused.wake();
         self.changed();
     }
 

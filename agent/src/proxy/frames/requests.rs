@@ -74,7 +74,7 @@ impl Worker {
         } else if self.queued() + frame.header.frame_len() > limits.worker_queued_bytes_max {
             format!("more than {} bytes wait in this worker (agent.queued_bytes_max)", limits.worker_queued_bytes_max)
         } else if conn.is_crowded() {
-            format!("{} bytes wait already for this connection's peer (queued_bytes_max)", conn.bounds.queued_bytes_max)
+            conn.why_crowded()
         } else {
             return Ok(service);
         };
@@ -308,8 +308,8 @@ impl Worker {
     }
 
     /// A one-way call is over once it was passed on.
-    fn end_one_way(&self, key: CallKey) {
-        let over = self.with_call(key, |call| matches!(&call.caller, Caller::Frames(framed) if framed.one_way));
+    pub(super) fn end_one_way(&self, key: CallKey) {
+        let over = self.with_call(key, |call| call.caller.is_one_way());
         if over == Some(true)
             && let Some(Call { caller: Caller::Frames(framed), .. }) = self.remove_answered(key, None)
         {

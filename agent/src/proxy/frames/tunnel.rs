@@ -23,6 +23,7 @@ use super::{
 };
 use crate::proxy::{
     backend::connect,
+    backoff::backoff,
     calls::CallKey,
     pool::Refused,
     request::Request,
@@ -194,7 +195,7 @@ async fn keep(tunnel: Rc<Tunnel>, worker: Rc<Worker>, nth: usize) {
         }
         if failures > 1 {
             tokio::select! {
-                () = sleep(backoff(failures)) => {}
+                () = sleep(backoff(BACKOFF, failures)) => {}
                 () = tunnel.retire.notified() => return,
             }
         }
@@ -242,11 +243,6 @@ impl Worker {
         self.hand_over(number, task::Handoff::worker(other))?;
         Loose::Unix(own).fasten()
     }
-}
-
-fn backoff(failures: u32) -> Duration {
-    let full = BACKOFF.0.saturating_mul(1 << failures.min(10)).min(BACKOFF.1);
-    full.mul_f64(rand::random_range(0.5..1.0))
 }
 
 /// What a tunnel is for, in lists.

@@ -24,6 +24,17 @@ pub fn bulk_header(len: usize) -> BulkHeader {
     prefixed(b'$', len as u64)
 }
 
+/// A bulk string, whole.
+#[must_use]
+pub fn whole_bulk(body: &[u8]) -> Bytes {
+    let header = bulk_header(body.len());
+    let mut whole = BytesMut::with_capacity(header.len() + body.len() + 2);
+    whole.put_slice(&header);
+    whole.put_slice(body);
+    whole.put_slice(b"\r\n");
+    whole.freeze()
+}
+
 /// A failed call's answer, whole: a bulk with MOA's envelope `{"ec":code,"em":"text","result":null}`.
 #[must_use]
 pub fn error_envelope(code: u16, text: &str) -> Bytes {
@@ -33,12 +44,7 @@ pub fn error_envelope(code: u16, text: &str) -> Bytes {
     json.extend_from_slice(b",\"em\":\"");
     escape_json(text, &mut json);
     json.extend_from_slice(b"\",\"result\":null}");
-    let header = bulk_header(json.len());
-    let mut whole = BytesMut::with_capacity(header.len() + json.len() + 2);
-    whole.put_slice(&header);
-    whole.put_slice(&json);
-    whole.put_slice(b"\r\n");
-    whole.freeze()
+    whole_bulk(&json)
 }
 
 /// `-text\r\n`, whole. The text's first word is the error's code, such as `ERR`; a line end within it becomes a space.
