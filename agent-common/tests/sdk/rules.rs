@@ -1,13 +1,10 @@
 //! What breaks a rule ends the connection with a GOAWAY that says so; what may be skipped is.
-#![expect(clippy::unwrap_used, reason = "a test fails with it")]
 
-mod peer;
-
+use crate::peer::{Agent, Frame, Peer, agent_hello, soon};
 use agent_common::{
     frame::{Flags, Hello, Kind, WINDOW_MAX, id, status},
     sdk::{Client, Error, Request, Response},
 };
-use peer::{Agent, Frame, Peer, agent_hello, soon};
 use tokio::task::JoinHandle;
 
 type Task = JoinHandle<Result<Response, Error>>;

@@ -1,15 +1,12 @@
 //! What a client does when an agent refuses, goes away or falls silent, and what it sends again.
-#![expect(clippy::unwrap_used, reason = "a test fails with it")]
-
-mod peer;
 
 use std::time::Duration;
 
+use crate::peer::{Agent, Frame, Peer, soon};
 use agent_common::{
     frame::{Flags, Kind, MetaBuilder, find, id, status},
     sdk::{Body, Client, Error, Request, Response},
 };
-use peer::{Agent, Frame, Peer, soon};
 use tokio::task::JoinHandle;
 
 type Task = JoinHandle<Result<Response, Error>>;

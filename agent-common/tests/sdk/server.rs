@@ -1,7 +1,4 @@
 //! What a server does, with an agent that follows a script.
-#![expect(clippy::unwrap_used, reason = "a test fails with it")]
-
-mod peer;
 
 use std::{
     sync::{
@@ -11,11 +8,11 @@ use std::{
     time::Duration,
 };
 
+use crate::peer::{Agent, Frame, Peer, agent_hello, soon, until};
 use agent_common::{
     frame::{Flags, Hello, Kind, id, status},
     sdk::{Body, Call, Handle, Reply, Server, ServerBuilder},
 };
-use peer::{Agent, Frame, Peer, agent_hello, soon, until};
 use tokio::sync::Semaphore;
 
 /// What handlers of the tests do, by the method of the call's URI.

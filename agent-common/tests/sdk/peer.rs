@@ -9,7 +9,6 @@
 //! ```
 //!
 //! Everything waits at most [`PATIENCE`], and fails then.
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test binary uses its own part")]
 
 use std::{future::Future, time::Duration};
 
@@ -23,40 +22,40 @@ use tokio::{
 };
 
 /// How long a test waits for what must come.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where the peer listens.
-pub struct Agent {
+pub(crate) struct Agent {
     listener: TcpListener,
 }
 
 /// One connection.
-pub struct Peer {
+pub(crate) struct Peer {
     socket: Box<dyn Stream>,
     /// What the other end said first.
-    pub hello: Hello,
+    pub(crate) hello: Hello,
     /// Whether PINGs are answered, and skipped.
-    pub answers_pings: bool,
+    pub(crate) answers_pings: bool,
 }
 
 /// A frame that came, or that is to be sent.
 #[derive(Debug, Clone)]
-pub struct Frame {
-    pub header: Header,
-    pub meta: Bytes,
-    pub body: Bytes,
+pub(crate) struct Frame {
+    pub(crate) header: Header,
+    pub(crate) meta: Bytes,
+    pub(crate) body: Bytes,
 }
 
-pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 /// Waits for what must come.
-pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"))
 }
 
 /// Waits until a condition holds.
-pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     soon(what, async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -67,12 +66,12 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 
 impl Agent {
     /// Listens on a port of its own.
-    pub async fn listen() -> Self {
+    pub(crate) async fn listen() -> Self {
         Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap() }
     }
 
     /// Listens where another one did before.
-    pub async fn listen_at(address: &str) -> Self {
+    pub(crate) async fn listen_at(address: &str) -> Self {
         soon("a port that was just in use", async {
             loop {
                 if let Ok(listener) = TcpListener::bind(address).await {
@@ -85,19 +84,19 @@ impl Agent {
     }
 
     /// What a client is told.
-    pub fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         self.listener.local_addr().unwrap().to_string()
     }
 
     /// The next connection, with its HELLO.
-    pub async fn accept(&self) -> Peer {
+    pub(crate) async fn accept(&self) -> Peer {
         let (socket, _) = soon("a connection", self.listener.accept()).await.unwrap();
         socket.set_nodelay(true).unwrap();
         Peer::new(Box::new(socket)).await
     }
 
     /// The next connection, greeted.
-    pub async fn connected(&self) -> Peer {
+    pub(crate) async fn connected(&self) -> Peer {
         let mut peer = self.accept().await;
         peer.greet().await;
         peer
@@ -105,7 +104,7 @@ impl Agent {
 }
 
 /// The next connection of a unix socket, greeted.
-pub async fn connected_unix(listener: &UnixListener) -> Peer {
+pub(crate) async fn connected_unix(listener: &UnixListener) -> Peer {
     let (socket, _) = soon("a connection", listener.accept()).await.unwrap();
     let mut peer = Peer::new(Box::new(socket)).await;
     peer.greet().await;
@@ -113,7 +112,7 @@ pub async fn connected_unix(listener: &UnixListener) -> Peer {
 }
 
 /// What an agent usually says.
-pub fn agent_hello() -> Hello {
+pub(crate) fn agent_hello() -> Hello {
     Hello::new(Role::Agent, "agent", "agent-1", Windows { stream: 262_144, connection: 4 << 20 })
 }
 
@@ -126,29 +125,29 @@ impl Peer {
         peer
     }
 
-    pub async fn greet(&mut self) {
+    pub(crate) async fn greet(&mut self) {
         self.greet_with(&agent_hello()).await;
     }
 
-    pub async fn greet_with(&mut self, hello: &Hello) {
+    pub(crate) async fn greet_with(&mut self, hello: &Hello) {
         self.send_bytes(&hello.encode().unwrap()).await;
     }
 
-    pub async fn send_bytes(&mut self, bytes: &[u8]) {
+    pub(crate) async fn send_bytes(&mut self, bytes: &[u8]) {
         self.socket.write_all(bytes).await.unwrap();
     }
 
-    pub async fn send(&mut self, frame: Frame) {
+    pub(crate) async fn send(&mut self, frame: Frame) {
         self.send_bytes(&frame.bytes()).await;
     }
 
     /// The next frame, whatever it is.
-    pub async fn next(&mut self) -> Frame {
+    pub(crate) async fn next(&mut self) -> Frame {
         soon("a frame", self.read()).await.expect("a frame, not the end")
     }
 
     /// The next frame that is not a PING; CREDIT is skipped too unless it is expected.
-    pub async fn expect(&mut self, kind: Kind) -> Frame {
+    pub(crate) async fn expect(&mut self, kind: Kind) -> Frame {
         loop {
             let frame = self.next().await;
             match frame.header.kind().unwrap() {
@@ -161,7 +160,7 @@ impl Peer {
     }
 
     /// Nothing more comes, but PINGs and credit before the end.
-    pub async fn expect_end(&mut self) {
+    pub(crate) async fn expect_end(&mut self) {
         loop {
             match soon("the end of the connection", self.read()).await {
                 None => return,
@@ -171,7 +170,7 @@ impl Peer {
     }
 
     /// Everything that comes before the answer to a PING of ours: what was sent because of all that was sent before.
-    pub async fn sync(&mut self) -> Vec<Frame> {
+    pub(crate) async fn sync(&mut self) -> Vec<Frame> {
         self.send(Frame::new(Kind::Ping).via(u64::MAX)).await;
         let mut frames = Vec::new();
         loop {
@@ -185,7 +184,7 @@ impl Peer {
     }
 
     /// A whole message: the frame that begins it and its body, with credit for everything.
-    pub async fn message(&mut self, kind: Kind) -> (Frame, Vec<u8>) {
+    pub(crate) async fn message(&mut self, kind: Kind) -> (Frame, Vec<u8>) {
         let first = self.expect(kind).await;
         let mut body = first.body.to_vec();
         let mut last = first.clone();
@@ -199,14 +198,14 @@ impl Peer {
     }
 
     /// Gives back the room of a frame, for its message and for the connection.
-    pub async fn credit(&mut self, frame: &Frame) {
+    pub(crate) async fn credit(&mut self, frame: &Frame) {
         let word = u32::try_from(frame.header.frame_len()).unwrap();
         self.send(Frame::new(Kind::Credit).word(word)).await;
         self.send(frame.back(Kind::Credit).word(word)).await;
     }
 
     /// What is sent and what comes, with tasks that never wait for each other.
-    pub fn split(self) -> (UnboundedSender<Frame>, UnboundedReceiver<Frame>) {
+    pub(crate) fn split(self) -> (UnboundedSender<Frame>, UnboundedReceiver<Frame>) {
         let (mut reader, mut writer) = tokio::io::split(self.socket);
         let (sender, mut to_send) = unbounded_channel::<Frame>();
         let (came, receiver) = unbounded_channel();
@@ -243,12 +242,12 @@ async fn read(socket: &mut (impl AsyncRead + Unpin)) -> Option<Frame> {
 }
 
 impl Frame {
-    pub fn new(kind: Kind) -> Self {
+    pub(crate) fn new(kind: Kind) -> Self {
         Self { header: Header::new(kind), meta: Bytes::new(), body: Bytes::new() }
     }
 
     /// A REQUEST as an agent sends it.
-    pub fn request(stream: u32, uri: &str) -> Self {
+    pub(crate) fn request(stream: u32, uri: &str) -> Self {
         let mut meta = MetaBuilder::new();
         meta.put(id::URI, uri.as_bytes());
         let mut frame = Self::new(Kind::Request).via(0x8000 + u64::from(stream)).meta(meta);
@@ -257,69 +256,69 @@ impl Frame {
     }
 
     /// A frame of the same call in the other direction.
-    pub fn back(&self, kind: Kind) -> Self {
+    pub(crate) fn back(&self, kind: Kind) -> Self {
         let mut frame = self.same(kind);
         frame.header.flags = if self.header.flags.has(Flags::TO_CALLER) { Flags::NONE } else { Flags::TO_CALLER };
         frame
     }
 
     /// A frame of the same call in the same direction.
-    pub fn same(&self, kind: Kind) -> Self {
+    pub(crate) fn same(&self, kind: Kind) -> Self {
         let Header { stream, via, service, .. } = self.header;
         let flags = Flags(self.header.flags.0 & Flags::TO_CALLER.0);
         Self { header: Header { stream, via, service, flags, ..Header::new(kind) }, meta: Bytes::new(), body: Bytes::new() }
     }
 
     /// The answer to a REQUEST.
-    pub fn answer(&self, status: u32) -> Self {
+    pub(crate) fn answer(&self, status: u32) -> Self {
         self.back(Kind::Response).word(status)
     }
 
-    pub fn end(self) -> Self {
+    pub(crate) fn end(self) -> Self {
         self.flags(Flags::END_STREAM)
     }
 
-    pub fn flags(mut self, flags: Flags) -> Self {
+    pub(crate) fn flags(mut self, flags: Flags) -> Self {
         self.header.flags |= flags;
         self
     }
 
-    pub fn word(mut self, word: u32) -> Self {
+    pub(crate) fn word(mut self, word: u32) -> Self {
         self.header.word = word;
         self
     }
 
-    pub fn via(mut self, via: u64) -> Self {
+    pub(crate) fn via(mut self, via: u64) -> Self {
         self.header.via = via;
         self
     }
 
-    pub fn stream(mut self, stream: u32) -> Self {
+    pub(crate) fn stream(mut self, stream: u32) -> Self {
         self.header.stream = stream;
         self
     }
 
-    pub fn body(mut self, body: &[u8]) -> Self {
+    pub(crate) fn body(mut self, body: &[u8]) -> Self {
         self.header.body_len = u32::try_from(body.len()).unwrap();
         self.body = Bytes::copy_from_slice(body);
         self
     }
 
-    pub fn meta(mut self, meta: MetaBuilder) -> Self {
+    pub(crate) fn meta(mut self, meta: MetaBuilder) -> Self {
         self.header.meta_len = u16::try_from(meta.len()).unwrap();
         self.meta = meta.finish();
         self
     }
 
-    pub fn text(&self, id: u8) -> String {
+    pub(crate) fn text(&self, id: u8) -> String {
         String::from_utf8(find(&self.meta, id).unwrap_or_default().to_vec()).unwrap()
     }
 
-    pub fn has(&self, flags: Flags) -> bool {
+    pub(crate) fn has(&self, flags: Flags) -> bool {
         self.header.flags.has(flags)
     }
 
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         [&self.header.bytes()[..], &self.meta, &self.body].concat()
     }
 }

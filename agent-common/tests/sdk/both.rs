@@ -1,18 +1,15 @@
 //! A client and a server together, with an agent between them that only renumbers.
-#![expect(clippy::unwrap_used, reason = "a test fails with it")]
-
-mod peer;
 
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
 };
 
+use crate::peer::{Agent, Frame, Peer, agent_hello, soon};
 use agent_common::{
     frame::{Flags, Hello, Kind, Windows},
     sdk::{Body, Call, Client, Handle, Incoming, Reply, Request, Server},
 };
-use peer::{Agent, Frame, Peer, agent_hello, soon};
 
 /// An agent for one server and one client, each of which is told the other's windows: it passes on credit as it comes.
 async fn relay(server: Peer, client: Peer) {

@@ -1,16 +1,13 @@
 //! Calls of a client, with an agent that follows a script.
-#![expect(clippy::unwrap_used, reason = "a test fails with it")]
-
-mod peer;
 
 use std::{collections::VecDeque, time::Duration};
 
+use crate::peer::{Agent, Frame, Peer, agent_hello, connected_unix, soon};
 use agent_common::{
     frame::{Flags, Hello, Kind, MetaBuilder, Windows, find, id, status},
     sdk::{Body, Client, Error, Request, Response},
 };
 use bytes::Bytes;
-use peer::{Agent, Frame, Peer, agent_hello, connected_unix, soon};
 use tokio::task::JoinHandle;
 
 fn client(agent: &Agent) -> Client {
