@@ -6,6 +6,7 @@ use agent_common::frame::{Flags, Header, Kind, MetaBuilder, WINDOW_MIN, Windows,
 use moa_tests::{
     Agent, DEMO,
     frames::{FramePeer, bytes_of, caller, meta_of, service},
+    until_true,
 };
 use nix::sys::signal::Signal;
 
@@ -49,9 +50,10 @@ fn a_large_answer_that_is_whole_outlives_the_service() {
     // Behind the end there is nothing.
     server.send(data, &[], &[3; 20_000]);
     let begun = client.expect(Kind::Response);
-    std::thread::sleep(Duration::from_millis(200));
+    server.send(Header::new(Kind::Ping), &[], &[]);
+    while server.expect_any().kind() != Some(Kind::Pong) {}
     drop(server);
-    std::thread::sleep(Duration::from_millis(200));
+    until_true("its end to be seen", || agent.json(&["services"]).as_array().is_some_and(Vec::is_empty));
     client.credit(&begun, 40_040);
     let end = client.expect(Kind::Data);
     assert!(end.has(Flags::END_STREAM) && end.body == [2; 40_000]);
