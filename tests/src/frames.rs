@@ -305,6 +305,20 @@ impl FramePeer {
         assert_eq!(got.header.via, mark);
     }
 
+    /// Waits until the other end has read what was sent so far. The credit that it gives back meanwhile is no matter.
+    pub fn expect_read(&mut self) {
+        let mark = u64::from(self.next_stream) << 32 | 0xdead;
+        self.send(Header { via: mark, ..Header::new(Kind::Ping) }, &[], &[]);
+        loop {
+            let got = self.expect_any();
+            match got.kind() {
+                Some(Kind::Credit) => {}
+                Some(Kind::Pong) if got.header.via == mark => return,
+                other => panic!("{other:?} where only credit is expected: {got:?}"),
+            }
+        }
+    }
+
     /// The next frame, which must be of this kind.
     pub fn expect(&mut self, kind: Kind) -> Got {
         let got = self.expect_any();

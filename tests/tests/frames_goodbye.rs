@@ -101,7 +101,7 @@ fn an_answer_that_has_come_whole_outlives_who_gave_it() {
     server.send(back, &[], &[1; 60_000]);
     server.data(&back, Flags::TO_CALLER, &[2; 60_000]);
     server.data(&back, Flags::TO_CALLER | WHOLE, &[3; 60_000]);
-    server.expect_quiet();
+    server.expect_read();
     drop(server);
     until_true("the service to be gone", || agent.json(&["services"]).as_array().is_some_and(Vec::is_empty));
     for byte in 1..=3 {
