@@ -78,8 +78,8 @@ impl Check<'_, '_> {
     }
 
     fn instances(&mut self, service: &CheckedService, config: &Config, at: &KeyPath) {
-        for (n, &instance) in service.instances.iter().enumerate() {
-            let finding = if service.instances[..n].contains(&instance) {
+        for (n, instance) in service.instances.iter().map(|instance| instance.address).enumerate() {
+            let finding = if service.instances[..n].iter().any(|other| other.address == instance) {
                 Finding {
                     found: format!("{instance} for the second time"),
                     expected: "every instance once".into(),

@@ -14,12 +14,12 @@ use toml::{
 };
 
 use super::{
-    Checked, CheckedService, Config, ConfigError, Given, Origin, Report,
+    Checked, CheckedInstance, CheckedService, Config, ConfigError, Given, Origin, Report,
     check::Check,
     key::KeyPath,
     peers,
     problem::{Finding, Problems},
-    schema::schema,
+    schema::{Address, schema},
     shape,
     source::position,
 };
@@ -92,6 +92,7 @@ fn read_sections(root: &DeTable<'_>, given: &Given, problems: &mut Problems<'_>)
         tunnel: section(table(root, "tunnel").unwrap_or(&empty), &top.key("tunnel"), problems),
         kernel: section(table(root, "kernel").unwrap_or(&empty), &top.key("kernel"), problems),
         metrics: section(table(root, "metrics").unwrap_or(&empty), &top.key("metrics"), problems),
+        tracing: section(table(root, "tracing").unwrap_or(&empty), &top.key("tracing"), problems),
         defaults: section(defaults, &top.key("defaults"), problems),
     };
     let written = |section| table(root, section).is_some_and(|table| table.contains_key("listen"));
@@ -112,7 +113,8 @@ fn service(uri: &str, own: &DeTable<'_>, defaults: &DeTable<'_>, problems: &mut 
     lay_over(&mut merged, own);
     // The policy does not know them.
     let instances = merged.remove("instances");
-    let instances = instances.map(|list| value(list, &at.key("instances"), problems)).unwrap_or_default();
+    let instances: Vec<Address> = instances.map(|list| value(list, &at.key("instances"), problems)).unwrap_or_default();
+    let instances = instances.into_iter().map(CheckedInstance::from).collect();
     let agents = merged.remove("agents");
     let agents = agents.map(|list| value(list, &at.key("agents"), problems)).unwrap_or_default();
     let mut policy = section::<super::ServicePolicy>(&merged, &at, problems);
@@ -121,7 +123,8 @@ fn service(uri: &str, own: &DeTable<'_>, defaults: &DeTable<'_>, problems: &mut 
     if !calls && !own_call {
         policy.health.call = None;
     }
-    CheckedService { uri: uri.to_owned(), instances, agents, policy }
+    let (uri, group) = uri.split_once('#').unwrap_or((uri, ""));
+    CheckedService { uri: uri.to_owned(), group: group.to_owned(), instances, agents, policy }
 }
 
 /// Lays one table over another, key by key.

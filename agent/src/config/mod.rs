@@ -18,6 +18,7 @@ mod shape;
 mod source;
 #[cfg(test)]
 mod tests;
+pub mod traffic;
 mod words;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
@@ -32,7 +33,7 @@ pub use policy::{Health, HealthCheck, ServicePolicy};
 pub use problem::{ConfigError, Problem, Report};
 pub use reference::{default_file, reference, with_reference};
 pub use schema::schema;
-pub use sections::{Agent, App, Kernel, KernelMode, Metrics, Tunnel};
+pub use sections::{Agent, App, Kernel, KernelMode, Metrics, Tracing, Tunnel};
 
 /// The sections with every key filled in, peers and services aside.
 ///
@@ -50,6 +51,8 @@ pub struct Config {
     pub kernel: Kernel,
     /// Metrics and health for machines.
     pub metrics: Metrics,
+    /// Spans of calls for a collector.
+    pub tracing: Tracing,
     /// What every service has unless its own section says otherwise.
     pub defaults: ServicePolicy,
 }
@@ -76,6 +79,10 @@ pub struct CheckedPeer {
     pub name: String,
     /// Where it listens for other agents; no two peers share it.
     pub address: SocketAddr,
+    /// Its zone; empty if it is not known.
+    pub zone: String,
+    /// Its data centre; empty if it is not known.
+    pub data_centre: String,
 }
 
 /// A service with its whole policy.
@@ -83,12 +90,50 @@ pub struct CheckedPeer {
 pub struct CheckedService {
     /// Its URI.
     pub uri: String,
+    /// Its group; empty for the default one. In the file it stands behind the URI, after a `#`.
+    pub group: String,
     /// Its instances, none twice. There may be none: agents can serve it, and applications that offer it.
-    pub instances: Vec<SocketAddr>,
+    pub instances: Vec<CheckedInstance>,
     /// The peers that serve it, by name, each one of [`Checked::peers`] and none twice.
     pub agents: Vec<String>,
     /// `[defaults]` with the service's own keys laid over it.
     pub policy: ServicePolicy,
+}
+
+/// A server of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CheckedInstance {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What is known of it.
+    pub traits: Traits,
+}
+
+/// What is known of an instance besides its address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Traits {
+    /// Its share of the calls, in relation to the others'; 1 to 10,000. 100 unless the file says otherwise.
+    pub weight: u32,
+    /// Its zone; empty if it is not known.
+    pub zone: String,
+    /// Its data centre; empty if it is not known.
+    pub data_centre: String,
+    /// Its environment, such as `pre`; empty if it serves all.
+    pub environment: String,
+    /// Whatever else rules can choose it by.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Default for Traits {
+    fn default() -> Self {
+        Self {
+            weight: 100,
+            zone: String::new(),
+            data_centre: String::new(),
+            environment: String::new(),
+            labels: BTreeMap::new(),
+        }
+    }
 }
 
 /// Where the value of a key came from.

@@ -20,7 +20,9 @@ pub(super) fn read(root: &DeTable<'_>, problems: &mut Problems<'_>) -> Vec<Check
         let address = section.get_ref().as_table()?.get("address")?.clone();
         let at = section_of(name.get_ref()).key("address");
         let address = value::<Option<_>>(address, &at, problems)?;
-        Some(CheckedPeer { name: name.get_ref().to_string(), address })
+        let text = |key| section.get_ref().as_table()?.get(key)?.get_ref().as_str();
+        let text = |key| text(key).unwrap_or_default().to_owned();
+        Some(CheckedPeer { name: name.get_ref().to_string(), address, zone: text("zone"), data_centre: text("data_centre") })
     });
     let mut peers: Vec<_> = peers.collect();
     peers.sort_by(|a, b| a.name.cmp(&b.name));

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     check::Conflict,
     schema::{COUNT_MAX, DAY_MS, REDIS_BULK_MAX},
+    traffic::{Access, Balance, Breaker, Concurrency, Fault, Hedge, Locality, Outlier, Rate, Retry, Route, Shadow, Stress},
 };
 use crate::wire::envelope::scan_request;
 
@@ -45,8 +46,41 @@ pub struct ServicePolicy {
     /// Whether connections to instances on this machine go by way of the kernel. Not for servers that `splice`, or that read
     /// with `MSG_WAITALL`.
     pub kernel: bool,
+    /// How long one try of a call may take before it counts as failed; 0 is as long as the call.
+    #[schemars(range(max = DAY_MS))]
+    pub try_timeout_ms: u64,
+    /// The share of calls, in hundredths of a percent, that this traffic policy applies to, so that a service can be brought in
+    /// step by step. The others go to an instance by chance, once, whatever else is said here.
+    #[schemars(range(max = 10_000))]
+    pub mesh_per_10k: u32,
+    /// What becomes of calls with the mark of a stress test.
+    pub stress: Stress,
     /// How an instance's health is checked.
     pub health: Health,
+    /// How an instance is picked.
+    pub balance: Balance,
+    /// Which instances are preferred for where they are.
+    pub locality: Locality,
+    /// When a call is sent again.
+    pub retry: Retry,
+    /// When a second copy of a call is sent, as its answer is late.
+    pub hedge: Hedge,
+    /// When an instance is taken out of traffic for what its calls show.
+    pub outlier: Outlier,
+    /// Bounds on what is under way at once.
+    pub breaker: Breaker,
+    /// Bounds on calls each second.
+    pub rate: Rate,
+    /// A bound on calls in flight that follows what the service can take.
+    pub concurrency: Concurrency,
+    /// Who may call.
+    pub access: Access,
+    /// Where calls go for what they say of themselves.
+    pub routes: Vec<Route>,
+    /// Copies of calls, whose answers are dropped.
+    pub shadows: Vec<Shadow>,
+    /// Faults that are put into calls, for drills.
+    pub faults: Vec<Fault>,
 }
 
 /// How an instance's health is checked.
@@ -154,7 +188,22 @@ impl Default for ServicePolicy {
             idle_timeout_ms: 60_000,
             queue_max: 1024,
             kernel: true,
+            try_timeout_ms: 0,
+            mesh_per_10k: 10_000,
+            stress: Stress::default(),
             health: Health::default(),
+            balance: Balance::default(),
+            locality: Locality::default(),
+            retry: Retry::default(),
+            hedge: Hedge::default(),
+            outlier: Outlier::default(),
+            breaker: Breaker::default(),
+            rate: Rate::default(),
+            concurrency: Concurrency::default(),
+            access: Access::default(),
+            routes: Vec::new(),
+            shadows: Vec::new(),
+            faults: Vec::new(),
         }
     }
 }

@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::LazyLock};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
+use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Agent, App, Kernel, Metrics, ServicePolicy, Tunnel};
+use super::{Agent, App, CheckedInstance, Kernel, Metrics, ServicePolicy, Tracing, Traits, Tunnel};
 
 /// The format of an address in the schema.
 pub(super) const ADDRESS: &str = "ip:port";
@@ -66,6 +67,7 @@ struct File {
     tunnel: Tunnel,
     kernel: Kernel,
     metrics: Metrics,
+    tracing: Tracing,
     /// What every service has unless its own section says otherwise.
     defaults: ServicePolicy,
     /// The other agents, by the names that `agents` of services call them.
@@ -82,6 +84,12 @@ struct Peer {
     /// The other agent's `tunnel.listen`, as it is reached from here.
     #[schemars(schema_with = "address_schema")]
     address: SocketAddr,
+    /// Its zone.
+    #[serde(default)]
+    zone: String,
+    /// Its data centre.
+    #[serde(default)]
+    data_centre: String,
 }
 
 /// One service: who serves it, and whatever differs from `[defaults]`. Applications that offer it serve it, too.
@@ -99,6 +107,56 @@ struct Service {
     agents: Vec<String>,
     #[serde(flatten)]
     policy: ServicePolicy,
+}
+
+/// An instance as the file has it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum Address {
+    /// `"ip:port"`.
+    Plain(SocketAddr),
+    /// `{ address = "ip:port", weight = 50, … }`.
+    With(Instance),
+}
+
+/// An instance with what is known of it.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Instance {
+    /// Where it listens.
+    #[schemars(schema_with = "address_schema")]
+    address: SocketAddr,
+    /// Its share of the calls, in relation to the others'.
+    #[serde(default = "weight")]
+    #[schemars(range(min = 1, max = 10_000))]
+    weight: u32,
+    /// Its zone.
+    #[serde(default)]
+    zone: String,
+    /// Its data centre.
+    #[serde(default)]
+    data_centre: String,
+    /// Its environment, such as `pre`.
+    #[serde(default)]
+    environment: String,
+    /// Whatever else rules can choose it by.
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+}
+
+fn weight() -> u32 {
+    Traits::default().weight
+}
+
+impl From<Address> for CheckedInstance {
+    fn from(address: Address) -> Self {
+        match address {
+            Address::Plain(address) => Self { address, traits: Traits::default() },
+            Address::With(Instance { address, weight, zone, data_centre, environment, labels }) => {
+                Self { address, traits: Traits { weight, zone, data_centre, environment, labels } }
+            }
+        }
+    }
 }
 
 /// The schema of an address.

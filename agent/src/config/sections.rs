@@ -19,6 +19,8 @@ const WINDOW_MIN: u32 = 65_536;
 const WINDOW_MAX: u32 = 1 << 30;
 /// The longest path of a unix socket: `sun_path` has a byte more, for the zero behind it.
 const UNIX_BYTES_MAX: usize = 107;
+/// A URL as `tracing.endpoint` could be.
+const EXAMPLE_COLLECTOR: &str = "http://127.0.0.1:4318";
 /// A path as `app.unix` could be.
 const EXAMPLE_UNIX: &str = "/run/moa/app.sock";
 
@@ -38,6 +40,34 @@ pub struct Agent {
     /// How long a graceful stop waits for calls in flight.
     #[schemars(range(max = DAY_MS))]
     pub drain_timeout_ms: u64,
+    /// The zone that this node is in; empty if it does not matter.
+    pub zone: String,
+    /// The data centre that this node is in; empty if it does not matter.
+    pub data_centre: String,
+}
+
+/// Spans of calls, for a collector that takes OTLP.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tracing {
+    /// The collector's base URL, for OTLP over HTTP with protobuf. Without it, no spans are made.
+    #[schemars(example = EXAMPLE_COLLECTOR)]
+    pub endpoint: Option<String>,
+    /// How many of a million calls that come without a `traceparent` begin a trace. What comes with one is sampled if it says so.
+    #[schemars(range(max = 1_000_000))]
+    pub sample_per_million: u32,
+    /// Spans that may wait for the collector; beyond that they are dropped, and counted.
+    #[schemars(range(min = 1, max = COUNT_MAX))]
+    pub queue_max: usize,
+    /// How long spans are gathered before they are sent.
+    #[schemars(range(min = 10, max = DAY_MS))]
+    pub interval_ms: u64,
+}
+
+impl Default for Tracing {
+    fn default() -> Self {
+        Self { endpoint: None, sample_per_million: 1_000, queue_max: 8_192, interval_ms: 1_000 }
+    }
 }
 
 /// The side of the applications: Redis, and the frame protocol.
@@ -201,7 +231,14 @@ fn narrow_connection(stream: u32, connection: u32) -> Option<Conflict> {
 
 impl Default for Agent {
     fn default() -> Self {
-        Self { workers: 0, calls_in_flight_max: 100_000, queued_bytes_max: 512 << 20, drain_timeout_ms: 10_000 }
+        Self {
+            workers: 0,
+            calls_in_flight_max: 100_000,
+            queued_bytes_max: 512 << 20,
+            drain_timeout_ms: 10_000,
+            zone: String::new(),
+            data_centre: String::new(),
+        }
     }
 }
 

@@ -173,7 +173,7 @@ impl Routes {
             former.into_iter().flat_map(|routes| &routes.services).map(|service| (&*service.key, service)).collect();
         let mut drafts: BTreeMap<String, Draft> = BTreeMap::new();
         for service in &checked.services {
-            drafts.insert(service.uri.clone(), Draft::of(service, &agents));
+            drafts.insert(service_key(&service.uri, &service.group), Draft::of(service, &agents));
         }
         for (id, offered) in offers {
             for offer in &offered.offers {
@@ -227,11 +227,12 @@ struct Draft {
 
 impl Draft {
     fn of(service: &CheckedService, agents: &[Arc<AgentRoute>]) -> Self {
-        let instances = service.instances.iter().map(|address| (Endpoint::Redis(*address), None, Vec::new()));
+        let instances = service.instances.iter().map(|one| (Endpoint::Redis(one.address), None, Vec::new()));
         let agents = agents.iter().filter(|agent| service.agents.iter().any(|name| **name == *agent.name));
         let agents = agents.map(|agent| (Endpoint::Agent(agent.name.clone()), Some(agent.health.clone()), Vec::new()));
-        let (uri, policy) = (service.uri.as_str().into(), Arc::new(service.policy.clone()));
-        Self { uri, group: "".into(), policy, members: instances.chain(agents).collect() }
+        let (uri, group) = (service.uri.as_str().into(), service.group.as_str().into());
+        let policy = Arc::new(service.policy.clone());
+        Self { uri, group, policy, members: instances.chain(agents).collect() }
     }
 
     fn offered(offer: &Offer, policy: Arc<ServicePolicy>) -> Self {
