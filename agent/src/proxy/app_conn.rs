@@ -14,17 +14,19 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::{
     app::App,
     dispatch::{Within, code},
+    govern::{Begun, Origin, Refused},
     request::Request,
+    says::RedisCall,
     service::Service,
-    session::{self, After},
+    session::{self, After, Session},
     stats::CloseReason,
     stream::Stream,
     worker::Worker,
 };
 use crate::wire::{
-    envelope::{JsonStr, scan_request},
+    envelope::{Envelope, JsonStr, scan_request},
     reply::{self, error_envelope},
-    resp::{Args, Command, CommandParser, Limits, Refusal, Refused, Step},
+    resp::{self, Args, Command, CommandParser, Limits, Refusal, Step},
 };
 
 /// Room that a command gets at a time while it arrives, so that a length that is only announced takes no memory.
@@ -268,14 +270,14 @@ impl AppConn {
     fn call(&mut self, envelope: &[u8], request: Request, within: Option<Duration>) {
         self.app.calls.set(self.app.calls.get() + 1);
         match self.admit(envelope) {
-            Ok(service) => {
-                let timeout = Duration::from_millis(service.route.policy.timeout_ms);
+            Ok(begun) => {
+                let timeout = Duration::from_millis(begun.service.route.policy.timeout_ms);
                 let within = match within {
                     Some(whole) => Within { timeout: timeout.min(whole), extends: false },
                     None => Within { timeout, extends: true },
                 };
                 let seq = self.app.reserve();
-                self.worker.begin(&self.app, seq, &service, request, within);
+                self.worker.begin(&self.app, seq, begun, request, within);
             }
             Err(refused) => {
                 let text = self.worker.error_text(&refused.uri, None, &refused.reason);
@@ -289,7 +291,7 @@ impl AppConn {
     }
 
     /// Finds the service, and says no before anything is sent that a server would answer with silence or a reset.
-    fn admit(&self, envelope: &[u8]) -> Result<Rc<Service>, RefusedCall> {
+    fn admit(&self, envelope: &[u8]) -> Result<Begun, RefusedCall> {
         let refuse = |code, uri: &str, reason| RefusedCall { code, uri: uri.to_owned(), reason, service: None };
         let scanned = scan_request(envelope)
             .map_err(|error| refuse(code::SERIALIZATION, "-", format!("the argument of GET is not a MOA call: {error}")))?;
@@ -311,9 +313,21 @@ impl AppConn {
             let max = limits.worker_queued_bytes_max;
             (code::POOL_FULL, format!("more than {max} bytes wait in this worker (agent.queued_bytes_max)"))
         } else {
-            return Ok(service);
+            match self.govern(&service, scanned) {
+                Ok(begun) => return Ok(begun),
+                Err(Refused { code, reason }) => (code, reason),
+            }
         };
         Err(RefusedCall { code, uri: service.name().to_owned(), reason, service: Some(service) })
+    }
+
+    /// What the service's policy says about the call.
+    fn govern(&self, service: &Rc<Service>, envelope: Envelope<'_>) -> Result<Begun, Refused> {
+        let session = self.app.session.borrow();
+        let application = session.as_deref().and_then(Session::own_name).unwrap_or_default();
+        let origin =
+            Origin { scope: self.app.side.scope(), application, peer: self.app.peer, protocol: "redis", idempotent: false };
+        self.worker.govern(service, &RedisCall { envelope, application }, &origin)
     }
 
     fn find(&self, action: &JsonStr<'_>) -> Option<Rc<Service>> {
@@ -332,7 +346,7 @@ impl AppConn {
         }
     }
 
-    fn refused(&self, refused: &Refused, limits: &Limits) {
+    fn refused(&self, refused: &resp::Refused, limits: &Limits) {
         let crowded = *limits != self.worker.limits().command;
         let reason = match refused.refusal {
             _ if crowded => {

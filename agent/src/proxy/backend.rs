@@ -224,7 +224,7 @@ impl Backend {
             return Err(NO_END.to_owned());
         }
         let Some(key) = self.link.next_answer() else { return Ok(()) };
-        self.worker.append(key, &self.pool, piece, self.rest == 0);
+        self.worker.append(key, piece, self.rest == 0);
         if self.rest == 0 { self.next(None) } else { Ok(()) }
     }
 

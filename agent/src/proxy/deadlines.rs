@@ -4,7 +4,10 @@ use std::{rc::Rc, time::Duration};
 
 use tokio::time::Instant;
 
+use agent_common::frame::status;
+
 use super::{
+    caller::Caller,
     calls::CallKey,
     dispatch::{Call, Place, code},
     link::{Forgotten, Link},
@@ -35,6 +38,9 @@ impl Worker {
         let Some(call) = calls.get_mut(key) else { return };
         let received = call.received.unwrap_or(0) + bytes;
         call.received = Some(received % PROGRESS_MIN);
+        if let Some(more) = &mut call.more {
+            more.stop();
+        }
         if call.within.extends && received >= PROGRESS_MIN {
             call.deadline = self.now() + call.within.timeout;
             let tick = self.tick_of(call.deadline);
@@ -84,7 +90,7 @@ impl Worker {
         let now = self.tick_of(self.now()) - 1;
         let expired = self.calls.borrow_mut().expired(now);
         for key in expired {
-            if !self.goes_on(key) {
+            if !self.look_after(key) && !self.goes_on(key) {
                 self.expire_one(key);
             }
         }
@@ -120,6 +126,11 @@ impl Worker {
             (call.place.clone(), code, reason)
         };
         let forgotten = self.withdraw(key, &place, u32::from(code));
+        if let Some(twin) = self.part(key) {
+            // Their time is the same, and the caller is answered once.
+            self.with_call(twin, |call| call.caller = Caller::Nobody);
+            self.give_up(twin, status::TIMEOUT);
+        }
         self.fail(key, code, place.instance(), &reason);
         if let (Forgotten::Sent, Place::Sent(_, link)) = (forgotten, place) {
             self.end_overdue(&link, &reason);
@@ -128,7 +139,7 @@ impl Worker {
 
     /// The late answer must not be taken for another call's. Where answers come in order it can be waited for, as long as
     /// others wait behind it.
-    fn end_overdue(&self, link: &Link, reason: &str) {
+    pub(super) fn end_overdue(&self, link: &Link, reason: &str) {
         let calls = self.calls.borrow();
         if link.is_shared() && link.waits_for(|key| calls.contains(key)) {
             link.retire();

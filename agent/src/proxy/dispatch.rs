@@ -8,20 +8,24 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{
+    account::End,
+    again::More,
     app::App,
     caller::{Caller, Failure},
     calls::CallKey,
+    choice::{Choice, Tried},
     frames::{FrameConn, Remote, Scope, Streams, Tunnel, Way},
+    govern::Begun,
     link::{Forgotten, Link},
     pool::{Pool, Refused},
     replies::Seq,
     request::Request,
     routes::Instance,
-    service::{Service, Turn, Upstream},
+    service::{Aim, Service, Upstream},
     stats::CallCounters,
     worker::Worker,
 };
-use crate::wire::reply::error_envelope;
+use crate::{config::traffic::RetryOn, wire::reply::error_envelope};
 
 /// MOA's error codes that the mesh itself answers with.
 pub(crate) mod code {
@@ -39,6 +43,8 @@ pub(crate) mod code {
     pub(crate) const SERVICE_NOT_FOUND: u16 = 501;
     /// A bound was reached.
     pub(crate) const POOL_FULL: u16 = 504;
+    /// The caller may not make the call.
+    pub(crate) const NOT_ALLOWED: u16 = 506;
 }
 
 /// How long a call may take.
@@ -54,7 +60,9 @@ pub(crate) struct Within {
 pub(crate) struct Call {
     pub(crate) caller: Caller,
     pub(crate) service: Rc<Service>,
-    started: Instant,
+    pub(super) started: Instant,
+    /// When it was given to where it is.
+    pub(super) tried_at: Instant,
     pub(super) within: Within,
     pub(super) deadline: Instant,
     /// Bytes of the answer since the deadline was last moved; none before it has begun.
@@ -64,8 +72,16 @@ pub(crate) struct Call {
     bytes: usize,
     attempts: usize,
     pub(crate) place: Place,
-    /// Whether it is counted here; not so if another worker has counted it.
-    counted: bool,
+    /// Where it may go.
+    pub(super) choice: Choice,
+    /// Of the service's methods that are counted by themselves.
+    pub(super) method: u16,
+    /// Whether it is counted here; not so if another worker has counted it, and for copies.
+    pub(super) counted: bool,
+    /// Whether it counts in the bounds of its service; of its instance.
+    pub(super) bounded: (bool, bool),
+    /// What only calls have that are sent again, copied, held up or followed.
+    pub(super) more: Option<Box<More>>,
     /// What only calls of more than one frame each way have.
     pub(crate) streams: Option<Box<Streams>>,
 }
@@ -82,6 +98,8 @@ pub(crate) enum Place {
     Framed(Rc<Remote>, Rc<FrameConn>, u32),
 }
 
+/// Instances that one call is offered to before it is refused.
+const TRIES_MAX: usize = 16;
 /// The number of a call that has not left.
 pub(super) const UNNUMBERED: u32 = 0;
 
@@ -102,6 +120,15 @@ impl Place {
         }
     }
 
+    /// Where the instance stands among those of its service.
+    pub(super) fn slot(&self) -> Option<u32> {
+        match self {
+            Self::Nowhere => None,
+            Self::Waiting(pool) | Self::Sent(pool, _) => Some(pool.slot),
+            Self::Queued(remote, _) | Self::Framed(remote, ..) => Some(remote.slot),
+        }
+    }
+
     /// Whether certainly nobody has executed a call that is here.
     fn is_before_sending(&self) -> bool {
         matches!(self, Self::Nowhere | Self::Waiting(_) | Self::Queued(..))
@@ -110,7 +137,7 @@ impl Place {
 
 impl Call {
     /// Where it is counted.
-    fn counters(&self) -> Option<&CallCounters> {
+    pub(super) fn counters(&self) -> Option<&CallCounters> {
         self.place.counters().filter(|_| self.counted)
     }
 
@@ -120,13 +147,18 @@ impl Call {
     }
 
     /// Whether the beginning of an answer was passed on.
-    fn answer_has_begun(&self) -> bool {
+    pub(super) fn answer_has_begun(&self) -> bool {
         self.streams.as_ref().is_some_and(|streams| streams.begun)
     }
 
     /// Whether its request may have more than one frame.
     pub(super) fn may_be_cut(&self) -> bool {
         self.bytes > HEAD_MAX
+    }
+
+    /// Bytes that it holds.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Milliseconds that are left.
@@ -137,11 +169,15 @@ impl Call {
 
 impl Worker {
     /// Begins a call whose answer goes to place `seq` of an application's replies.
-    pub(crate) fn begin(self: &Rc<Self>, app: &Rc<App>, seq: Seq, service: &Rc<Service>, request: Request, within: Within) {
-        match self.enter(Caller::Redis(app.clone(), seq), service, request.len(), within) {
+    pub(crate) fn begin(self: &Rc<Self>, app: &Rc<App>, seq: Seq, mut begun: Begun, request: Request, within: Within) {
+        let service = begun.service.clone();
+        if !begun.copies.is_empty() {
+            self.copy(&mut begun, &request, within);
+        }
+        match self.enter(Caller::Redis(app.clone(), seq), begun, request.len(), within) {
             Ok(key) => {
                 app.set_call(seq, key);
-                self.send(key, service, request, service.turn(), None);
+                self.launch(key, &service, request);
             }
             Err(reason) => {
                 app.answer(seq, error_envelope(code::POOL_FULL, &self.error_text(service.name(), None, &reason)));
@@ -150,14 +186,18 @@ impl Worker {
     }
 
     /// Puts a call into the table, or says why not.
-    pub(super) fn enter(&self, caller: Caller, service: &Rc<Service>, bytes: usize, within: Within) -> Result<CallKey, String> {
+    pub(super) fn enter(&self, caller: Caller, begun: Begun, bytes: usize, within: Within) -> Result<CallKey, String> {
         let started = self.now();
         let deadline = started + within.timeout;
-        let call = Call {
-            counted: caller.scope() != Scope::Worker,
+        let Begun { service, choice, method, more, .. } = begun;
+        let scope = caller.scope();
+        let mut call = Call {
+            counted: scope != Scope::Worker,
+            bounded: (false, false),
             caller,
             service: service.clone(),
             started,
+            tried_at: started,
             within,
             deadline,
             received: None,
@@ -165,10 +205,19 @@ impl Worker {
             bytes,
             attempts: 0,
             place: Place::Nowhere,
+            choice,
+            method,
+            more,
             streams: None,
         };
-        match self.calls.borrow_mut().insert(call, self.tick_of(deadline)) {
+        let mut calls = self.calls.borrow_mut();
+        let full = calls.is_full();
+        if !full {
+            call.enters();
+        }
+        match calls.insert(call, self.tick_of(deadline)) {
             Ok(key) => {
+                drop(calls);
                 self.queued_add(bytes);
                 self.ensure_timer();
                 Ok(key)
@@ -181,22 +230,32 @@ impl Worker {
         }
     }
 
-    /// Gives a call to the next instance that takes it; to the one where it `failed` only if no other does.
-    pub(super) fn send(
-        self: &Rc<Self>,
-        key: CallKey,
-        service: &Rc<Service>,
-        mut request: Request,
-        turn: Turn,
-        failed: Option<&Upstream>,
-    ) {
-        let Some(scope) = self.calls.borrow_mut().get_mut(key).map(|call| call.caller.scope()) else { return };
+    /// Gives a call to an instance that takes it, of those that it may go to: to one that was tried only if no other does.
+    pub(super) fn send(self: &Rc<Self>, key: CallKey, service: &Rc<Service>, mut request: Request) {
+        let found = self.with_call(key, |call| {
+            let mut tried = Tried::new();
+            if let Some(more) = &mut call.more {
+                tried.clone_from(&more.tried);
+                more.keep(&request);
+            }
+            (call.caller.scope(), call.choice, tried)
+        });
+        let Some((scope, choice, mut tried)) = found else { return };
+        let aim = Aim { choice: &choice, scope, now: self.now() };
         let mut full = None;
-        let others = service.candidates(turn, scope, self.now()).filter(|other| failed.is_none_or(|failed| !failed.is(other)));
-        let again = failed.filter(|failed| failed.is_available(self.now()));
-        for upstream in others.chain(again.cloned()) {
+        let mut again = !tried.is_empty();
+        for _ in 0..TRIES_MAX {
+            let picked = self.dice(|dice| service.pick(aim, &tried, dice));
+            let Some(upstream) = picked else {
+                if !std::mem::take(&mut again) {
+                    break;
+                }
+                tried.clear();
+                continue;
+            };
+            tried.push(upstream.slot());
             match self.submit(key, &upstream, request) {
-                Ok(()) => return,
+                Ok(()) => return self.sent(key),
                 Err(Refused::Full(back)) => {
                     request = back;
                     full = Some(upstream);
@@ -206,7 +265,10 @@ impl Worker {
         }
         match full {
             Some(upstream) => self.fail(key, code::POOL_FULL, Some(upstream.instance()), &upstream.why_full()),
-            None => self.fail(key, code::REMOTING, None, &service.why_unavailable(scope)),
+            None => {
+                let (code, why) = service.why_unavailable(aim);
+                self.fail(key, code, None, &why);
+            }
         }
     }
 
@@ -239,13 +301,7 @@ impl Worker {
     pub(super) fn placed(&self, key: CallKey, place: Place) {
         let mut former = Place::Nowhere;
         if let Some(call) = self.calls.borrow_mut().get_mut(key) {
-            if let Some(counters) = call.counters() {
-                counters.in_flight.sub(1);
-            }
-            former = std::mem::replace(&mut call.place, place);
-            if let Some(counters) = call.counters() {
-                counters.in_flight.add(1);
-            }
+            former = call.moves(place, self.now());
         }
         if let Place::Framed(_, conn, _) = former {
             conn.done();
@@ -276,20 +332,30 @@ impl Worker {
             if again {
                 failed.counters().retries.add(1);
             }
+            call.failed_at(failed.slot(), failed.instance(), self.now());
             again.then(|| call.service.route.key.clone())
         };
         // The configuration in force decides where to, not the one under which the call began.
         match name.map(|name| self.service(&name)) {
-            Some(Some(service)) => self.send(key, &service, request, service.turn(), Some(failed)),
+            Some(Some(service)) => {
+                self.with_call(key, |call| {
+                    call.follow(&service);
+                    call.more.get_or_insert_default().tried.push(failed.slot());
+                });
+                self.send(key, &service, request);
+            }
             Some(None) => self.fail(key, code::SERVICE_NOT_FOUND, None, "the service is no longer there"),
             None => self.fail_at(key, failed, code::REMOTING, reason),
         }
     }
 
     /// The service's whole answer, as a reply of Redis with its body in it.
-    pub(crate) fn answered(&self, key: CallKey, pool: &Pool, whole: Bytes, body: Range<usize>, error: Option<u16>) {
-        if let Some(call) = self.remove(key) {
-            pool.counters.answered(self.now().duration_since(call.started), error);
+    pub(crate) fn answered(self: &Rc<Self>, key: CallKey, pool: &Pool, whole: Bytes, body: Range<usize>, error: Option<u16>) {
+        if error.is_some_and(|error| self.retry_after_code(key, error, &pool.instance)) {
+            return;
+        }
+        self.wins(key);
+        if let Some(call) = self.remove_answered(key, error, body.len()) {
             match call.caller {
                 Caller::Redis(app, seq) => app.answer(seq, whole),
                 Caller::Frames(framed) => framed.answer_whole(error, whole.slice(body)),
@@ -309,7 +375,8 @@ impl Worker {
     }
 
     /// A piece of the service's answer.
-    pub(crate) fn append(&self, key: CallKey, pool: &Pool, piece: Bytes, last: bool) {
+    pub(crate) fn append(self: &Rc<Self>, key: CallKey, piece: Bytes, last: bool) {
+        self.wins(key);
         if !last {
             self.extend(key, piece.len());
         }
@@ -324,8 +391,7 @@ impl Worker {
         if let Caller::Redis(app, seq) = &caller {
             app.append(*seq, key, piece);
         }
-        if last && let Some(call) = self.remove(key) {
-            pool.counters.answered(self.now().duration_since(call.started), None);
+        if last && self.remove_answered(key, None, 0).is_some() {
             match caller {
                 Caller::Redis(app, seq) => app.finish(seq),
                 // What is left of it goes without the call.
@@ -336,15 +402,28 @@ impl Worker {
     }
 
     /// There will be no answer, or none that a caller could read.
-    pub(crate) fn not_answered(&self, key: CallKey, pool: &Pool, reason: &str) {
-        self.fail(key, code::REMOTING, Some(&pool.instance), reason);
+    pub(crate) fn not_answered(self: &Rc<Self>, key: CallKey, pool: &Pool, reason: &str) {
+        if !self.retry(key, RetryOn::Connection, reason) {
+            self.fail(key, code::REMOTING, Some(&pool.instance), reason);
+        }
     }
 
     /// Nobody waits for the answer any more: what was not sent need not be, and what has begun to come need not go on.
     pub(crate) fn cancel(self: &Rc<Self>, key: CallKey, why: u32) {
+        if let Some(twin) = self.part(key) {
+            self.give_up(twin, why);
+        }
+        self.give_up(key, why);
+    }
+
+    /// Gives up one copy of a call.
+    pub(super) fn give_up(self: &Rc<Self>, key: CallKey, why: u32) {
         let found = {
             let mut calls = self.calls.borrow_mut();
             let Some(call) = calls.get_mut(key) else { return };
+            if let Some(more) = &mut call.more {
+                more.stop();
+            }
             if let Caller::Frames(framed) = std::mem::replace(&mut call.caller, Caller::Nobody) {
                 framed.conn.ended(framed.via);
                 framed.conn.drop_message(framed.answer());
@@ -399,42 +478,41 @@ impl Worker {
 
     /// As `fail`, counted for an instance that the call did not reach.
     fn fail_at(&self, key: CallKey, failed: &Upstream, code: u16, reason: &str) {
-        let Some(call) = self.remove(key) else { return };
-        if call.counted {
-            failed.counters().failed(self.now().duration_since(call.started), code);
+        if self.leaves_to_twin(key) {
+            return;
         }
+        let Some(mut call) = self.remove(key) else { return };
         let text = self.error_text(call.service.name(), Some(failed.instance()), reason);
+        if call.counted {
+            self.account(&mut call, Some(failed.counters()), &End::mesh(code, &text));
+        }
         let begun = call.answer_has_begun();
         call.caller.fail(Failure { code, text: &text, not_executed: true }, begun);
     }
 
     /// Ends a call with an error.
     pub(super) fn end_with(&self, key: CallKey, code: u16, not_executed: bool, text: impl FnOnce(&Call) -> String) {
-        let Some(call) = self.remove(key) else { return };
-        match call.counters() {
-            Some(counters) => counters.failed(self.now().duration_since(call.started), code),
-            None if call.counted => call.service.unsent.refused(code),
-            None => {}
+        if self.leaves_to_twin(key) {
+            return;
         }
+        let Some(mut call) = self.remove(key) else { return };
+        let text = text(&call);
+        self.account(&mut call, None, &End::mesh(code, &text));
         let begun = call.answer_has_begun();
-        call.caller.fail(Failure { code, text: &text(&call), not_executed }, begun);
+        call.caller.fail(Failure { code, text: &text, not_executed }, begun);
     }
 
     /// Takes a call out of the table, as an answer to it has come.
-    pub(super) fn remove_answered(&self, key: CallKey, error: Option<u16>) -> Option<Call> {
-        let call = self.remove(key)?;
-        if let Some(counters) = call.counters() {
-            counters.answered(self.now().duration_since(call.started), error);
-        }
+    pub(super) fn remove_answered(&self, key: CallKey, error: Option<u16>, bytes: usize) -> Option<Call> {
+        let mut call = self.remove(key)?;
+        self.account(&mut call, None, &End::service(error, bytes));
         Some(call)
     }
 
     pub(super) fn remove(&self, key: CallKey) -> Option<Call> {
         let call = self.calls.borrow_mut().remove(key)?;
         self.queued_sub(call.bytes);
-        if let Some(counters) = call.counters() {
-            counters.in_flight.sub(1);
-        }
+        call.leaves();
         if let Place::Framed(_, conn, _) = &call.place {
             conn.done();
         }

@@ -20,6 +20,8 @@ pub(crate) struct WorkerLimits {
     pub(crate) mget_keys_max: usize,
     pub(crate) mget_timeout_ms: u64,
     pub(crate) stall_timeout: Duration,
+    /// Calls of a million that begin a trace.
+    pub(crate) sample_per_million: u32,
     pub(crate) app: Bounds,
     pub(crate) tunnel: TunnelLimits,
     /// What a command may have while there is room in the worker.
@@ -55,6 +57,7 @@ impl WorkerLimits {
                 calls_bytes_max: config.app.queued_bytes_max.max(config.tunnel.queued_bytes_max),
             },
             tunnel: TunnelLimits::of(&config.tunnel),
+            sample_per_million: config.tracing.sample_per_million,
             stall_timeout: Duration::from_millis(config.app.stall_timeout_ms),
             command: resp::Limits {
                 argument_bytes_max: config.app.argument_bytes_max,

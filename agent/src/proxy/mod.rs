@@ -3,28 +3,34 @@
 //! A call is served from first byte to last on the thread that read it. [`Proxy`] is the handle for everybody else.
 
 mod accept;
+mod account;
+mod again;
 mod app;
 mod app_conn;
 mod backend;
-mod backoff;
 mod board;
 mod caller;
 mod calls;
+mod choice;
 mod deadlines;
 mod dispatch;
 mod frames;
+mod govern;
 mod handle;
 mod health;
 mod limits;
 mod link;
 mod listen;
 mod out;
+mod outliers;
 mod path;
 mod pool;
 mod read;
 mod replies;
+mod report;
 mod request;
 mod routes;
+mod says;
 mod service;
 mod session;
 mod socket;
@@ -35,4 +41,5 @@ mod turn;
 mod worker;
 
 pub use handle::{ApplyError, Options, Proxy, StartError};
+pub use report::Telemetry;
 pub use path::{End, Enrolled, Fallback, KernelPath};

@@ -5,17 +5,26 @@ use std::{
     collections::VecDeque,
     net::SocketAddr,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
 use super::{
-    backend, backoff::backoff, calls::CallKey, link::Link, request::Request, routes::Instance, service::Upstream,
-    stats::CallCounters, worker::Worker,
+    backend,
+    calls::CallKey,
+    link::Link,
+    request::Request,
+    routes::{Instance, ServiceRoute, UnderWay},
+    service::Upstream,
+    stats::CallCounters,
+    worker::Worker,
 };
-use crate::config::ServicePolicy;
+use crate::{
+    balance::backoff,
+    config::{ServicePolicy, traffic::Breaker},
+};
 
 /// Waits between two tries to connect to an instance that refuses: doubled each time, between these bounds, with jitter.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
@@ -28,6 +37,10 @@ pub(crate) struct Pool {
     pub(crate) address: SocketAddr,
     pub(crate) instance: Arc<Instance>,
     pub(crate) counters: Arc<CallCounters>,
+    /// Where the instance stands among those of its service.
+    pub(crate) slot: u32,
+    /// What of its service is under way in the whole agent.
+    under_way: Arc<UnderWay>,
     policy: RefCell<Arc<ServicePolicy>>,
     links: RefCell<Links>,
     /// The instance was taken out of the configuration: connections end as they become free.
@@ -56,14 +69,16 @@ pub(crate) enum Refused {
 }
 
 impl Pool {
-    pub(crate) fn new(service: Arc<str>, address: SocketAddr, instance: Arc<Instance>, policy: Arc<ServicePolicy>) -> Self {
+    pub(crate) fn new(route: &ServiceRoute, (slot, address): (u32, SocketAddr), instance: Arc<Instance>) -> Self {
         let counters = instance.counters.writer();
         Self {
-            service,
+            service: route.key.clone(),
             address,
             instance,
             counters,
-            policy: RefCell::new(policy),
+            slot,
+            under_way: route.under_way.clone(),
+            policy: RefCell::new(route.policy.clone()),
             links: RefCell::default(),
             retired: Cell::new(false),
         }
@@ -74,7 +89,7 @@ impl Pool {
     }
 
     /// Takes over a new configuration's policy; connections that it does not fit end as they become free.
-    pub(crate) fn set_policy(&self, policy: Arc<ServicePolicy>) {
+    pub(crate) fn set_policy(&self, policy: &Arc<ServicePolicy>) {
         let former = self.policy.replace(policy.clone());
         if former.pipelined != policy.pipelined {
             self.retire_links();
@@ -133,13 +148,37 @@ impl Pool {
         if self.is_backing_off(worker.now()) {
             return Err(Refused::BackingOff(request));
         }
-        if self.links.borrow().waiting.len() >= policy.queue_max {
+        if self.why_full(&policy).is_some() {
             return Err(Refused::Full(request));
         }
         self.links.borrow_mut().waiting.push_back((key, request.owned()));
         self.count_queued();
         self.connect_for_waiting(worker);
         Ok(None)
+    }
+
+    /// Why one more call can't wait for a connection, if it can't.
+    pub(crate) fn why_full(&self, policy: &ServicePolicy) -> Option<String> {
+        let links = self.links.borrow();
+        let ServicePolicy { queue_max, connections_max, breaker, .. } = policy;
+        let Breaker { service_queue_max, service_connections_max, .. } = *breaker;
+        if links.waiting.len() >= *queue_max {
+            return Some(format!(
+                "all {connections_max} connections of this worker are busy and {queue_max} calls wait already (connections_max, queue_max)"
+            ));
+        }
+        if service_queue_max > 0 && self.under_way.queued.load(Relaxed) >= service_queue_max {
+            return Some(format!("{service_queue_max} calls of the service wait for connections already (breaker.service_queue_max)"));
+        }
+        let has_any = !links.open.is_empty() || links.connecting > 0;
+        (!has_any && !self.may_connect(policy)).then(|| {
+            format!("the service has {service_connections_max} connections, none of them to this instance (breaker.service_connections_max)")
+        })
+    }
+
+    fn may_connect(&self, policy: &ServicePolicy) -> bool {
+        let max = policy.breaker.service_connections_max;
+        max == 0 || self.under_way.connections.load(Relaxed) < max
     }
 
     /// Opens what `connections_min` asks for.
@@ -149,7 +188,8 @@ impl Pool {
             self.policy.borrow().connections_min.saturating_sub(links.open.len() + links.connecting)
         };
         if !self.retired.get() && !self.is_backing_off(worker.now()) {
-            (0..missing).for_each(|_| self.connect(worker));
+            let policy = self.policy();
+            (0..missing).take_while(|_| self.may_connect(&policy)).for_each(|_| self.connect(worker));
         }
     }
 
@@ -220,6 +260,7 @@ impl Pool {
                 // A server that takes connections and ends them is as good as one that refuses them.
                 links.failed(worker.now(), reason);
             }
+            self.under_way.connections.fetch_sub(1, Relaxed);
             links.open.retain(|open| !Rc::ptr_eq(open, link));
             links.free.retain(|free| !Rc::ptr_eq(free, link));
         }
@@ -232,6 +273,7 @@ impl Pool {
         let stranded = {
             let mut links = self.links.borrow_mut();
             links.connecting -= 1;
+            self.under_way.connections.fetch_sub(1, Relaxed);
             links.failed(worker.now(), reason);
             if links.open.is_empty() && links.connecting == 0 { std::mem::take(&mut links.waiting) } else { VecDeque::new() }
         };
@@ -255,7 +297,8 @@ impl Pool {
                 let links = self.links.borrow();
                 let may_try = links.retry_at.is_none_or(|at| at <= worker.now());
                 let enough = if policy.pipelined { links.waiting.len().min(1) } else { links.waiting.len() };
-                may_try && links.connecting < enough && links.open.len() + links.connecting < policy.connections_max
+                let room = links.open.len() + links.connecting < policy.connections_max && self.may_connect(&policy);
+                may_try && links.connecting < enough && room
             };
             if !wanted {
                 return;
@@ -266,6 +309,7 @@ impl Pool {
 
     fn connect(self: &Rc<Self>, worker: &Rc<Worker>) {
         self.links.borrow_mut().connecting += 1;
+        self.under_way.connections.fetch_add(1, Relaxed);
         tokio::task::spawn_local(backend::run(worker.clone(), self.clone()));
     }
 
@@ -274,7 +318,14 @@ impl Pool {
     }
 
     fn count_queued(&self) {
-        self.counters.queued.set(self.links.borrow().waiting.len() as u64);
+        let (before, now) = (self.counters.queued.get(), self.links.borrow().waiting.len() as u64);
+        self.counters.queued.set(now);
+        let sum = &self.under_way.queued;
+        if now > before {
+            sum.fetch_add(usize::try_from(now - before).unwrap_or(0), Relaxed);
+        } else {
+            sum.fetch_sub(usize::try_from(before - now).unwrap_or(0), Relaxed);
+        }
     }
 }
 
@@ -282,7 +333,7 @@ impl Links {
     /// The server is not there: the next try waits.
     fn failed(&mut self, now: Instant, reason: &str) {
         self.failures = self.failures.saturating_add(1);
-        self.retry_at = Some(now + backoff(BACKOFF, self.failures));
+        self.retry_at = Some(now + backoff(BACKOFF, self.failures, &mut rand::rng()));
         reason.clone_into(&mut self.last_failure);
     }
 }

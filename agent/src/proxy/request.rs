@@ -1,12 +1,16 @@
 //! What a call asks for, held until somebody takes it: as a command of Redis, or as frames.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
-use agent_common::frame::{FRAME_MAX, Flags, Frame, HEAD_MAX, HEADER_LEN, Header, Kind, MetaBuilder, id};
+use agent_common::frame::{FRAME_MAX, Flags, Frame, HEAD_MAX, HEADER_LEN, Header, Kind, MetaBuilder, entries, id};
 use bytes::{Bytes, BytesMut};
 
-use super::out::owned;
-use crate::wire::{envelope::scan_request, reply::bulk_header};
+use super::{out::owned, says::RedisCall};
+use crate::{
+    rules::{Name, Says, environment as environment_of, hash_key, said},
+    trace::Context,
+    wire::{envelope::scan_request, reply::bulk_header},
+};
 
 /// What stands before the argument of a call that was not sent as a command of its own.
 const GET: &[u8] = b"*2\r\n$3\r\nGET\r\n";
@@ -84,27 +88,86 @@ impl Request {
     }
 
     /// The frames of the call, from a header with its numbers, its service and its time. `meta` begins with the service.
-    pub(crate) fn frames(&self, numbers: Header, service_meta: &[u8], mut each: impl FnMut(Frame)) {
+    pub(crate) fn frames(&self, numbers: Header, service_meta: &[u8], notes: &Notes<'_>, mut each: impl FnMut(Frame)) {
         let body = self.bytes.slice(self.body.clone());
         let (flags, meta) = match &self.frame {
-            Some(frame) => (frame.0.flags, frame.1.clone()),
-            None => (Flags::NONE, self.metadata(&body, service_meta)),
+            Some(frame) => (frame.0.flags, notes.added_to(&frame.1)),
+            None => (Flags::NONE, self.metadata(&body, service_meta, notes)),
         };
+        let flags = if notes.shadow { flags | Flags::SHADOW } else { flags };
         split(Header { kind: Kind::Request as u8, flags, ..numbers }, meta, body, &mut each);
     }
 
     /// The metadata of a call that came as a command.
-    fn metadata(&self, body: &[u8], service_meta: &[u8]) -> Bytes {
+    fn metadata(&self, body: &[u8], service_meta: &[u8], notes: &Notes<'_>) -> Bytes {
         let mut meta = MetaBuilder::from(BytesMut::from(service_meta));
-        let method = scan_request(body).ok().and_then(|call| call.method).and_then(|method| method.decode().ok());
-        if let Some(method) = method.filter(|method| method.len() <= HEAD_MAX / 2) {
-            meta.put(id::METHOD, method.as_bytes());
+        let call = RedisCall { envelope: scan_request(body).unwrap_or_default(), application: "" };
+        let mut put = |id, value: Option<Cow<'_, [u8]>>| {
+            if let Some(value) = value.filter(|value| value.len() <= HEAD_MAX / 8) {
+                meta.put(id, &value);
+            }
+        };
+        put(id::METHOD, call.get(&Name::Method).filter(|method| !method.is_empty()));
+        put(id::HASH_KEY, hash_key(&call));
+        put(id::STRESS, said(&call, &Name::Stress));
+        let environment = notes.environment.map(|name| Cow::Borrowed(name.as_bytes()));
+        put(id::ENVIRONMENT, environment.or_else(|| environment_of(&call)));
+        notes.put_others(&mut meta);
+        if notes.traceparent.is_none() {
+            let traceparent = call.get(&Name::Entry(id::TRACEPARENT));
+            if let Some(traceparent) = traceparent.filter(|text| text.len() <= HEAD_MAX / 8) {
+                meta.put(id::TRACEPARENT, &traceparent);
+            }
         }
         meta.put(id::CONTENT_TYPE, JSON);
         if body.len() + meta.len() + HEADER_LEN > FRAME_MAX {
             meta.put(id::BODY_LEN, &(body.len() as u64).to_be_bytes());
         }
         meta.finish()
+    }
+}
+
+/// What this agent says about a call to the next one.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Notes<'a> {
+    pub(crate) environment: Option<&'a str>,
+    pub(crate) application: Option<&'a str>,
+    pub(crate) traceparent: Option<[u8; Context::TEXT_BYTES]>,
+    /// Its answer is dropped.
+    pub(crate) shadow: bool,
+}
+
+impl Notes<'_> {
+    /// Metadata with the notes in it, instead of what it said about the same.
+    pub(crate) fn added_to(&self, meta: &Bytes) -> Bytes {
+        if self.environment.is_none() && self.application.is_none() && self.traceparent.is_none() {
+            return meta.clone();
+        }
+        let replaced = |id| match id {
+            id::ENVIRONMENT => self.environment.is_some(),
+            id::SOURCE_APPLICATION => self.application.is_some(),
+            id::TRACEPARENT => self.traceparent.is_some(),
+            _ => false,
+        };
+        let mut out = MetaBuilder::new();
+        for (id, value) in entries(meta).map_while(Result::ok).filter(|(id, _)| !replaced(*id)) {
+            out.put(id, value);
+        }
+        if let Some(environment) = self.environment {
+            out.put(id::ENVIRONMENT, environment.as_bytes());
+        }
+        self.put_others(&mut out);
+        // Metadata that is as long as it may be goes as it came.
+        if out.len() + HEADER_LEN > HEAD_MAX { meta.clone() } else { out.finish() }
+    }
+
+    fn put_others(&self, meta: &mut MetaBuilder) {
+        if let Some(application) = self.application {
+            meta.put(id::SOURCE_APPLICATION, application.as_bytes());
+        }
+        if let Some(traceparent) = self.traceparent {
+            meta.put(id::TRACEPARENT, &traceparent);
+        }
     }
 }
 
@@ -160,7 +223,7 @@ mod tests {
         let mut service = MetaBuilder::new();
         service.put(id::URI, b"/s");
         let mut frames = Vec::new();
-        request.frames(Header { stream: 3, ..Header::new(Kind::Request) }, service.as_ref(), |frame| frames.push(frame));
+        request.frames(Header { stream: 3, ..Header::new(Kind::Request) }, service.as_ref(), &Notes::default(), |frame| frames.push(frame));
         let [frame] = &frames[..] else { panic!("one frame") };
         assert_eq!(&frame.body[..], json);
         assert_eq!(agent_common::frame::find(&frame.meta, id::METHOD), Some(&b"get"[..]));

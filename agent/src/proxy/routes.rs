@@ -1,19 +1,25 @@
 //! Services and their instances, as an immutable snapshot that all workers share.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
+    time::{Duration, Instant},
 };
 
 use agent_common::frame::Offer;
+use tokio::sync::Notify;
 
-use super::stats::{CallCounters, CallSums};
-use crate::config::{Checked, CheckedService, ServicePolicy};
+use super::stats::{CallCounters, CallSums, MethodSet, PolicySet};
+use crate::{
+    balance::{Limiter, Ring},
+    config::{Checked, CheckedInstance, CheckedPeer, CheckedService, ServicePolicy, Traits, traffic::BalancePolicy},
+    rules::{Plan, Subset},
+};
 
 /// A configuration's services, with those that applications offer. What stays from one to the next is carried over: health,
 /// counters.
@@ -24,6 +30,34 @@ pub(crate) struct Routes {
     pub(crate) services: Vec<Arc<ServiceRoute>>,
     /// Sorted by name.
     pub(crate) agents: Vec<Arc<AgentRoute>>,
+    /// Counts whenever an instance can be used, or can't any more.
+    pub(crate) changes: Changes,
+}
+
+/// Counts how often it changed which instances can be used: who remembers a count knows whether to look again.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Changes(Arc<Noted>);
+
+#[derive(Debug, Default)]
+struct Noted {
+    count: AtomicU64,
+    /// Told when an instance has failed so often in a row that somebody must look at it.
+    suspects: Notify,
+}
+
+impl Changes {
+    pub(crate) fn count(&self) -> u64 {
+        self.0.count.load(Relaxed)
+    }
+
+    fn note(&self) {
+        self.0.count.fetch_add(1, Relaxed);
+    }
+
+    /// Resolves when an instance has failed too often in a row.
+    pub(crate) async fn suspects(&self) {
+        self.0.suspects.notified().await;
+    }
 }
 
 /// Another agent.
@@ -43,9 +77,29 @@ pub(crate) struct ServiceRoute {
     /// Empty for the default group.
     pub(crate) group: Arc<str>,
     pub(crate) policy: Arc<ServicePolicy>,
+    /// What the policy says about calls.
+    pub(crate) plan: Arc<Plan>,
     pub(crate) members: Vec<Member>,
+    /// For each of the plan's subsets, if calls are picked by hash key.
+    pub(crate) rings: Vec<Arc<Ring>>,
+    pub(crate) limiter: Option<Arc<Limiter>>,
+    /// What is under way in the whole agent.
+    pub(crate) under_way: Arc<UnderWay>,
     /// Calls that reached no instance.
     pub(crate) unsent: Arc<CounterSet>,
+    pub(crate) methods: Arc<MethodSet>,
+    pub(crate) policed: Arc<PolicySet>,
+    pub(crate) changes: Changes,
+}
+
+/// What of a service is under way in the whole agent.
+#[derive(Debug, Default)]
+pub(crate) struct UnderWay {
+    /// Calls; counted only while the service has a bound on them.
+    pub(crate) calls: AtomicUsize,
+    /// Calls that wait for a connection.
+    pub(crate) queued: AtomicUsize,
+    pub(crate) connections: AtomicUsize,
 }
 
 /// An instance of a service.
@@ -54,6 +108,9 @@ pub(crate) struct Member {
     pub(crate) instance: Arc<Instance>,
     /// The connections by which an application offers the service.
     pub(crate) conns: Vec<ConnAt>,
+    pub(crate) traits: Arc<Traits>,
+    /// How far it is: 0 on this node, 1 in this zone, 2 in this data centre, 3 elsewhere.
+    pub(crate) level: u8,
 }
 
 /// A connection of an application that offers services.
@@ -83,7 +140,54 @@ pub(crate) struct Instance {
     /// What it is called in errors and lists.
     pub(crate) name: Arc<str>,
     pub(crate) health: Arc<Health>,
+    pub(crate) record: Record,
     pub(crate) counters: CounterSet,
+    /// Calls in flight in the whole agent; counted only while the service has a bound on them.
+    pub(crate) in_flight: AtomicUsize,
+}
+
+/// What an instance's calls have shown of it. Workers count failures, the control task decides.
+#[derive(Debug, Default)]
+pub(crate) struct Record {
+    /// Failures in a row, over all workers.
+    pub(crate) failures: AtomicU32,
+    ejected: AtomicBool,
+    ejection: Mutex<Option<(Instant, String)>>,
+    changes: Changes,
+}
+
+impl Record {
+    pub(crate) fn is_ejected(&self) -> bool {
+        self.ejected.load(Relaxed)
+    }
+
+    /// A call has failed there; `bound` in a row are too many, 0 is no bound.
+    pub(crate) fn failed(&self, bound: u32) {
+        // At and above the bound whoever decides is told each time: it may have had reasons to wait.
+        if self.failures.fetch_add(1, Relaxed) + 1 >= bound && bound > 0 && !self.is_ejected() {
+            self.changes.0.suspects.notify_one();
+        }
+    }
+
+    /// A call was answered there.
+    pub(crate) fn succeeded(&self) {
+        if self.failures.load(Relaxed) > 0 {
+            self.failures.store(0, Relaxed);
+        }
+    }
+
+    /// Until when it is out, and why.
+    pub(crate) fn ejection(&self) -> Option<(Instant, String)> {
+        self.ejection.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes the instance out of traffic, or lets it back.
+    pub(crate) fn set_ejection(&self, ejection: Option<(Instant, String)>) {
+        self.failures.store(0, Relaxed);
+        self.ejected.store(ejection.is_some(), Relaxed);
+        *self.ejection.lock().unwrap_or_else(PoisonError::into_inner) = ejection;
+        self.changes.note();
+    }
 }
 
 /// How an instance is reached.
@@ -138,17 +242,12 @@ impl CounterSet {
 pub(crate) struct Health {
     healthy: AtomicBool,
     reason: Mutex<String>,
-}
-
-impl Default for Health {
-    fn default() -> Self {
-        Self::healthy("not checked yet")
-    }
+    changes: Changes,
 }
 
 impl Health {
-    fn healthy(reason: &str) -> Self {
-        Self { healthy: AtomicBool::new(true), reason: Mutex::new(reason.to_owned()) }
+    fn healthy(reason: &str, changes: &Changes) -> Self {
+        Self { healthy: AtomicBool::new(true), reason: Mutex::new(reason.to_owned()), changes: changes.clone() }
     }
 
     pub(crate) fn is_healthy(&self) -> bool {
@@ -157,7 +256,9 @@ impl Health {
 
     pub(crate) fn set(&self, healthy: bool, reason: impl Into<String>) {
         *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = reason.into();
-        self.healthy.store(healthy, Relaxed);
+        if self.healthy.swap(healthy, Relaxed) != healthy {
+            self.changes.note();
+        }
     }
 
     pub(crate) fn reason(&self) -> String {
@@ -168,12 +269,14 @@ impl Health {
 impl Routes {
     /// The routes of a configuration and of what is offered; `former` gives what lives on.
     pub(crate) fn new(checked: Arc<Checked>, offers: &Offers, former: Option<&Self>) -> Self {
-        let agents: Vec<_> = checked.peers.iter().map(|peer| AgentRoute::new(&peer.name, peer.address, former)).collect();
+        let changes = former.map_or_else(Changes::default, |former| former.changes.clone());
+        let agents: Vec<_> = checked.peers.iter().map(|peer| AgentRoute::new(peer, former, &changes)).collect();
         let known: HashMap<&str, &Arc<ServiceRoute>> =
             former.into_iter().flat_map(|routes| &routes.services).map(|service| (&*service.key, service)).collect();
         let mut drafts: BTreeMap<String, Draft> = BTreeMap::new();
+        let here = Place::here(&checked);
         for service in &checked.services {
-            drafts.insert(service_key(&service.uri, &service.group), Draft::of(service, &agents));
+            drafts.insert(service_key(&service.uri, &service.group), Draft::of(service, &checked, &agents, &here));
         }
         for (id, offered) in offers {
             for offer in &offered.offers {
@@ -187,9 +290,9 @@ impl Routes {
         }
         let services = drafts.into_iter().map(|(key, draft)| {
             let former = known.get(&*key).copied();
-            Arc::new(draft.finish(key, former))
+            Arc::new(draft.finish(key, former, &changes))
         });
-        Self { services: services.collect(), checked, agents }
+        Self { services: services.collect(), checked, agents, changes }
     }
 
     /// What was counted for the services and instances that `next` has no more.
@@ -211,9 +314,44 @@ impl Routes {
 }
 
 impl AgentRoute {
-    fn new(name: &str, address: SocketAddr, former: Option<&Routes>) -> Arc<Self> {
-        let known = former.and_then(|routes| routes.agents.iter().find(|agent| &*agent.name == name && agent.address == address));
-        known.cloned().unwrap_or_else(|| Arc::new(Self { name: name.into(), address, health: Arc::default() }))
+    fn new(peer: &CheckedPeer, former: Option<&Routes>, changes: &Changes) -> Arc<Self> {
+        let (name, address) = (&peer.name, peer.address);
+        let known = former.and_then(|routes| routes.agents.iter().find(|agent| *agent.name == **name && agent.address == address));
+        let health = || Arc::new(Health::healthy("not connected yet", changes));
+        known.cloned().unwrap_or_else(|| Arc::new(Self { name: name.as_str().into(), address, health: health() }))
+    }
+}
+
+/// Where this node is, to tell how far others are.
+struct Place<'a> {
+    zone: &'a str,
+    data_centre: &'a str,
+}
+
+impl<'a> Place<'a> {
+    fn here(checked: &'a Checked) -> Self {
+        let agent = &checked.config.agent;
+        Self { zone: &agent.zone, data_centre: &agent.data_centre }
+    }
+
+    /// How far something in this zone and data centre is; `unknown` if it does not say.
+    fn level(&self, zone: &str, data_centre: &str, unknown: u8) -> u8 {
+        let known = |own: &str, other: &str| !own.is_empty() && !other.is_empty();
+        if known(self.zone, zone) && self.zone == zone {
+            1
+        } else if known(self.data_centre, data_centre) {
+            if self.data_centre == data_centre { 2 } else { 3 }
+        } else if known(self.zone, zone) {
+            3
+        } else {
+            unknown
+        }
+    }
+
+    fn level_of(&self, instance: &CheckedInstance) -> u8 {
+        let Traits { zone, data_centre, .. } = &instance.traits;
+        // What does not say where it is counts as near: it is called directly.
+        if instance.address.ip().is_loopback() { 0 } else { self.level(zone, data_centre, 0) }
     }
 }
 
@@ -222,17 +360,37 @@ struct Draft {
     uri: Arc<str>,
     group: Arc<str>,
     policy: Arc<ServicePolicy>,
-    members: Vec<(Endpoint, Option<Arc<Health>>, Vec<ConnAt>)>,
+    members: Vec<DraftMember>,
+}
+
+struct DraftMember {
+    endpoint: Endpoint,
+    /// Of an agent, which all its services share.
+    health: Option<Arc<Health>>,
+    conns: Vec<ConnAt>,
+    traits: Traits,
+    level: u8,
 }
 
 impl Draft {
-    fn of(service: &CheckedService, agents: &[Arc<AgentRoute>]) -> Self {
-        let instances = service.instances.iter().map(|one| (Endpoint::Redis(one.address), None, Vec::new()));
-        let agents = agents.iter().filter(|agent| service.agents.iter().any(|name| **name == *agent.name));
-        let agents = agents.map(|agent| (Endpoint::Agent(agent.name.clone()), Some(agent.health.clone()), Vec::new()));
+    fn of(service: &CheckedService, checked: &Checked, agents: &[Arc<AgentRoute>], here: &Place<'_>) -> Self {
+        let instances = service.instances.iter().map(|one| DraftMember {
+            endpoint: Endpoint::Redis(one.address),
+            health: None,
+            conns: Vec::new(),
+            traits: one.traits.clone(),
+            level: here.level_of(one),
+        });
+        let serves = |peer: &CheckedPeer| service.agents.contains(&peer.name);
+        let agents = checked.peers.iter().zip(agents).filter(|(peer, _)| serves(peer)).map(|(peer, agent)| DraftMember {
+            endpoint: Endpoint::Agent(agent.name.clone()),
+            health: Some(agent.health.clone()),
+            conns: Vec::new(),
+            traits: Traits { zone: peer.zone.clone(), data_centre: peer.data_centre.clone(), ..Traits::default() },
+            level: here.level(&peer.zone, &peer.data_centre, 1),
+        });
         let (uri, group) = (service.uri.as_str().into(), service.group.as_str().into());
-        let policy = Arc::new(service.policy.clone());
-        Self { uri, group, policy, members: instances.chain(agents).collect() }
+        Self { uri, group, policy: Arc::new(service.policy.clone()), members: instances.chain(agents).collect() }
     }
 
     fn offered(offer: &Offer, policy: Arc<ServicePolicy>) -> Self {
@@ -241,42 +399,102 @@ impl Draft {
 
     fn offer(&mut self, offered: &Offered, conn: ConnAt) {
         let endpoint = Endpoint::Application(offered.application.clone(), offered.instance.clone());
-        match self.members.iter_mut().find(|(other, ..)| *other == endpoint) {
-            Some((_, _, conns)) => conns.push(conn),
-            None => self.members.push((endpoint, None, vec![conn])),
+        match self.members.iter_mut().find(|other| other.endpoint == endpoint) {
+            Some(member) => member.conns.push(conn),
+            None => self.members.push(DraftMember {
+                endpoint,
+                health: None,
+                conns: vec![conn],
+                traits: Traits::default(),
+                level: 0,
+            }),
         }
     }
 
-    fn finish(self, key: String, former: Option<&Arc<ServiceRoute>>) -> ServiceRoute {
-        let known: HashMap<&Endpoint, &Arc<Instance>> = former
-            .into_iter()
-            .flat_map(|former| &former.members)
-            .map(|member| (&member.instance.endpoint, &member.instance))
-            .collect();
-        let member = |(endpoint, health, conns): (Endpoint, Option<Arc<Health>>, _)| {
-            let same =
-                known.get(&endpoint).filter(|known| health.as_ref().is_none_or(|health| Arc::ptr_eq(health, &known.health)));
-            let instance = same.map_or_else(|| Instance::new(endpoint, health), |instance| (*instance).clone());
-            Member { instance, conns }
+    fn finish(self, key: String, former: Option<&Arc<ServiceRoute>>, changes: &Changes) -> ServiceRoute {
+        let known: HashMap<&Endpoint, &Member> =
+            former.into_iter().flat_map(|former| &former.members).map(|member| (&member.instance.endpoint, member)).collect();
+        let member = |draft: DraftMember| {
+            let DraftMember { endpoint, health, conns, traits, level } = draft;
+            let same = known
+                .get(&endpoint)
+                .filter(|known| health.as_ref().is_none_or(|health| Arc::ptr_eq(health, &known.instance.health)));
+            let instance = same.map_or_else(|| Instance::new(endpoint, health, changes), |known| known.instance.clone());
+            Member { instance, conns, traits: Arc::new(traits), level }
         };
+        let members: Vec<_> = self.members.into_iter().map(member).collect();
+        let environments: BTreeSet<&str> = members.iter().map(|member| &*member.traits.environment).collect();
+        let environments: Vec<_> = environments.into_iter().filter(|environment| !environment.is_empty()).collect();
+        let plan = Arc::new(Plan::new(&self.policy, &environments));
+        let same_policy = former.filter(|former| former.policy.rate == self.policy.rate);
+        let limiter = same_policy.map_or_else(|| limiter(&self.policy), |former| former.limiter.clone());
         ServiceRoute {
             key: key.into(),
+            rings: rings(&self.policy, &plan, &members, former),
+            plan,
+            limiter,
+            under_way: former.map_or_else(Arc::default, |former| former.under_way.clone()),
             uri: self.uri,
             group: self.group,
             policy: self.policy,
-            members: self.members.into_iter().map(member).collect(),
+            members,
             unsent: former.map_or_else(Arc::default, |former| former.unsent.clone()),
+            methods: former.map_or_else(Arc::default, |former| former.methods.clone()),
+            policed: former.map_or_else(Arc::default, |former| former.policed.clone()),
+            changes: changes.clone(),
         }
     }
 }
 
+fn limiter(policy: &ServicePolicy) -> Option<Arc<Limiter>> {
+    let rate = &policy.rate;
+    let limits = rate.service_per_s > 0 || rate.caller_per_s > 0 || !rate.callers.is_empty();
+    limits.then(|| {
+        Arc::new(Limiter::new(rate.service_per_s, rate.caller_per_s, rate.callers.clone(), Duration::from_millis(rate.burst_ms)))
+    })
+}
+
+/// A ring for each subset. One that has the same instances as before is the same.
+fn rings(policy: &ServicePolicy, plan: &Plan, members: &[Member], former: Option<&Arc<ServiceRoute>>) -> Vec<Arc<Ring>> {
+    if policy.balance.policy != BalancePolicy::Ketama {
+        return Vec::new();
+    }
+    let names = |subset: &Subset, members: &[Member]| -> Vec<Arc<str>> {
+        members.iter().filter(|member| subset.fits(&member.traits)).map(|member| member.instance.name.clone()).collect()
+    };
+    let known: Vec<_> = former
+        .into_iter()
+        .flat_map(|former| former.plan.subsets().iter().zip(&former.rings).map(|(subset, ring)| (names(subset, &former.members), ring)))
+        .collect();
+    let ring = |subset: &Subset| {
+        let own = names(subset, members);
+        let same = known.iter().find(|(names, _)| *names == own).map(|(_, ring)| Arc::clone(ring));
+        same.unwrap_or_else(|| Arc::new(Ring::new(&own)))
+    };
+    plan.subsets().iter().map(ring).collect()
+}
+
 impl Instance {
-    fn new(endpoint: Endpoint, health: Option<Arc<Health>>) -> Arc<Self> {
+    fn new(endpoint: Endpoint, health: Option<Arc<Health>>, changes: &Changes) -> Arc<Self> {
         let name = endpoint.to_string().into();
-        let health = health.unwrap_or_else(|| match endpoint {
-            Endpoint::Application(..) => Arc::new(Health::healthy("has dialled in")),
-            Endpoint::Redis(_) | Endpoint::Agent(_) => Arc::default(),
+        let health = health.unwrap_or_else(|| {
+            let known = if matches!(endpoint, Endpoint::Application(..)) { "has dialled in" } else { "not checked yet" };
+            Arc::new(Health::healthy(known, changes))
         });
-        Arc::new(Self { endpoint, name, health, counters: CounterSet::default() })
+        let record = Record { changes: changes.clone(), ..Record::default() };
+        Arc::new(Self { endpoint, name, health, record, counters: CounterSet::default(), in_flight: AtomicUsize::new(0) })
+    }
+
+    /// Whether calls may go to it.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.health.is_healthy() && !self.record.is_ejected()
+    }
+
+    /// Why it gets calls or not.
+    pub(crate) fn reason(&self) -> String {
+        match self.record.ejection() {
+            Some((_, reason)) if self.health.is_healthy() => format!("taken out of traffic: {reason}"),
+            _ => self.health.reason(),
+        }
     }
 }

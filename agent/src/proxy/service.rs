@@ -1,23 +1,40 @@
 //! A service as one worker sees it: its instances in turn, with the ways to them.
 
 use std::{
-    cell::{Cell, OnceCell},
-    collections::HashMap,
+    cell::{OnceCell, RefCell},
+    collections::{HashMap, HashSet},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
 use agent_common::frame::{MetaBuilder, id, service_hash};
 use bytes::Bytes;
 use foldhash::fast::RandomState;
+use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
 use super::{
+    choice::{Choice, Sets, Slot},
+    dispatch::code,
     frames::{Remote, Scope},
+    govern::Governed,
     pool::Pool,
     routes::{Endpoint, Instance, Member, Routes, ServiceRoute},
     stats::CallCounters,
 };
+use crate::{
+    balance::{Fit, Loads, Set},
+    config::traffic::RetryOn,
+};
+
+/// What a call is looking for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Aim<'a> {
+    pub(crate) choice: &'a Choice,
+    pub(crate) scope: Scope,
+    pub(crate) now: Instant,
+}
 
 /// The services of one worker.
 #[derive(Debug, Default)]
@@ -38,26 +55,19 @@ pub(crate) struct Service {
     pub(crate) meta: Bytes,
     /// What it is called in errors.
     name: String,
-    /// Those of this node, then those that other agents have.
-    instances: Vec<Entry>,
-    next: Cell<usize>,
+    /// By slot: an instance keeps its slot for as long as it is there.
+    instances: Vec<Option<Entry>>,
+    /// What this worker saw of them, by slot.
+    pub(crate) loads: Rc<Loads>,
+    sets: RefCell<Sets>,
+    /// What this worker keeps of the service from one configuration to the next.
+    pub(crate) governed: Rc<Governed>,
 }
 
 #[derive(Debug)]
 struct Entry {
     instance: Arc<Instance>,
     upstream: OnceCell<Upstream>,
-}
-
-/// How far an instance is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Distance {
-    /// On this node.
-    Here,
-    /// At another agent, which is connected.
-    Open,
-    /// At another agent, which is not.
-    Opening,
 }
 
 /// One way to an instance.
@@ -68,10 +78,6 @@ pub(crate) enum Upstream {
     /// Whoever speaks frames.
     Remote(Rc<Remote>),
 }
-
-/// Whose turn it is.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Turn(usize);
 
 impl Upstream {
     pub(crate) fn is(&self, other: &Self) -> bool {
@@ -96,24 +102,29 @@ impl Upstream {
         }
     }
 
-    /// Whether it can be tried now.
-    pub(crate) fn is_available(&self, now: Instant) -> bool {
+    /// Where it stands among the service's instances.
+    pub(crate) fn slot(&self) -> u32 {
         match self {
-            Self::Pool(pool) => pool.instance.health.is_healthy() && !pool.is_backing_off(now),
-            Self::Remote(remote) => remote.is_there(),
+            Self::Pool(pool) => pool.slot,
+            Self::Remote(remote) => remote.slot,
+        }
+    }
+
+    /// Whether it can be tried now.
+    pub(crate) fn fit(&self, now: Instant) -> Fit {
+        match self {
+            Self::Pool(pool) if pool.is_backing_off(now) => Fit::No,
+            Self::Pool(_) => Fit::Ready,
+            Self::Remote(remote) if remote.is_open() => Fit::Ready,
+            Self::Remote(remote) if remote.is_there() => Fit::Slow,
+            Self::Remote(_) => Fit::No,
         }
     }
 
     /// Why it does not take a call though it is there.
     pub(crate) fn why_full(&self) -> String {
         match self {
-            Self::Pool(pool) => {
-                let policy = pool.policy();
-                format!(
-                    "all {} connections of this worker are busy and {} calls wait already (connections_max, queue_max)",
-                    policy.connections_max, policy.queue_max
-                )
-            }
+            Self::Pool(pool) => pool.why_full(&pool.policy()).unwrap_or_else(|| "it took no more calls".to_owned()),
             Self::Remote(_) => "it has as many calls in flight, or as many bytes to read, as it takes".to_owned(),
         }
     }
@@ -122,8 +133,7 @@ impl Upstream {
         match self {
             Self::Pool(pool) => {
                 let failure = pool.last_failure();
-                let healthy = pool.instance.health.is_healthy();
-                if healthy && !failure.is_empty() { failure } else { pool.instance.health.reason() }
+                if pool.instance.is_usable() && !failure.is_empty() { failure } else { pool.instance.reason() }
             }
             Self::Remote(remote) => remote.why_not(),
         }
@@ -151,51 +161,102 @@ impl Service {
         &self.name
     }
 
+    /// How many instances it has.
     pub(crate) fn instances(&self) -> usize {
-        self.instances.len()
+        self.route.members.len()
     }
 
-    /// Whose turn it is with the next call.
-    pub(crate) fn turn(&self) -> Turn {
-        let first = self.next.get();
-        self.next.set((first + 1) % self.instances.len().max(1));
-        Turn(first)
+    /// Whether what one instance has not executed may be sent to another: then requests are held until they are answered.
+    pub(crate) fn tells_others(&self, scope: Scope) -> bool {
+        let retry = &self.route.policy.retry;
+        let wants = retry.tries_max > 1 && retry.on.contains(&RetryOn::NotExecuted);
+        scope == Scope::Mesh && wants && self.instances() > 1
     }
 
-    /// The instances that can be tried now, the one whose turn it is first: those of this node, then those of agents that
-    /// are connected, then those of agents that may be soon.
-    pub(crate) fn candidates(&self, turn: Turn, scope: Scope, now: Instant) -> impl Iterator<Item = Upstream> {
-        let count = self.instances.len();
-        let in_turn = move |distance: Distance| {
-            let entries = (0..count).map(move |offset| &self.instances[(turn.0 + offset) % count]);
-            entries.filter(move |entry| entry.distance() == distance)
+    fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.instances.iter().flatten()
+    }
+
+    fn entry(&self, slot: u32) -> Option<&Entry> {
+        self.instances.get(slot as usize)?.as_ref()
+    }
+
+    /// Whether calls may go to the instance in this slot.
+    pub(super) fn is_usable(&self, slot: u32) -> bool {
+        self.entry(slot).is_some_and(|entry| entry.instance.is_usable())
+    }
+
+    /// Picks an instance for a call, of those that were not tried and can be tried now.
+    pub(crate) fn pick(&self, aim: Aim<'_>, tried: &[u32], dice: &mut SmallRng) -> Option<Upstream> {
+        let Aim { choice, scope, now } = aim;
+        let calls_max = self.route.policy.breaker.instance_calls_max;
+        let fit = |slot: u32| {
+            let Some(entry) = self.entry(slot).filter(|entry| !tried.contains(&slot) && entry.is_within(scope)) else {
+                return Fit::No;
+            };
+            if calls_max > 0 && entry.instance.in_flight.load(Relaxed) >= calls_max {
+                return Fit::No;
+            }
+            match (entry.upstream.get(), &entry.instance.endpoint) {
+                (Some(upstream), _) => upstream.fit(now),
+                // Its pool is made when it is first needed.
+                (None, Endpoint::Redis(_)) => Fit::Ready,
+                (None, _) => Fit::No,
+            }
         };
-        let usable = in_turn(Distance::Here).chain(in_turn(Distance::Open)).chain(in_turn(Distance::Opening));
-        let usable = usable.filter(move |entry| entry.is_within(scope));
-        usable.filter_map(move |entry| {
-            let upstream = self.upstream(entry)?;
-            upstream.is_available(now).then(|| upstream.clone())
-        })
+        let slot = self.sets.borrow_mut().pick(self, (choice, scope, now), dice, fit)?;
+        self.upstream(self.entry(slot)?, slot).cloned()
     }
 
-    /// Why no instance could be tried.
-    pub(crate) fn why_unavailable(&self, scope: Scope) -> String {
-        let usable: Vec<_> = self.instances.iter().filter(|entry| entry.is_within(scope)).collect();
-        if usable.is_empty() {
-            return "no instance is here".to_owned();
+    /// How a subset looks to the balancer.
+    pub(crate) fn look<T>(&self, subset: u16, now: Instant, look: impl FnOnce(&Set) -> T) -> Option<T> {
+        self.sets.borrow_mut().look(self, subset, now).map(look)
+    }
+
+    /// Why no instance could be tried: the code, and a text.
+    pub(crate) fn why_unavailable(&self, aim: Aim<'_>) -> (u16, String) {
+        let Aim { choice, scope, now } = aim;
+        let within: Vec<_> = self.slots().filter(|(_, entry)| entry.is_within(scope)).collect();
+        if within.is_empty() {
+            return (code::REMOTING, "no instance is here".to_owned());
         }
-        let why = |entry: &&Entry| {
-            let reason = self.upstream(entry).map_or_else(|| entry.instance.health.reason(), Upstream::why_unavailable);
+        let subsets = self.route.plan.subsets();
+        let fits = |subset: u16, entry: &Entry| {
+            let member = self.route.members.iter().find(|member| Arc::ptr_eq(&member.instance, &entry.instance));
+            let subset = subsets.get(usize::from(subset));
+            subset.zip(member).is_none_or(|(subset, member)| subset.fits(&member.traits))
+        };
+        let chosen: Vec<_> = within
+            .into_iter()
+            .filter(|(_, entry)| choice.plain || choice.subsets().any(|of| fits(of, entry)))
+            .collect();
+        if chosen.is_empty() {
+            let what = subsets.get(usize::from(choice.subset)).map(ToString::to_string).unwrap_or_default();
+            return (code::REMOTING, format!("no instance is {what}"));
+        }
+        let calls_max = self.route.policy.breaker.instance_calls_max;
+        let is_full = |entry: &Entry| calls_max > 0 && entry.instance.in_flight.load(Relaxed) >= calls_max;
+        let is_fit = |slot, entry| self.upstream(entry, slot).is_some_and(|upstream| upstream.fit(now) != Fit::No);
+        if chosen.iter().any(|(slot, entry)| is_full(entry) && is_fit(*slot, entry)) {
+            let text = format!("{calls_max} calls are in flight at every instance that could take it (breaker.instance_calls_max)");
+            return (code::POOL_FULL, text);
+        }
+        let why = |(slot, entry): &(u32, &Entry)| {
+            let reason = self.upstream(entry, *slot).map_or_else(|| entry.instance.reason(), Upstream::why_unavailable);
             format!("{} {reason}", entry.instance.name)
         };
-        let reasons: Vec<_> = usable.iter().take(3).map(why).collect();
-        let more = if usable.len() > 3 { format!(", and {} more", usable.len() - 3) } else { String::new() };
-        format!("no instance is available: {}{more}", reasons.join("; "))
+        let reasons: Vec<_> = chosen.iter().take(3).map(why).collect();
+        let more = if chosen.len() > 3 { format!(", and {} more", chosen.len() - 3) } else { String::new() };
+        (code::REMOTING, format!("no instance is available: {}{more}", reasons.join("; ")))
+    }
+
+    fn slots(&self) -> impl Iterator<Item = (u32, &Entry)> {
+        (0..).zip(&self.instances).filter_map(|(slot, entry)| Some((slot, entry.as_ref()?)))
     }
 
     /// The connections to its servers, as far as there are any.
     pub(crate) fn pools(&self) -> impl Iterator<Item = &Rc<Pool>> {
-        self.instances.iter().filter_map(|entry| match entry.upstream.get() {
+        self.entries().filter_map(|entry| match entry.upstream.get() {
             Some(Upstream::Pool(pool)) => Some(pool),
             _ => None,
         })
@@ -204,16 +265,16 @@ impl Service {
     /// Makes the pools that keep connections open from the start.
     pub(crate) fn warm_pools(&self) -> impl Iterator<Item = &Rc<Pool>> {
         let warm = self.route.policy.connections_min > 0;
-        self.instances.iter().filter(move |_| warm).filter_map(|entry| match self.upstream(entry) {
+        self.slots().filter(move |_| warm).filter_map(|(slot, entry)| match self.upstream(entry, slot) {
             Some(Upstream::Pool(pool)) => Some(pool),
             _ => None,
         })
     }
 
     /// The way to an instance; a pool is made when it is first needed.
-    fn upstream<'a>(&self, entry: &'a Entry) -> Option<&'a Upstream> {
+    fn upstream<'a>(&self, entry: &'a Entry, slot: u32) -> Option<&'a Upstream> {
         if let Endpoint::Redis(address) = entry.instance.endpoint {
-            let pool = || Pool::new(self.route.key.clone(), address, entry.instance.clone(), self.route.policy.clone());
+            let pool = || Pool::new(&self.route, (slot, address), entry.instance.clone());
             return Some(entry.upstream.get_or_init(|| Upstream::Pool(Rc::new(pool()))));
         }
         entry.upstream.get()
@@ -223,14 +284,6 @@ impl Service {
 impl Entry {
     fn is_away(&self) -> bool {
         matches!(self.instance.endpoint, Endpoint::Agent(_))
-    }
-
-    fn distance(&self) -> Distance {
-        match self.upstream.get() {
-            _ if !self.is_away() => Distance::Here,
-            Some(Upstream::Remote(remote)) if remote.is_open() => Distance::Open,
-            _ => Distance::Opening,
-        }
     }
 
     fn is_within(&self, scope: Scope) -> bool {
@@ -250,7 +303,8 @@ impl Entry {
 pub(crate) fn build(
     routes: &Routes,
     former: &Services,
-    remote: impl Fn(&Member, Arc<CallCounters>) -> Option<Remote>,
+    (now, workers): (Instant, u32),
+    remote: impl Fn(&Member, u32, Arc<CallCounters>) -> Option<Remote>,
 ) -> (Services, Vec<Rc<Pool>>) {
     let mut pools: HashMap<(Arc<str>, Endpoint), Rc<Pool>> = former
         .all()
@@ -260,53 +314,112 @@ pub(crate) fn build(
     let mut services = Services::default();
     for route in &routes.services {
         let known = former.by_key(&route.key);
-        let unsent = known.map_or_else(|| route.unsent.writer(), |service| service.unsent.clone());
-        let entry = |member: &Member| {
+        let slots = Slots::new(route, known);
+        let entry = |member: &Member, slot: u32| {
             let upstream = OnceCell::new();
             let place = (route.key.clone(), member.instance.endpoint.clone());
             if let Some(pool) = pools.remove(&place) {
-                pool.set_policy(route.policy.clone());
+                pool.set_policy(&route.policy);
                 upstream.get_or_init(|| Upstream::Pool(pool));
             } else if !matches!(member.instance.endpoint, Endpoint::Redis(_)) {
                 let counters = known.and_then(|service| service.counters(&member.instance));
                 let counters = counters.unwrap_or_else(|| member.instance.counters.writer());
-                if let Some(remote) = remote(member, counters) {
+                if let Some(remote) = remote(member, slot, counters) {
                     upstream.get_or_init(|| Upstream::Remote(Rc::new(remote)));
                 }
             }
             Entry { instance: member.instance.clone(), upstream }
         };
-        let mut instances: Vec<_> = route.members.iter().map(entry).collect();
-        instances.sort_by_key(Entry::is_away);
-        let service = Rc::new(Service::new(route.clone(), unsent, instances));
+        let service = Rc::new(Service::new(route.clone(), known, &slots, (now, workers), entry));
         services.by_hash.insert(service.hash, service.clone());
         services.by_key.insert(Box::from(&*route.key), service);
     }
     (services, pools.into_values().collect())
 }
 
+/// Where each member of a service stands.
+struct Slots {
+    /// In the order of the members: the slot, and whether the instance was not there before.
+    of: Vec<(u32, bool)>,
+    loads: Rc<Loads>,
+}
+
+impl Slots {
+    /// What stays keeps its slot; what is new gets one that nobody has, and that no call in flight counts in.
+    fn new(route: &ServiceRoute, former: Option<&Rc<Service>>) -> Self {
+        let decay = Duration::from_millis(route.policy.balance.decay_ms);
+        let loads = former.map_or_else(|| Rc::new(Loads::new(0, decay)), |former| former.loads.clone());
+        loads.set_decay(decay);
+        let known: HashMap<*const Instance, u32> = former
+            .into_iter()
+            .flat_map(|former| former.slots().map(|(slot, entry)| (Arc::as_ptr(&entry.instance), slot)))
+            .collect();
+        let stays: Vec<_> = route.members.iter().map(|member| known.get(&Arc::as_ptr(&member.instance)).copied()).collect();
+        let taken: HashSet<u32> = stays.iter().flatten().copied().collect();
+        let mut free = (0..).filter(|slot| !taken.contains(slot) && !loads.is_busy(*slot));
+        let place = |slot: Option<u32>| match slot {
+            Some(slot) => (slot, false),
+            None => {
+                let slot = free.next().unwrap_or(0);
+                loads.begin_anew(slot);
+                (slot, former.is_some())
+            }
+        };
+        let of = stays.into_iter().map(place).collect();
+        Self { of, loads }
+    }
+
+    fn len(&self) -> usize {
+        self.of.iter().map(|(slot, _)| *slot as usize + 1).max().unwrap_or(0)
+    }
+}
+
 impl Service {
-    fn new(route: Arc<ServiceRoute>, unsent: Arc<CallCounters>, instances: Vec<Entry>) -> Self {
+    fn new(
+        route: Arc<ServiceRoute>,
+        former: Option<&Rc<Self>>,
+        slots: &Slots,
+        (now, workers): (Instant, u32),
+        mut entry: impl FnMut(&Member, u32) -> Entry,
+    ) -> Self {
         let mut meta = MetaBuilder::new();
         meta.put(id::URI, route.uri.as_bytes());
         if !route.group.is_empty() {
             meta.put(id::GROUP, route.group.as_bytes());
         }
         let name = if route.group.is_empty() { route.uri.to_string() } else { format!("{} of group {}", route.uri, route.group) };
+        let mut instances: Vec<Option<Entry>> = (0..slots.len()).map(|_| None).collect();
+        for (member, (slot, _)) in route.members.iter().zip(&slots.of) {
+            instances[*slot as usize] = Some(entry(member, *slot));
+        }
+        let places: Vec<_> = route
+            .members
+            .iter()
+            .zip(&slots.of)
+            .map(|(member, &(slot, is_new))| Slot {
+                slot,
+                member,
+                is_away: matches!(member.instance.endpoint, Endpoint::Agent(_)),
+                is_new,
+            })
+            .collect();
+        let sets = Sets::new(&route, &places, now);
         Self {
             hash: service_hash(route.uri.as_bytes(), route.group.as_bytes()),
             meta: meta.finish(),
             name,
-            route,
-            unsent,
+            unsent: former.map_or_else(|| route.unsent.writer(), |service| service.unsent.clone()),
+            governed: Governed::new(&route, former.map(|former| (&*former.route, &former.governed)), workers),
             instances,
-            next: Cell::new(0),
+            loads: slots.loads.clone(),
+            sets,
+            route,
         }
     }
 
     /// What this worker has counted for an instance that stays.
     fn counters(&self, instance: &Arc<Instance>) -> Option<Arc<CallCounters>> {
-        self.instances.iter().find(|entry| Arc::ptr_eq(&entry.instance, instance)).and_then(|entry| match entry.upstream.get() {
+        self.entries().find(|entry| Arc::ptr_eq(&entry.instance, instance)).and_then(|entry| match entry.upstream.get() {
             Some(Upstream::Remote(remote)) => Some(remote.counters.clone()),
             _ => None,
         })

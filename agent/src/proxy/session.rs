@@ -58,7 +58,12 @@ const COMMANDS: [(&str, i64); 14] = [
 
 impl Session {
     pub(crate) fn name(&self) -> Option<String> {
-        (!self.name.is_empty()).then(|| self.name.clone())
+        self.own_name().map(ToOwned::to_owned)
+    }
+
+    /// What the application calls itself.
+    pub(crate) fn own_name(&self) -> Option<&str> {
+        (!self.name.is_empty()).then_some(&*self.name)
     }
 
     pub(crate) fn is_resp3(&self) -> bool {

@@ -1,7 +1,11 @@
 //! Counters of calls. Each worker writes its own, so that no two CPUs share a cache line; whoever reads adds them up.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -51,6 +55,12 @@ pub(crate) struct CallCounters {
     service: [Counter; CODES.len()],
     latency_ns: Counter,
     latency: Box<[Counter]>,
+    /// Tries that ended at the instance, those of them that speak against it, and how long they took.
+    tries: Counter,
+    failures: Counter,
+    tries_ns: Counter,
+    /// What the balancer takes its latency for; 0 before it has seen one.
+    pub(crate) ewma_ns: Counter,
 }
 
 impl Default for CallCounters {
@@ -65,6 +75,10 @@ impl Default for CallCounters {
             service: Default::default(),
             latency_ns: Counter::default(),
             latency: (0..BUCKETS).map(|_| Counter::default()).collect(),
+            tries: Counter::default(),
+            failures: Counter::default(),
+            tries_ns: Counter::default(),
+            ewma_ns: Counter::default(),
         }
     }
 }
@@ -88,6 +102,13 @@ impl CallCounters {
     pub(crate) fn failed(&self, took: Duration, code: u16) {
         self.took(took);
         self.mesh[index(code)].add(1);
+    }
+
+    /// One try has ended at the instance.
+    pub(crate) fn tried(&self, took: Duration, failed: bool) {
+        self.tries.add(1);
+        self.failures.add(u64::from(failed));
+        self.tries_ns.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
     }
 
     fn took(&self, took: Duration) {
@@ -175,6 +196,14 @@ pub struct CallSums {
     pub service_errors: Vec<(u16, u64)>,
     /// Times to the answer.
     pub latency: Histogram,
+    /// Tries that ended at the instance.
+    pub tries: u64,
+    /// Those of them that speak against it.
+    pub failures: u64,
+    /// How long they took.
+    pub tries_took: Duration,
+    /// What balancers take its latency for, each worker's that has seen one: their sum, and how many they are.
+    pub ewma: (Duration, u32),
 }
 
 impl CallSums {
@@ -195,6 +224,10 @@ impl CallSums {
                 counts: counters.latency.iter().map(Counter::get).collect(),
                 sum: Duration::from_nanos(counters.latency_ns.get()),
             },
+            tries: counters.tries.get(),
+            failures: counters.failures.get(),
+            tries_took: Duration::from_nanos(counters.tries_ns.get()),
+            ewma: (Duration::from_nanos(counters.ewma_ns.get()), u32::from(counters.ewma_ns.get() > 0)),
         }
     }
 
@@ -204,7 +237,7 @@ impl CallSums {
 
     /// The same without what is only of this moment.
     pub(crate) fn ended(self) -> Self {
-        Self { in_flight: 0, connections: 0, queued: 0, ..self }
+        Self { in_flight: 0, connections: 0, queued: 0, ewma: (Duration::ZERO, 0), ..self }
     }
 
     /// Adds another sum to this one.
@@ -216,6 +249,11 @@ impl CallSums {
         self.queued += other.queued;
         add_codes(&mut self.mesh_errors, other.mesh_errors.iter().copied());
         add_codes(&mut self.service_errors, other.service_errors.iter().copied());
+        self.tries += other.tries;
+        self.failures += other.failures;
+        self.tries_took += other.tries_took;
+        self.ewma.0 += other.ewma.0;
+        self.ewma.1 += other.ewma.1;
         self.latency.sum += other.latency.sum;
         for (sum, count) in self.latency.counts.iter_mut().zip(&other.latency.counts) {
             *sum += count;
@@ -230,6 +268,181 @@ fn add_codes(sums: &mut Vec<(u16, u64)>, more: impl Iterator<Item = (u16, u64)>)
             Err(at) => sums.insert(at, (code, count)),
         }
     }
+}
+
+/// What one worker counts for one method of a service.
+#[derive(Debug)]
+pub(crate) struct MethodCounters {
+    calls: Counter,
+    mesh_errors: Counter,
+    service_errors: Counter,
+    latency_ns: Counter,
+    latency: Box<[Counter]>,
+}
+
+impl Default for MethodCounters {
+    fn default() -> Self {
+        Self {
+            calls: Counter::default(),
+            mesh_errors: Counter::default(),
+            service_errors: Counter::default(),
+            latency_ns: Counter::default(),
+            latency: (0..BUCKETS).map(|_| Counter::default()).collect(),
+        }
+    }
+}
+
+impl MethodCounters {
+    /// A call has ended.
+    pub(crate) fn ended(&self, took: Duration, mesh_error: bool, service_error: bool) {
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.calls.add(1);
+        self.mesh_errors.add(u64::from(mesh_error));
+        self.service_errors.add(u64::from(service_error));
+        self.latency_ns.add(ns);
+        self.latency[bucket(ns)].add(1);
+    }
+}
+
+/// The counters of all workers for a service's methods.
+#[derive(Debug, Default)]
+pub(crate) struct MethodSet(Mutex<BTreeMap<Box<[u8]>, Vec<Arc<MethodCounters>>>>);
+
+/// Methods of one service that are counted by themselves; the rest is one more.
+pub(crate) const METHODS_MAX: usize = 64;
+
+impl MethodSet {
+    /// The counters of one more writer for a method; none if there are as many methods as are counted.
+    pub(crate) fn writer(&self, method: &[u8]) -> Option<Arc<MethodCounters>> {
+        let mut methods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !methods.contains_key(method) && methods.len() > METHODS_MAX {
+            return None;
+        }
+        let counters = Arc::new(MethodCounters::default());
+        methods.entry(method.into()).or_default().push(counters.clone());
+        Some(counters)
+    }
+
+    pub(crate) fn sums(&self) -> Vec<MethodSums> {
+        let methods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        methods.iter().map(|(name, counters)| MethodSums::of(name, counters)).collect()
+    }
+}
+
+/// Sums over all workers, for one method.
+#[derive(Debug, Clone, Default)]
+pub struct MethodSums {
+    /// Its name; empty for all those that are not counted by themselves, and for calls without one.
+    pub name: String,
+    /// Calls that were answered, by whomever.
+    pub calls: u64,
+    /// Errors that the mesh answered.
+    pub mesh_errors: u64,
+    /// Errors that the service answered.
+    pub service_errors: u64,
+    /// Times to the answer.
+    pub latency: Histogram,
+}
+
+impl MethodSums {
+    fn of(name: &[u8], all: &[Arc<MethodCounters>]) -> Self {
+        let sum = |of: fn(&MethodCounters) -> &Counter| all.iter().map(|counters| of(counters).get()).sum();
+        let mut latency = Histogram { sum: Duration::from_nanos(sum(|one| &one.latency_ns)), ..Histogram::default() };
+        for counters in all {
+            latency.counts.iter_mut().zip(&counters.latency).for_each(|(sum, count)| *sum += count.get());
+        }
+        Self {
+            name: String::from_utf8_lossy(name).into_owned(),
+            calls: sum(|one| &one.calls),
+            mesh_errors: sum(|one| &one.mesh_errors),
+            service_errors: sum(|one| &one.service_errors),
+            latency,
+        }
+    }
+}
+
+/// What one worker counts of a service's policy.
+#[derive(Debug, Default)]
+pub(crate) struct PolicyCounters {
+    /// Calls sent again, second copies, and those that the budget had none left for.
+    pub(crate) retries: Counter,
+    pub(crate) hedges: Counter,
+    pub(crate) budget_exhausted: Counter,
+    /// What the budget has left.
+    pub(crate) budget_left: Counter,
+    /// Copies of calls that were sent, and that were not for a bound.
+    pub(crate) shadows: Counter,
+    pub(crate) shadows_dropped: Counter,
+    /// Calls that got a fault.
+    pub(crate) faults: Counter,
+    /// Calls that were refused, and that would have been in earnest.
+    pub(crate) denied: Counter,
+    pub(crate) denied_dry: Counter,
+    /// Calls that were refused by a rate limit, a breaker, or the adaptive limit.
+    pub(crate) rate_limited: Counter,
+    pub(crate) broken: Counter,
+    pub(crate) shed: Counter,
+    /// What the adaptive limit is.
+    pub(crate) limit: Counter,
+    /// Calls with the mark of a stress test.
+    pub(crate) stress: Counter,
+}
+
+impl PolicyCounters {
+    /// The counters that only grow, each by its name.
+    pub(crate) fn all(&self) -> [(&'static str, &Counter); 12] {
+        [
+            ("retries", &self.retries),
+            ("hedges", &self.hedges),
+            ("budget_exhausted", &self.budget_exhausted),
+            ("shadows", &self.shadows),
+            ("shadows_dropped", &self.shadows_dropped),
+            ("faults", &self.faults),
+            ("denied", &self.denied),
+            ("denied_dry_run", &self.denied_dry),
+            ("rate_limited", &self.rate_limited),
+            ("breaker_open", &self.broken),
+            ("shed", &self.shed),
+            ("stress_calls", &self.stress),
+        ]
+    }
+}
+
+/// The counters of all workers for a service's policy.
+#[derive(Debug, Default)]
+pub(crate) struct PolicySet(Mutex<Vec<Arc<PolicyCounters>>>);
+
+impl PolicySet {
+    /// The counters of one more writer.
+    pub(crate) fn writer(&self) -> Arc<PolicyCounters> {
+        let counters = Arc::new(PolicyCounters::default());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(counters.clone());
+        counters
+    }
+
+    pub(crate) fn sums(&self) -> PolicySums {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sums = PolicySums { counts: PolicyCounters::default().all().map(|(name, _)| (name, 0)).to_vec(), ..PolicySums::default() };
+        for counters in all.iter() {
+            for (sum, (_, counter)) in sums.counts.iter_mut().zip(counters.all()) {
+                sum.1 += counter.get();
+            }
+            sums.budget_left += counters.budget_left.get();
+            sums.limit += counters.limit.get();
+        }
+        sums
+    }
+}
+
+/// Sums over all workers, for a service's policy.
+#[derive(Debug, Clone, Default)]
+pub struct PolicySums {
+    /// What only grows, by name.
+    pub counts: Vec<(&'static str, u64)>,
+    /// Retries that the budget has left.
+    pub budget_left: u64,
+    /// What the adaptive limit is; 0 if there is none.
+    pub limit: u64,
 }
 
 /// Everything that is counted, at one moment.

@@ -14,6 +14,7 @@ use std::{
 };
 
 use bytes::BytesMut;
+use rand::rngs::SmallRng;
 use slab::Slab;
 use tokio::{
     runtime,
@@ -41,7 +42,7 @@ use super::{
     stream::Stream,
     timer::Timer,
 };
-use crate::{api, wire::resp};
+use crate::{api, trace::Spans, wire::resp};
 
 /// Deadlines are kept to this.
 const TICK: Duration = Duration::from_millis(8);
@@ -89,6 +90,7 @@ pub(crate) struct Start {
     pub(crate) others: Arc<[mpsc::Sender<Handoff>]>,
     pub(crate) told: mpsc::UnboundedSender<Told>,
     pub(crate) kernel: Option<Arc<dyn KernelPath>>,
+    pub(crate) spans: Option<Spans>,
 }
 
 /// Another agent, and the way to it.
@@ -121,6 +123,8 @@ pub(crate) struct Worker {
     connections_max: usize,
     shared: Rc<Shared>,
     kernel: Option<Arc<dyn KernelPath>>,
+    spans: Option<Spans>,
+    dice: RefCell<SmallRng>,
     started: Instant,
     now: Cell<Instant>,
     timer: Notify,
@@ -242,6 +246,8 @@ impl Worker {
             connections_max: start.connections_max,
             shared: Rc::default(),
             kernel: start.kernel.clone(),
+            spans: start.spans.clone(),
+            dice: RefCell::new(rand::make_rng()),
             started: now,
             now: Cell::new(now),
             timer: Notify::new(),
@@ -260,7 +266,9 @@ impl Worker {
         self.calls.borrow_mut().set_max(limits.calls_in_flight_max);
         self.follow_agents(&routes.agents);
         let former = self.services();
-        let (services, gone) = service::build(routes, &former, |member, counters| self.remote(member, counters));
+        let about = (self.now(), u32::try_from(self.workers).unwrap_or(1));
+        let remote = |member: &Member, slot, counters| self.remote(member, slot, counters);
+        let (services, gone) = service::build(routes, &former, about, remote);
         *self.services.borrow_mut() = Rc::new(services);
         for pool in &gone {
             pool.retire();
@@ -296,7 +304,7 @@ impl Worker {
     }
 
     /// The way to an instance that is reached in frames.
-    fn remote(self: &Rc<Self>, member: &Member, counters: Arc<CallCounters>) -> Option<Remote> {
+    fn remote(self: &Rc<Self>, member: &Member, slot: u32, counters: Arc<CallCounters>) -> Option<Remote> {
         let target = match &member.instance.endpoint {
             Endpoint::Redis(_) => return None,
             Endpoint::Agent(name) => Target::By(self.tunnels.borrow().get(name)?.1.clone()),
@@ -315,7 +323,7 @@ impl Worker {
                 }
             }
         };
-        Some(Remote { instance: member.instance.clone(), counters, target })
+        Some(Remote { instance: member.instance.clone(), counters, slot, target })
     }
 
     /// The way to another worker, which is opened when it is first needed.
@@ -360,6 +368,16 @@ impl Worker {
     /// A buffer for what needs one for a moment.
     pub(crate) fn scratch<T>(&self, with: impl FnOnce(&mut Vec<u8>) -> T) -> T {
         with(&mut self.scratch.borrow_mut())
+    }
+
+    /// What decides by chance.
+    pub(super) fn dice<T>(&self, with: impl FnOnce(&mut SmallRng) -> T) -> T {
+        with(&mut self.dice.borrow_mut())
+    }
+
+    /// Where spans go, if anywhere.
+    pub(super) fn spans(&self) -> Option<&Spans> {
+        self.spans.as_ref()
     }
 
     /// Bytes of answers that may wait for one application: little when the worker holds as much as it may.

@@ -20,7 +20,10 @@ use crate::proxy::{
     stats::CloseReason,
     worker::Worker,
 };
-use crate::wire::reply::{bulk_header, error_envelope, whole_bulk};
+use crate::{
+    config::traffic::RetryOn,
+    wire::reply::{bulk_header, error_envelope, whole_bulk},
+};
 
 impl Worker {
     /// An answer has come, or begins to.
@@ -39,7 +42,13 @@ impl Worker {
             return self.answer_begins(key, conn, frame);
         }
         let error = error_of(header.word);
-        let Some(call) = self.remove_answered(key, error) else { return Ok(()) };
+        if let Some(error) = error
+            && self.tries_again(key, error, frame)
+        {
+            return Ok(());
+        }
+        self.wins(key);
+        let Some(call) = self.remove_answered(key, error, frame.body().len()) else { return Ok(()) };
         stop_request(&call, key);
         match &call.caller {
             Caller::Frames(framed) => {
@@ -52,6 +61,16 @@ impl Worker {
             Caller::Nobody => {}
         }
         Ok(())
+    }
+
+    /// Whether a call that was answered with an error, or given up, is sent again.
+    fn tries_again(self: &Rc<Self>, key: CallKey, error: u16, frame: &Incoming<'_>) -> bool {
+        let place = self.with_call(key, |call| call.more.as_ref().map(|_| call.place.clone())).flatten();
+        let Some(instance) = place.as_ref().and_then(Place::instance) else { return false };
+        if frame.header.flags.has(Flags::NOT_EXECUTED) {
+            return self.retry(key, RetryOn::NotExecuted, &id_text(frame.meta()));
+        }
+        self.retry_after_code(key, error, instance)
     }
 
     fn pass_answer(&self, framed: &Framed, frame: &Incoming<'_>) {
@@ -76,6 +95,7 @@ impl Worker {
         let mut window = ReceiveWindow::new(conn.bounds.windows.stream);
         let stream = frame.header.stream;
         window.receive(frame.header.frame_len()).map_err(|_| Violation::StreamWindow { stream })?;
+        self.wins(key);
         let caller = self.with_call(key, |call| {
             let streams = call.streams.get_or_insert_default();
             streams.answer = Some(window);
@@ -133,7 +153,7 @@ impl Worker {
             Caller::Redis(..) => self.piece_for_redis(key, conn, frame),
             Caller::Nobody => {
                 if header.flags.has(Flags::END_STREAM) {
-                    drop(self.remove_answered(key, None));
+                    drop(self.remove_answered(key, None, 0));
                 }
             }
         }
@@ -212,7 +232,7 @@ impl Worker {
         }
         if end {
             let error = self.with_call(key, |call| call.streams.as_ref().and_then(|streams| error_of(streams.status)));
-            if let Some(call) = self.remove_answered(key, error.flatten()) {
+            if let Some(call) = self.remove_answered(key, error.flatten(), 0) {
                 stop_request(&call, key);
             }
             return app.finish(seq);
@@ -259,7 +279,10 @@ impl Worker {
             return self.counters.frames_dropped.add(1);
         }
         let error = error_of(header.word).unwrap_or(code::REMOTING);
-        let Some(call) = self.remove_answered(key, Some(error)) else { return };
+        if self.tries_again(key, error, frame) || self.leaves_to_twin(key) {
+            return;
+        }
+        let Some(call) = self.remove_answered(key, Some(error), 0) else { return };
         stop_request(&call, key);
         let text = match id_text(frame.meta()) {
             text if text.is_empty() => {
@@ -298,7 +321,7 @@ impl Worker {
         match credit.flatten() {
             Some((_, _, _)) if end => {
                 let error = self.with_call(key, |call| call.streams.as_ref().and_then(|streams| error_of(streams.status)));
-                if let Some(call) = self.remove_answered(key, error.flatten()) {
+                if let Some(call) = self.remove_answered(key, error.flatten(), 0) {
                     stop_request(&call, key);
                     conn.ended(message.via);
                 }
@@ -337,7 +360,7 @@ impl Worker {
         });
         for key in refused {
             let reason = "it takes no more calls on this connection";
-            if !self.move_unsent(key, conn, reason) {
+            if !self.move_unsent(key, conn, reason) && !self.retry(key, RetryOn::NotExecuted, reason) {
                 conn.drop_message(Message { via: key.via(), to_caller: false });
                 self.end_with(key, code::REMOTING, true, |call| {
                     self.error_text(call.service.name(), call.place.instance(), reason)
@@ -355,7 +378,7 @@ impl Worker {
         let ended = |call: &Call| call.streams.as_ref().is_some_and(|streams| streams.ended);
         let placed = self.calls.borrow().keys(|call| is_at(call, conn) && !ended(call));
         for key in placed {
-            if !self.move_unsent(key, conn, reason) {
+            if !self.move_unsent(key, conn, reason) && !self.retry(key, RetryOn::Connection, reason) {
                 let place = self.with_call(key, |call| call.place.clone());
                 self.fail(key, code::REMOTING, place.as_ref().and_then(Place::instance), reason);
             }

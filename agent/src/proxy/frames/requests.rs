@@ -2,7 +2,9 @@
 
 use std::{rc::Rc, time::Duration};
 
-use agent_common::frame::{Flags, Header, Kind, Message, ReceiveWindow, Violation, entries, id, service_hash, status};
+use agent_common::frame::{
+    FRAME_MAX, Flags, Frame, Header, Kind, Message, ReceiveWindow, Violation, entries, find, id, service_hash, status,
+};
 use bytes::Bytes;
 
 use super::{
@@ -15,13 +17,18 @@ use super::{
 use crate::proxy::{
     caller::{Caller, Failure, Framed},
     calls::CallKey,
+    choice::Tried,
     dispatch::{Call, Place, UNNUMBERED, Within, code},
-    request::{Request, pieces},
+    govern::{Begun, Origin, Refused},
+    request::{Notes, Request, pieces},
     routes::service_key,
-    service::{Service, Turn, Upstream},
+    says::FrameCall,
+    service::{Aim, Service, Upstream},
     worker::Worker,
 };
 
+/// Instances that a call of many frames is offered to before it is refused.
+const PICKS_MAX: usize = 16;
 /// How much of a URI that is not known is repeated in the error.
 const URI_EXCERPT: usize = 128;
 
@@ -49,7 +56,7 @@ impl Worker {
             one_way: header.flags.has(Flags::ONE_WAY),
         };
         match self.admit(conn, frame) {
-            Ok(service) => self.begin_framed(framed, &service, frame),
+            Ok(begun) => self.begin_framed(framed, begun, frame),
             Err(refusal) => {
                 let Refusal { code, name, reason, service } = refusal;
                 match service {
@@ -66,19 +73,46 @@ impl Worker {
     }
 
     /// Finds the service, and says no where a bound is reached.
-    fn admit(&self, conn: &FrameConn, frame: &Incoming<'_>) -> Result<Rc<Service>, Refusal> {
+    fn admit(&self, conn: &FrameConn, frame: &Incoming<'_>) -> Result<Begun, Refusal> {
         let service = self.find_service(frame)?;
         let limits = self.limits();
-        let reason = if conn.incoming_len() >= conn.bounds.calls_max {
-            format!("{} calls are in flight on this connection (app.pipeline_max, tunnel.calls_max)", conn.bounds.calls_max)
+        let (code, reason) = if conn.incoming_len() >= conn.bounds.calls_max {
+            let max = conn.bounds.calls_max;
+            (code::POOL_FULL, format!("{max} calls are in flight on this connection (app.pipeline_max, tunnel.calls_max)"))
         } else if self.queued() + frame.header.frame_len() > limits.worker_queued_bytes_max {
-            format!("more than {} bytes wait in this worker (agent.queued_bytes_max)", limits.worker_queued_bytes_max)
+            let max = limits.worker_queued_bytes_max;
+            (code::POOL_FULL, format!("more than {max} bytes wait in this worker (agent.queued_bytes_max)"))
         } else if conn.is_crowded() {
-            conn.why_crowded()
+            (code::POOL_FULL, conn.why_crowded())
         } else {
-            return Ok(service);
+            match self.govern_framed(&service, conn, frame) {
+                Ok(begun) => return Ok(begun),
+                Err(Refused { code, reason }) => (code, reason),
+            }
         };
-        Err(Refusal { code: code::POOL_FULL, name: service.name().to_owned(), reason, service: Some(service) })
+        Err(Refusal { code, name: service.name().to_owned(), reason, service: Some(service) })
+    }
+
+    /// What the service's policy says about the call.
+    fn govern_framed(&self, service: &Rc<Service>, conn: &FrameConn, frame: &Incoming<'_>) -> Result<Begun, Refused> {
+        let hello = conn.hello();
+        let text = |number| find(frame.meta(), number).and_then(|value| std::str::from_utf8(value).ok());
+        let own = hello.as_ref().map(|hello| (&*hello.application, &*hello.instance));
+        // Only an agent's word counts for who else is calling.
+        let (application, instance) = if conn.is_agent() {
+            (text(id::SOURCE_APPLICATION).unwrap_or_default(), text(id::SOURCE_INSTANCE).unwrap_or_default())
+        } else {
+            own.unwrap_or_default()
+        };
+        let call = FrameCall { meta: frame.meta(), application, instance };
+        let origin = Origin {
+            scope: conn.side.scope(),
+            application,
+            peer: conn.peer,
+            protocol: "frames",
+            idempotent: frame.header.flags.has(Flags::IDEMPOTENT),
+        };
+        self.govern(service, &call, &origin)
     }
 
     fn find_service(&self, frame: &Incoming<'_>) -> Result<Rc<Service>, Refusal> {
@@ -112,13 +146,23 @@ impl Worker {
         })
     }
 
-    fn begin_framed(self: &Rc<Self>, framed: Framed, service: &Rc<Service>, frame: &Incoming<'_>) {
+    fn begin_framed(self: &Rc<Self>, framed: Framed, mut begun: Begun, frame: &Incoming<'_>) {
         let header = frame.header;
+        let service = begun.service.clone();
         let timeout = if header.word == 0 { service.route.policy.timeout_ms } else { u64::from(header.word) };
         let within = Within { timeout: Duration::from_millis(timeout), extends: header.word == 0 };
         let (conn, via) = (framed.conn.clone(), framed.via);
-        let scope = conn.side.scope();
-        let key = match self.enter(Caller::Frames(framed.clone()), service, header.frame_len(), within) {
+        let aim = Aim { choice: &begun.choice.clone(), scope: conn.side.scope(), now: self.now() };
+        let is_plain = begun.more.is_none() && begun.copies.is_empty();
+        let request = || {
+            let (meta, body) = frame.keep();
+            Request::framed(Header { flags: vouched(header.flags, &conn), ..header }, meta, body)
+        };
+        let whole = header.flags.has(Flags::END_STREAM);
+        if whole && !begun.copies.is_empty() {
+            self.copy(&mut begun, &request(), within);
+        }
+        let key = match self.enter(Caller::Frames(framed.clone()), begun, header.frame_len(), within) {
             Ok(key) => key,
             Err(reason) => {
                 let text = self.error_text(service.name(), None, &reason);
@@ -126,20 +170,21 @@ impl Worker {
             }
         };
         conn.made(via, key);
-        let turn = service.turn();
-        if !header.flags.has(Flags::END_STREAM) {
-            return self.begin_streamed(key, service, turn, frame);
+        if !whole {
+            return self.begin_streamed(key, &service, aim, frame);
         }
         // The usual case needs no copy of the call that outlives this moment.
-        if let Some(Upstream::Remote(remote)) = service.candidates(turn, scope, self.now()).next()
-            && let Ok(Way::Conn(to)) = remote.way()
-            && self.give_whole(key, &remote, &to, frame)
-        {
-            return;
+        if is_plain && let Some(Upstream::Remote(remote)) = self.dice(|dice| service.pick(aim, &[], dice)) {
+            let keeps = remote.is_away() && service.tells_others(aim.scope);
+            if keeps {
+                self.with_call(key, |call| call.more.get_or_insert_default().keeps = true);
+            } else if let Ok(Way::Conn(to)) = remote.way()
+                && self.give_whole(key, &remote, &to, frame)
+            {
+                return;
+            }
         }
-        let (meta, body) = frame.keep();
-        let header = Header { flags: vouched(header.flags, &conn), ..header };
-        self.send(key, service, Request::framed(header, meta, body), turn, None);
+        self.launch(key, &service, request());
     }
 
     /// Passes a call of one small frame on at once, if it can.
@@ -162,59 +207,76 @@ impl Worker {
     }
 
     /// A call whose first frame is not its last one.
-    fn begin_streamed(self: &Rc<Self>, key: CallKey, service: &Rc<Service>, turn: Turn, frame: &Incoming<'_>) {
-        let Some((window, scope, flags)) = ({
-            let mut calls = self.calls.borrow_mut();
-            calls.get_mut(key).and_then(|call| match &call.caller {
-                Caller::Frames(framed) => {
-                    Some((framed.conn.bounds.windows.stream, framed.conn.side.scope(), vouched(frame.header.flags, &framed.conn)))
-                }
-                _ => None,
-            })
-        }) else {
-            return;
-        };
+    fn begin_streamed(self: &Rc<Self>, key: CallKey, service: &Rc<Service>, aim: Aim<'_>, frame: &Incoming<'_>) {
+        let found = self.with_call(key, |call| match &call.caller {
+            Caller::Frames(framed) => Some((
+                framed.conn.bounds.windows.stream,
+                vouched(frame.header.flags, &framed.conn),
+                call.more.as_ref().is_some_and(|more| more.delay.is_some()),
+            )),
+            _ => None,
+        });
+        let Some((window, flags, held_up)) = found.flatten() else { return };
         let mut request = ReceiveWindow::new(window);
         // A fresh window has room for any frame.
         let _ = request.receive(frame.header.frame_len());
+        let streams = Box::new(Streams { request: Some(request), ..Streams::default() });
+        let mut tried = Tried::new();
         let mut full = None;
-        let mut streams = Box::new(Streams { request: Some(request), ..Streams::default() });
-        for upstream in service.candidates(turn, scope, self.now()) {
-            match upstream {
-                Upstream::Pool(_) => {
-                    streams.gathered = Some(Gathered::of(frame, flags));
-                    self.with_call(key, |call| call.streams = Some(streams));
-                    return self.took_request(key, frame.header.frame_len());
-                }
-                Upstream::Remote(remote) => {
-                    let to = match remote.way() {
-                        Ok(Way::Conn(to)) => to,
-                        Ok(Way::Wait(tunnel)) if self.wait_streamed(key, &remote, &tunnel, flags, frame) => {
-                            streams.gathered = Some(Gathered::of(frame, flags));
-                            self.with_call(key, |call| call.streams = Some(streams));
-                            return;
-                        }
-                        _ => {
-                            full = Some(remote).filter(|remote| remote.is_full()).or(full);
-                            continue;
-                        }
-                    };
-                    to.begin();
-                    let header = self.with_call(key, |call| {
-                        call.streams = Some(streams);
-                        let numbers = call.header_to(key, UNNUMBERED, Kind::Request).sized_as(&frame.header);
-                        Header { flags, word: call.left_ms(self.now()), ..numbers }
-                    });
-                    self.placed(key, Place::Framed(remote, to.clone(), UNNUMBERED));
-                    header.into_iter().for_each(|header| to.push(frame.frame(header)));
-                    return;
-                }
+        loop {
+            let picked = self.dice(|dice| service.pick(aim, &tried, dice)).filter(|_| tried.len() < PICKS_MAX);
+            let Some(upstream) = picked else { break };
+            tried.push(upstream.slot());
+            match &upstream {
+                // A server of Redis takes it whole; so does a fault, which holds it up first.
+                _ if held_up => return self.gather(key, streams, flags, frame),
+                Upstream::Pool(_) => return self.gather(key, streams, flags, frame),
+                Upstream::Remote(remote) => match remote.way() {
+                    Ok(Way::Conn(to)) => return self.stream_to(key, remote, &to, streams, (flags, frame)),
+                    Ok(Way::Wait(tunnel)) if self.wait_streamed(key, remote, &tunnel, flags, frame) => {
+                        let gathered = Some(Gathered::of(frame, flags));
+                        self.with_call(key, |call| call.streams = Some(Box::new(Streams { gathered, ..*streams })));
+                        return;
+                    }
+                    _ if remote.is_full() => full = Some(upstream),
+                    _ => {}
+                },
             }
         }
-        match full.map(Upstream::Remote) {
+        match full {
             Some(upstream) => self.fail(key, code::POOL_FULL, Some(upstream.instance()), &upstream.why_full()),
-            None => self.fail(key, code::REMOTING, None, &service.why_unavailable(scope)),
+            None => {
+                let (code, why) = service.why_unavailable(aim);
+                self.fail(key, code, None, &why);
+            }
         }
+    }
+
+    /// Holds a call until it is whole.
+    fn gather(&self, key: CallKey, streams: Box<Streams>, flags: Flags, frame: &Incoming<'_>) {
+        let gathered = Some(Gathered::of(frame, flags));
+        self.with_call(key, |call| call.streams = Some(Box::new(Streams { gathered, ..*streams })));
+        self.took_request(key, frame.header.frame_len());
+    }
+
+    /// Passes a call on whose first frame is not its last one.
+    fn stream_to(
+        &self,
+        key: CallKey,
+        remote: &Rc<Remote>,
+        to: &Rc<FrameConn>,
+        streams: Box<Streams>,
+        (flags, frame): (Flags, &Incoming<'_>),
+    ) {
+        to.begin();
+        let first = self.with_call(key, |call| {
+            call.streams = Some(streams);
+            let numbers = call.header_to(key, UNNUMBERED, Kind::Request).sized_as(&frame.header);
+            let header = Header { flags, word: call.left_ms(self.now()), ..numbers };
+            call.noted(frame.frame(header))
+        });
+        self.placed(key, Place::Framed(remote.clone(), to.clone(), UNNUMBERED));
+        first.into_iter().for_each(|first| to.push(first));
     }
 
     /// Lets a call wait for a tunnel that is being opened; what comes of it meanwhile is bounded by its window.
@@ -240,6 +302,7 @@ impl Worker {
         };
         to.begin();
         let Gathered { header, meta, body } = gathered;
+        let meta = self.with_call(key, |call| call.notes().added_to(&meta)).unwrap_or(meta);
         pieces(Header { flags: header.flags, ..numbers }, meta, body.freeze(), ends, &mut |frame| to.push(frame));
         self.placed(key, Place::Framed(remote.clone(), to.clone(), UNNUMBERED));
     }
@@ -262,7 +325,7 @@ impl Worker {
                     Err(reason) => self.fail(key, code::POOL_FULL, None, &reason),
                 }
             }
-            Went::Whole(service, gathered) => self.send(key, &service, gathered.finish(), service.turn(), None),
+            Went::Whole(service, gathered) => self.launch(key, &service, gathered.finish()),
             Went::TooLong(text) => self.fail(key, code::SERIALIZATION, None, &text),
         }
         Ok(())
@@ -295,14 +358,15 @@ impl Worker {
 
     /// Gives a whole call to a connection.
     pub(crate) fn send_framed(&self, key: CallKey, remote: &Rc<Remote>, to: &Rc<FrameConn>, request: &Request) {
-        let Some((header, service)) = self.with_call(key, |call| {
-            let header = call.header_to(key, UNNUMBERED, Kind::Request);
-            (Header { word: call.left_ms(self.now()), ..header }, call.service.clone())
-        }) else {
-            return;
-        };
         to.begin();
-        request.frames(header, &service.meta, |frame| to.push(frame));
+        let given = self.with_call(key, |call| {
+            let header = call.header_to(key, UNNUMBERED, Kind::Request);
+            let header = Header { word: call.left_ms(self.now()), ..header };
+            request.frames(header, &call.service.meta, &call.notes(), |frame| to.push(frame));
+        });
+        if given.is_none() {
+            return to.done();
+        }
         self.placed(key, Place::Framed(remote.clone(), to.clone(), UNNUMBERED));
         self.end_one_way(key);
     }
@@ -311,7 +375,7 @@ impl Worker {
     pub(super) fn end_one_way(&self, key: CallKey) {
         let over = self.with_call(key, |call| call.caller.is_one_way());
         if over == Some(true)
-            && let Some(Call { caller: Caller::Frames(framed), .. }) = self.remove_answered(key, None)
+            && let Some(Call { caller: Caller::Frames(framed), .. }) = self.remove_answered(key, None, 0)
         {
             framed.conn.ended(framed.via);
         }
@@ -337,6 +401,26 @@ enum Went {
 }
 
 impl Call {
+    /// What the next agent is told about it.
+    pub(super) fn notes(&self) -> Notes<'_> {
+        let Some(more) = self.more.as_deref() else { return Notes::default() };
+        Notes {
+            environment: more.environment.as_deref(),
+            application: more.application.as_deref(),
+            traceparent: more.followed.as_ref().and_then(|followed| followed.traceparent()),
+            shadow: more.shadow,
+        }
+    }
+
+    /// A call's first frame with what the next agent is told about it.
+    fn noted(&self, frame: Frame) -> Frame {
+        let meta = self.notes().added_to(&frame.meta);
+        let meta_len = u16::try_from(meta.len()).unwrap_or(u16::MAX);
+        let header = Header { meta_len, ..frame.header };
+        // Without room for it, it goes as it came.
+        if header.frame_len() > FRAME_MAX { frame } else { Frame { header, meta, body: frame.body } }
+    }
+
     fn request_goes_on(&mut self, key: CallKey, frame: &Incoming<'_>) -> Result<Went, Violation> {
         let header = &frame.header;
         let place = match &self.place {

@@ -21,9 +21,8 @@ use super::{
     task,
     upstream::{Remote, Waiting, least_loaded},
 };
-use crate::proxy::{
+use crate::{balance::backoff, proxy::{
     backend::connect,
-    backoff::backoff,
     calls::CallKey,
     pool::Refused,
     request::Request,
@@ -31,7 +30,7 @@ use crate::proxy::{
     socket::{Loose, Peer, Socket},
     stream::Stream,
     worker::Worker,
-};
+}};
 
 /// Waits between two tries to connect: doubled each time, between these bounds, with jitter.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
@@ -195,7 +194,7 @@ async fn keep(tunnel: Rc<Tunnel>, worker: Rc<Worker>, nth: usize) {
         }
         if failures > 1 {
             tokio::select! {
-                () = sleep(backoff(BACKOFF, failures)) => {}
+                () = sleep(backoff(BACKOFF, failures, &mut rand::rng())) => {}
                 () = tunnel.retire.notified() => return,
             }
         }

@@ -3,13 +3,15 @@
 use std::{cell::RefCell, collections::VecDeque, rc::Rc, sync::Arc};
 
 use super::{conn::FrameConn, tunnel::Tunnel};
-use crate::proxy::{calls::CallKey, pool::Refused, request::Request, routes::Instance, stats::CallCounters};
+use crate::proxy::{calls::CallKey, pool::Refused, request::Request, routes::{Endpoint, Instance}, stats::CallCounters};
 
 /// One instance of one service.
 #[derive(Debug)]
 pub(crate) struct Remote {
     pub(crate) instance: Arc<Instance>,
     pub(crate) counters: Arc<CallCounters>,
+    /// Where the instance stands among those of its service.
+    pub(crate) slot: u32,
     pub(crate) target: Target,
 }
 
@@ -71,6 +73,11 @@ impl Remote {
             Target::Here(_) => true,
             Target::By(tunnel) => tunnel.least_loaded().is_some(),
         }
+    }
+
+    /// Whether it is another agent.
+    pub(crate) fn is_away(&self) -> bool {
+        matches!(self.instance.endpoint, Endpoint::Agent(_))
     }
 
     /// Whether it has a connection to this worker.

@@ -1,0 +1,187 @@
+//! What is counted when a call moves and when it ends: in flight, outcomes, latencies, by service, method and instance.
+
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    dispatch::{Call, Place, code},
+    routes::Instance,
+    service::Service,
+    stats::CallCounters,
+    worker::Worker,
+};
+use std::rc::Rc;
+
+/// Who answered a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    Service,
+    Mesh,
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct End<'a> {
+    pub(super) by: By,
+    /// None if it is a success.
+    pub(super) code: Option<u16>,
+    pub(super) text: &'a str,
+    /// Bytes of the answer, as far as they are known.
+    pub(super) bytes: usize,
+}
+
+impl<'a> End<'a> {
+    pub(super) fn service(code: Option<u16>, bytes: usize) -> Self {
+        Self { by: By::Service, code, text: "", bytes }
+    }
+
+    pub(super) fn mesh(code: u16, text: &'a str) -> Self {
+        Self { by: By::Mesh, code: Some(code), text, bytes: 0 }
+    }
+
+    /// Whether it speaks against the instance.
+    fn is_failure(&self, call: &Call) -> bool {
+        match (self.by, self.code) {
+            (_, None) => false,
+            (By::Mesh, Some(code)) => matches!(code, code::REMOTING | code::TIMEOUT),
+            (By::Service, Some(code)) => call.service.route.policy.outlier.codes.contains(&code),
+        }
+    }
+}
+
+impl Call {
+    /// It is in the table from now on.
+    pub(super) fn enters(&mut self) {
+        let governed = &self.service.governed;
+        governed.in_flight.set(governed.in_flight.get() + 1);
+        if self.counted && self.service.route.policy.breaker.service_calls_max > 0 {
+            self.service.route.under_way.calls.fetch_add(1, Relaxed);
+            self.bounded.0 = true;
+        }
+    }
+
+    /// It has gone to another place. Returns the former one.
+    pub(super) fn moves(&mut self, place: Place, now: Instant) -> Place {
+        if self.place.slot() == place.slot() {
+            return std::mem::replace(&mut self.place, place);
+        }
+        self.leaves_place();
+        self.bounded.1 = false;
+        let former = std::mem::replace(&mut self.place, place);
+        self.tried_at = now;
+        if let Some(counters) = self.counters() {
+            counters.in_flight.add(1);
+        }
+        if let Some(slot) = self.place.slot() {
+            self.service.loads.begin(slot);
+        }
+        if self.service.route.policy.breaker.instance_calls_max > 0
+            && let Some(instance) = self.place.instance()
+        {
+            instance.in_flight.fetch_add(1, Relaxed);
+            self.bounded.1 = true;
+        }
+        former
+    }
+
+    fn leaves_place(&self) {
+        if let Some(counters) = self.counters() {
+            counters.in_flight.sub(1);
+        }
+        if let Some(slot) = self.place.slot() {
+            self.service.loads.end(slot);
+        }
+        if self.bounded.1
+            && let Some(instance) = self.place.instance()
+        {
+            instance.in_flight.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// It is not in the table any more.
+    pub(super) fn leaves(&self) {
+        self.leaves_place();
+        let governed = &self.service.governed;
+        governed.in_flight.set(governed.in_flight.get() - 1);
+        if self.bounded.0 {
+            self.service.route.under_way.calls.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// It is not counted any more, as another copy of it is.
+    pub(super) fn uncount(&mut self) {
+        if let Some(counters) = self.counters() {
+            counters.in_flight.sub(1);
+        }
+        self.counted = false;
+    }
+
+    /// It goes on under another configuration of its service.
+    pub(super) fn follow(&mut self, service: &Rc<Service>) {
+        if Rc::ptr_eq(&self.service, service) {
+            return;
+        }
+        let subsets = service.route.plan.subsets();
+        let former = self.service.route.plan.subsets();
+        let same = |subset: u16| {
+            let was = former.get(usize::from(subset))?;
+            subsets.iter().position(|is| is == was).and_then(|at| u16::try_from(at).ok())
+        };
+        // A subset that is no more has no instances.
+        self.choice.subset = same(self.choice.subset).unwrap_or(u16::MAX);
+        self.choice.otherwise = self.choice.otherwise.and_then(same);
+        self.choice.last = self.choice.last.and_then(same);
+        let [was, is] = [&self.service.governed, &service.governed];
+        was.in_flight.set(was.in_flight.get() - 1);
+        is.in_flight.set(is.in_flight.get() + 1);
+        self.service = service.clone();
+    }
+
+    /// One try of it has failed at an instance.
+    pub(super) fn failed_at(&self, slot: u32, instance: &Instance, now: Instant) {
+        let took = now.duration_since(self.tried_at);
+        self.service.loads.fail(slot, took, now.into_std());
+        if self.counted {
+            instance.record.failed(self.service.route.policy.outlier.consecutive);
+        }
+    }
+
+    fn succeeded_at(&self, slot: u32, instance: &Instance, took: Duration, now: Instant) {
+        self.service.loads.observe(slot, took, now.into_std());
+        if self.counted {
+            instance.record.succeeded();
+        }
+    }
+}
+
+impl Worker {
+    /// A call has ended: counts it, where it is unless `elsewhere` is said, and tells those who follow.
+    pub(super) fn account(&self, call: &mut Call, elsewhere: Option<&CallCounters>, end: &End<'_>) {
+        let now = self.now();
+        let counters = elsewhere.or_else(|| call.counters());
+        let took = now.duration_since(call.started);
+        match (counters, end.code) {
+            (Some(counters), Some(code)) if end.by == By::Mesh => counters.failed(took, code),
+            (Some(counters), error) => counters.answered(took, error),
+            (None, Some(code)) if call.counted => call.service.unsent.refused(code),
+            (None, _) => {}
+        }
+        let failed = end.is_failure(call);
+        if let (Some(slot), Some(instance)) = (call.place.slot(), call.place.instance()) {
+            let tried = now.duration_since(call.tried_at);
+            if let Some(counters) = counters {
+                counters.tried(tried, failed);
+            }
+            match failed {
+                true => call.failed_at(slot, instance, now),
+                false if end.by == By::Service => call.succeeded_at(slot, instance, tried, now),
+                false => {}
+            }
+        }
+        if call.counted {
+            call.service.governed.ended(call, (took, now), end, failed);
+        }
+        self.report(call, took, end);
+    }
+}

@@ -1,0 +1,181 @@
+//! Which of a service's instances gets a call: those that its call may go to, and which of them by the service's policy.
+
+use std::{cell::RefCell, sync::Arc, time::Duration};
+
+use rand::rngs::SmallRng;
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::{frames::Scope, routes::ServiceRoute, service::Service};
+use crate::{
+    balance::{Fit, Loads, Local, Member, Options, Pick, Policy, Ring, Set},
+    config::{
+        ServicePolicy,
+        traffic::{BalancePolicy, LocalPreference},
+    },
+};
+
+/// Instances that were tried for one call.
+pub(crate) type Tried = SmallVec<[u32; 4]>;
+
+/// What was decided about where a call may go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Choice {
+    /// Of the plan's subsets.
+    pub(crate) subset: u16,
+    /// Where it goes if none of them can take it.
+    pub(crate) otherwise: Option<u16>,
+    /// And if none of those can either.
+    pub(crate) last: Option<u16>,
+    /// What its hash key hashes to.
+    pub(crate) key: Option<u32>,
+    /// It is not part of the traffic policy: any instance by chance.
+    pub(crate) plain: bool,
+}
+
+impl Choice {
+    /// The subsets in the order in which they are tried.
+    pub(crate) fn subsets(&self) -> impl Iterator<Item = u16> + use<> {
+        [Some(self.subset), self.otherwise, self.last].into_iter().flatten()
+    }
+}
+
+/// Where a slot of a service stands.
+pub(super) struct Slot<'a> {
+    pub(super) slot: u32,
+    pub(super) member: &'a super::routes::Member,
+    pub(super) is_away: bool,
+    /// It was not there before.
+    pub(super) is_new: bool,
+}
+
+/// The sets of instances that the calls of one service go to, as one worker sees them.
+#[derive(Debug)]
+pub(crate) struct Sets {
+    /// The count of changes that they know of.
+    seen: Option<u64>,
+    /// By subset, for calls that may go anywhere.
+    mesh: Vec<Set>,
+    /// By subset, for calls that stay on this node; none if all instances are on it.
+    node: Option<Vec<Set>>,
+    /// For calls that are no part of the policy.
+    plain: Option<Set>,
+    /// Which instances could be used when it was last looked, by slot.
+    usable: Vec<bool>,
+}
+
+impl Sets {
+    pub(super) fn new(route: &ServiceRoute, slots: &[Slot<'_>], now: Instant) -> RefCell<Self> {
+        let options = options(&route.policy);
+        let slow = |slot: &Slot<'_>| (slot.is_new && !options.slow_start.is_zero()).then(|| now.into_std());
+        let members = |fits: &dyn Fn(&Slot<'_>) -> bool| -> Vec<Member> {
+            let chosen = slots.iter().filter(|slot| fits(slot));
+            let member = |slot: &Slot<'_>| Member {
+                index: slot.slot,
+                weight: slot.member.traits.weight,
+                level: slot.member.level,
+                since: slow(slot),
+            };
+            chosen.map(member).collect()
+        };
+        let subsets = route.plan.subsets();
+        let mesh = subsets.iter().enumerate().map(|(nth, subset)| {
+            let fits = |slot: &Slot<'_>| subset.fits(&slot.member.traits);
+            Set::new(options.clone(), members(&fits), route.rings.get(nth).cloned())
+        });
+        let node = slots.iter().any(|slot| slot.is_away).then(|| {
+            let local = |subset: &crate::rules::Subset| {
+                let fits = |slot: &Slot<'_>| !slot.is_away && subset.fits(&slot.member.traits);
+                let names = slots.iter().filter(|slot| fits(slot)).map(|slot| slot.member.instance.name.clone());
+                let ring = (!route.rings.is_empty()).then(|| Arc::new(Ring::new(&names.collect::<Vec<_>>())));
+                Set::new(options.clone(), members(&fits), ring)
+            };
+            subsets.iter().map(local).collect()
+        });
+        let plain = (route.policy.mesh_per_10k < 10_000).then(|| {
+            let options = Options { policy: Policy::Random, slow_start: Duration::ZERO, failover: false, ..options.clone() };
+            Set::new(options, members(&|slot| subsets.first().is_none_or(|subset| subset.fits(&slot.member.traits))), None)
+        });
+        let len = slots.iter().map(|slot| slot.slot as usize + 1).max().unwrap_or(0);
+        RefCell::new(Self { seen: None, mesh: mesh.collect(), node, plain, usable: vec![false; len] })
+    }
+
+    /// Looks at which instances can be used, if that may have changed.
+    fn follow(&mut self, service: &Service, now: Instant) {
+        let count = service.route.changes.count();
+        if self.seen == Some(count) {
+            return;
+        }
+        let first = self.seen.replace(count).is_none();
+        let slow = service.route.policy.balance.slow_start_ms > 0 && !first;
+        for slot in 0..self.usable.len() {
+            let index = u32::try_from(slot).unwrap_or(u32::MAX);
+            let usable = service.is_usable(index);
+            let returns = usable && !std::mem::replace(&mut self.usable[slot], usable);
+            if returns && slow {
+                self.all().for_each(|set| set.set_since(index, Some(now.into_std())));
+            }
+        }
+        let usable = std::mem::take(&mut self.usable);
+        self.all().for_each(|set| set.refresh(|index| usable.get(index as usize).copied().unwrap_or(false)));
+        self.usable = usable;
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Set> {
+        self.mesh.iter_mut().chain(self.node.iter_mut().flatten()).chain(&mut self.plain)
+    }
+
+    fn of(&mut self, scope: Scope, subset: u16) -> Option<&mut Set> {
+        let sets = match (&mut self.node, scope) {
+            (Some(node), Scope::Node | Scope::Worker) => node,
+            _ => &mut self.mesh,
+        };
+        sets.get_mut(usize::from(subset))
+    }
+
+    /// Picks an instance for a call.
+    pub(super) fn pick(
+        &mut self,
+        service: &Service,
+        (choice, scope, now): (&Choice, Scope, Instant),
+        dice: &mut SmallRng,
+        mut fit: impl FnMut(u32) -> Fit,
+    ) -> Option<u32> {
+        self.follow(service, now);
+        let loads: &Loads = &service.loads;
+        let mut pick = Pick { now: now.into_std(), loads, key: choice.key, dice };
+        if choice.plain && scope == Scope::Mesh {
+            return self.plain.as_mut()?.pick(&mut pick, fit);
+        }
+        choice.subsets().find_map(|subset| self.of(scope, subset)?.pick(&mut pick, &mut fit))
+    }
+
+    /// The set of a subset, as calls that may go anywhere have it.
+    pub(super) fn look(&mut self, service: &Service, subset: u16, now: Instant) -> Option<&Set> {
+        self.follow(service, now);
+        self.mesh.get(usize::from(subset))
+    }
+}
+
+/// The policy as the balancer has it.
+pub(super) fn options(policy: &ServicePolicy) -> Options {
+    let (balance, locality) = (&policy.balance, &policy.locality);
+    Options {
+        policy: match balance.policy {
+            BalancePolicy::PeakEwma => Policy::PeakEwma,
+            BalancePolicy::RoundRobin => Policy::RoundRobin,
+            BalancePolicy::LeastRequest => Policy::LeastRequest,
+            BalancePolicy::Random => Policy::Random,
+            BalancePolicy::Ketama => Policy::Ketama,
+        },
+        slow_start: Duration::from_millis(balance.slow_start_ms),
+        panic: balance.panic_percent,
+        local: match locality.local {
+            LocalPreference::Always => Local::Always,
+            LocalPreference::Weighted => Local::Weighted(locality.local_percent),
+            LocalPreference::Never => Local::Never,
+        },
+        failover: locality.failover,
+        overprovisioning: locality.overprovisioning_percent,
+    }
+}

@@ -1,0 +1,429 @@
+//! What a service's policy says about a call before it is sent: whether it may be made, whether there is room for it, where it goes,
+//! and what else is to be done with it.
+
+use std::{
+    borrow::Cow,
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use foldhash::fast::RandomState;
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::{
+    account::{By, End},
+    again::More,
+    choice::Choice,
+    dispatch::{Call, code},
+    frames::Scope,
+    routes::{ServiceRoute, service_key},
+    service::Service,
+    socket::Peer,
+    stats::{METHODS_MAX, MethodCounters, PolicyCounters},
+    worker::Worker,
+};
+use crate::{
+    balance::{self, Adaptive, Budget, Share},
+    config::traffic::{BalancePolicy, RetryOn},
+    rules::{self, Access, Name, Pattern, Routed, Says, Shadow, is_stress},
+};
+
+/// Callers of one service that a worker remembers the shares of.
+const SHARES_MAX: usize = 10_000;
+
+/// What one worker keeps of a service's policy. It stays while the policy does.
+#[derive(Debug)]
+pub(crate) struct Governed {
+    /// Nothing of a call matters but its method.
+    is_simple: bool,
+    budget: RefCell<Budget>,
+    hedges: RefCell<Budget>,
+    adaptive: Option<RefCell<Adaptive>>,
+    shares: RefCell<HashMap<Box<str>, Arc<Share>, RandomState>>,
+    /// Copies in flight, by the shadow's place in the plan.
+    shadows: Vec<Rc<Cell<u32>>>,
+    /// Methods that may be executed twice.
+    idempotent: Vec<Pattern>,
+    methods: Rc<Methods>,
+    pub(super) counters: Arc<PolicyCounters>,
+    /// Calls of this worker.
+    pub(super) in_flight: Cell<u32>,
+}
+
+/// The methods that are counted by themselves; the first one stands for all others.
+#[derive(Debug)]
+struct Methods {
+    by_name: RefCell<HashMap<Box<[u8]>, u16, RandomState>>,
+    counters: RefCell<Vec<Arc<MethodCounters>>>,
+}
+
+/// Where a call comes from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Origin<'a> {
+    pub(super) scope: Scope,
+    /// The calling application; empty if it does not say.
+    pub(super) application: &'a str,
+    pub(super) peer: Peer,
+    /// `redis` or `frames`.
+    pub(super) protocol: &'static str,
+    /// The caller says that it may be executed twice.
+    pub(super) idempotent: bool,
+}
+
+/// A call that is to be made.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    pub(crate) service: Rc<Service>,
+    pub(super) choice: Choice,
+    pub(super) method: u16,
+    pub(super) more: Option<Box<More>>,
+    /// Copies that go elsewhere.
+    pub(super) copies: SmallVec<[Copied; 1]>,
+}
+
+/// A copy of a call, whose answer is dropped.
+#[derive(Debug)]
+pub(super) struct Copied {
+    pub(super) service: Rc<Service>,
+    pub(super) choice: Choice,
+    pub(super) guard: Guard,
+    pub(super) counters: Arc<PolicyCounters>,
+}
+
+/// Counts a copy for as long as it is in flight.
+#[derive(Debug)]
+pub(super) struct Guard(Rc<Cell<u32>>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Why a call is not made.
+pub(super) struct Refused {
+    pub(super) code: u16,
+    pub(super) reason: String,
+}
+
+impl Governed {
+    pub(super) fn new(route: &ServiceRoute, former: Option<(&ServiceRoute, &Rc<Self>)>, workers: u32) -> Rc<Self> {
+        let same = former.filter(|(was, _)| was.policy == route.policy && Arc::ptr_eq(&was.plan, &route.plan));
+        if let Some((_, same)) = same {
+            return same.clone();
+        }
+        let policy = &route.policy;
+        let former = former.map(|(_, governed)| governed);
+        let plain = route.plan.is_plain()
+            && route.limiter.is_none()
+            && policy.breaker == Default::default()
+            && !policy.concurrency.adaptive
+            && policy.retry.methods.is_empty()
+            && policy.hedge.after_ms == 0
+            && policy.try_timeout_ms == 0
+            && policy.balance.policy != BalancePolicy::Ketama;
+        let shadows = route.plan.shadow_count();
+        Rc::new(Self {
+            is_simple: plain,
+            budget: RefCell::new(Budget::shared(policy.retry.budget_percent, policy.retry.budget_per_s, workers)),
+            hedges: RefCell::new(Budget::new(policy.hedge.budget_percent, 0)),
+            adaptive: policy
+                .concurrency
+                .adaptive
+                .then(|| RefCell::new(Adaptive::new(policy.concurrency.min, policy.concurrency.max))),
+            shares: RefCell::default(),
+            shadows: (0..shadows).map(|_| Rc::default()).collect(),
+            idempotent: policy.retry.methods.iter().map(|pattern| Pattern::new(pattern)).collect(),
+            methods: former.map_or_else(|| Rc::new(Methods::new(route)), |former| former.methods.clone()),
+            counters: former.map_or_else(|| route.policed.writer(), |former| former.counters.clone()),
+            in_flight: Cell::new(0),
+        })
+    }
+
+    /// Whether one more retry is within the budget.
+    pub(super) fn may_retry(&self, now: Instant) -> bool {
+        let mut budget = self.budget.borrow_mut();
+        let may = budget.take(now.into_std());
+        self.counters.budget_left.set(u64::from(budget.left(now.into_std())));
+        if may { self.counters.retries.add(1) } else { self.counters.budget_exhausted.add(1) }
+        may
+    }
+
+    /// Whether one more second copy is within the budget.
+    pub(super) fn may_hedge(&self, now: Instant) -> bool {
+        let may = self.hedges.borrow_mut().take(now.into_std());
+        if may { self.counters.hedges.add(1) } else { self.counters.budget_exhausted.add(1) }
+        may
+    }
+
+    /// A call has ended.
+    pub(super) fn ended(&self, call: &Call, (took, now): (Duration, Instant), end: &End<'_>, failed: bool) {
+        let error = end.code.is_some();
+        if let Some(counters) = self.methods.counters.borrow().get(usize::from(call.method)) {
+            counters.ended(took, error && end.by == By::Mesh, error && end.by == By::Service);
+        }
+        if let Some(adaptive) = &self.adaptive
+            && call.place.slot().is_some()
+        {
+            let mut adaptive = adaptive.borrow_mut();
+            adaptive.observe(took, self.in_flight.get(), failed, now.into_std());
+            self.counters.limit.set(u64::from(adaptive.limit()));
+        }
+    }
+
+    fn share(&self, application: &str, route: &ServiceRoute) -> Option<Arc<Share>> {
+        let limiter = route.limiter.as_ref()?;
+        let mut shares = self.shares.borrow_mut();
+        if let Some(share) = shares.get(application) {
+            return Some(share.clone());
+        }
+        if shares.len() >= SHARES_MAX {
+            shares.clear();
+        }
+        let share = limiter.caller(application);
+        shares.insert(application.into(), share.clone());
+        Some(share)
+    }
+
+    /// Whether there is room for one more call.
+    fn admits(&self, route: &ServiceRoute, origin: &Origin<'_>, now: Instant) -> Result<(), Refused> {
+        let full = |reason: String| Refused { code: code::POOL_FULL, reason };
+        if let (Some(limiter), Some(share)) = (&route.limiter, self.share(origin.application, route)) {
+            limiter.admit(&share, now.into_std()).map_err(|refused| {
+                self.counters.rate_limited.add(1);
+                full(refused.to_string())
+            })?;
+        }
+        let max = route.policy.breaker.service_calls_max;
+        if max > 0 && route.under_way.calls.load(Relaxed) >= max {
+            self.counters.broken.add(1);
+            return Err(full(format!("{max} calls of the service are in flight (breaker.service_calls_max)")));
+        }
+        if let Some(adaptive) = &self.adaptive {
+            let adaptive = adaptive.borrow();
+            if !adaptive.admits(self.in_flight.get()) {
+                self.counters.shed.add(1);
+                let limit = adaptive.limit();
+                return Err(full(format!("the service takes {limit} calls at once of this worker for now (concurrency.adaptive)")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Methods {
+    fn new(route: &ServiceRoute) -> Self {
+        let others = route.methods.writer(b"").unwrap_or_default();
+        Self { by_name: RefCell::default(), counters: RefCell::new(vec![others]) }
+    }
+
+    fn number(&self, method: &[u8], route: &ServiceRoute) -> u16 {
+        let mut by_name = self.by_name.borrow_mut();
+        if let Some(number) = by_name.get(method) {
+            return *number;
+        }
+        let mut counters = self.counters.borrow_mut();
+        let number = u16::try_from(counters.len()).unwrap_or(0);
+        if by_name.len() >= METHODS_MAX || method.is_empty() {
+            return 0;
+        }
+        // A method that has no counters of its own is not remembered: whoever sends any names must not fill the table.
+        let Some(own) = route.methods.writer(method) else { return 0 };
+        counters.push(own);
+        by_name.insert(method.into(), number);
+        number
+    }
+}
+
+impl Worker {
+    /// Decides about a call.
+    pub(super) fn govern(&self, service: &Rc<Service>, call: &impl Says, origin: &Origin<'_>) -> Result<Begun, Refused> {
+        let (governed, route) = (&service.governed, &service.route);
+        let method = call.get(&Name::Method).unwrap_or_default();
+        let number = governed.methods.number(&method, route);
+        let mut begun =
+            Begun { service: service.clone(), choice: Choice::default(), method: number, more: None, copies: SmallVec::new() };
+        if origin.scope == Scope::Mesh {
+            governed.budget.borrow_mut().deposit(self.now().into_std());
+            governed.hedges.borrow_mut().deposit(self.now().into_std());
+        }
+        let mut rule = None;
+        if !governed.is_simple {
+            let decided = self.decide(service, call, origin);
+            let routed = decided.inspect_err(|refused| self.report_refused(service, call, origin, refused))?;
+            rule = routed.rule;
+            begun.choice = Choice { key: hash_key(route, call), ..choice_of(&routed) };
+            if origin.scope == Scope::Mesh && !routed.plain {
+                self.prepare(&mut begun, (call, origin, &method), &routed)?;
+            }
+        }
+        if self.is_followed(service) {
+            self.follow(&mut begun, call, origin, &method, rule);
+        }
+        Ok(begun)
+    }
+
+    /// Whether a call may be made, and where it goes.
+    fn decide<'s>(&self, service: &'s Rc<Service>, call: &impl Says, origin: &Origin<'_>) -> Result<Routed<'s>, Refused> {
+        let plan = &service.route.plan;
+        // Rules have their say once: at the agent that the caller is connected to.
+        let routed = match origin.scope {
+            Scope::Mesh => plan.route(call, self.throw()),
+            Scope::Node | Scope::Worker => plan.route_by_environment(call),
+        };
+        if origin.scope != Scope::Worker {
+            self.may_call(service, call)?;
+            if !routed.plain {
+                service.governed.admits(&service.route, origin, self.now())?;
+            }
+        }
+        Ok(routed)
+    }
+
+    /// Decides what else is to be done with a call that is at its first agent.
+    fn prepare(
+        &self,
+        begun: &mut Begun,
+        (call, origin, method): (&impl Says, &Origin<'_>, &[u8]),
+        routed: &Routed<'_>,
+    ) -> Result<(), Refused> {
+        let service = begun.service.clone();
+        let (governed, route) = (&service.governed, &service.route);
+        if let Some(group) = routed.group {
+            self.join_group(begun, group, routed)?;
+        }
+        let policy = &begun.service.route.policy;
+        let idempotent = origin.idempotent || governed.idempotent.iter().any(|pattern| pattern.fits(method));
+        let keeps = idempotent && policy.retry.tries_max > 1 && !policy.retry.on.is_empty();
+        let hedge = (idempotent && policy.hedge.after_ms > 0).then(|| Duration::from_millis(policy.hedge.after_ms));
+        let try_timeout = (policy.try_timeout_ms > 0).then(|| Duration::from_millis(policy.try_timeout_ms));
+        if keeps || hedge.is_some() || try_timeout.is_some() {
+            let more = begun.more.get_or_insert_default();
+            more.keeps = keeps || hedge.is_some();
+            (more.idempotent, more.hedge_after, more.try_timeout) = (idempotent, hedge, try_timeout);
+        }
+        let subset = route.plan.subsets().get(usize::from(begun.choice.subset));
+        if let Some(environment) = subset.and_then(|subset| subset.environment.as_ref()) {
+            begun.more.get_or_insert_default().environment = Some(environment.clone());
+        }
+        if (!route.plan.is_open() || route.limiter.is_some()) && !origin.application.is_empty() {
+            begun.more.get_or_insert_default().application = Some(origin.application.into());
+        }
+        let dice = self.throw();
+        if let Some(fault) = route.plan.fault(call, dice) {
+            governed.counters.faults.add(1);
+            if let Some(code) = fault.code
+                && fault.delay.is_zero()
+            {
+                return Err(Refused { code, reason: format!("the fault {:?} (faults)", fault.name) });
+            }
+            let more = begun.more.get_or_insert_default();
+            (more.delay, more.fault) = (Some(fault.delay), fault.code.map(|code| (code, fault.name.clone())));
+        }
+        governed.counters.stress.add(u64::from(is_stress(call)));
+        self.copies(begun, call, dice, &service);
+        Ok(())
+    }
+
+    /// A call goes to another group than its own.
+    fn join_group(&self, begun: &mut Begun, group: &str, routed: &Routed<'_>) -> Result<(), Refused> {
+        let route = begun.service.route.clone();
+        match self.service(&service_key(&route.uri, group)) {
+            Some(other) => {
+                let wanted = route.plan.subsets().get(routed.subset).map(|subset| (&subset.environment, &subset.labels));
+                let own = other.route.plan.subsets();
+                let same = own.iter().position(|subset| Some((&subset.environment, &subset.labels)) == wanted);
+                begun.choice = Choice { subset: number(same.unwrap_or(0)), otherwise: None, last: None, ..begun.choice };
+                begun.service = other;
+                Ok(())
+            }
+            None if routed.otherwise.is_some() => {
+                let next = begun.choice.otherwise.unwrap_or(0);
+                begun.choice = Choice { subset: next, otherwise: begun.choice.last, last: None, ..begun.choice };
+                Ok(())
+            }
+            None => {
+                let rule = routed.rule.unwrap_or_default();
+                let reason = format!("the rule {rule:?} sends it to the group {group:?}, which nobody serves (routes)");
+                Err(Refused { code: code::SERVICE_NOT_FOUND, reason })
+            }
+        }
+    }
+
+    /// One throw of the dice for all questions about a call.
+    fn throw(&self) -> u32 {
+        self.dice(|dice| rand::Rng::next_u32(dice))
+    }
+
+    /// Whether the caller may make the call.
+    fn may_call(&self, service: &Service, call: &impl Says) -> Result<(), Refused> {
+        match service.route.plan.access(call) {
+            Access::Allowed => Ok(()),
+            Access::Denied { rule, dry_run: true } => {
+                service.governed.counters.denied_dry.add(1);
+                tracing::debug!(service = service.name(), rule, "would be refused");
+                Ok(())
+            }
+            Access::Denied { rule, dry_run: false } => {
+                service.governed.counters.denied.add(1);
+                let application = call.get(&Name::Application).unwrap_or(Cow::Borrowed(b""));
+                let application = String::from_utf8_lossy(&application);
+                let who = if application.is_empty() { "a caller without a name".to_owned() } else { format!("{application:.64}") };
+                Err(Refused { code: code::NOT_ALLOWED, reason: format!("{who} may not make this call (access, rule {rule:?})") })
+            }
+        }
+    }
+
+    /// Decides about the copies of a call.
+    fn copies(&self, begun: &mut Begun, call: &impl Says, dice: u32, service: &Rc<Service>) {
+        let governed = &service.governed;
+        for Shadow { service: other, subset, in_flight_max, index, .. } in service.route.plan.shadows(call, dice) {
+            let to = match other {
+                Some(key) => self.service(key),
+                None => Some(service.clone()),
+            };
+            let count = &governed.shadows[*index];
+            let Some(to) = to.filter(|_| count.get() < *in_flight_max) else {
+                governed.counters.shadows_dropped.add(1);
+                continue;
+            };
+            count.set(count.get() + 1);
+            let same = Rc::ptr_eq(&to, service);
+            let subset = if same { u16::try_from(*subset).unwrap_or(0) } else { 0 };
+            let choice = Choice { subset, key: begun.choice.key, ..Choice::default() };
+            begun.copies.push(Copied { service: to, choice, guard: Guard(count.clone()), counters: governed.counters.clone() });
+        }
+    }
+}
+
+fn choice_of(routed: &Routed<'_>) -> Choice {
+    Choice {
+        subset: number(routed.subset),
+        otherwise: routed.otherwise.map(number),
+        last: routed.last.map(number),
+        key: None,
+        plain: routed.plain,
+    }
+}
+
+/// The number of a subset. There are never as many as that.
+fn number(subset: usize) -> u16 {
+    u16::try_from(subset).unwrap_or(u16::MAX)
+}
+
+fn hash_key(route: &ServiceRoute, call: &impl Says) -> Option<u32> {
+    if route.policy.balance.policy != BalancePolicy::Ketama {
+        return None;
+    }
+    rules::hash_key(call).map(|key| balance::hash(&key))
+}
+
+/// Whether a failure of this kind is one after which calls are sent again.
+pub(super) fn retries(route: &ServiceRoute, on: RetryOn, code: Option<u16>) -> bool {
+    let retry = &route.policy.retry;
+    retry.on.contains(&on) && code.is_none_or(|code| retry.codes.contains(&code))
+}
