@@ -55,9 +55,11 @@ impl Plan {
             let what = format!("to {}, then to {}", self.subset_text(*subset), Subset::default());
             list.push(row(RuleKind::Environment, name, format!("{} = {name:?}", Name::Environment), what));
         }
-        list.extend(self.faults.iter().map(|rule| {
-            rule.row(RuleKind::Fault, format!("{} {}", share(percent(rule.does.per_10k)), rule.does.text()))
-        }));
+        list.extend(
+            self.faults
+                .iter()
+                .map(|rule| rule.row(RuleKind::Fault, format!("{} {}", share(percent(rule.does.per_10k)), rule.does.text()))),
+        );
         list.extend(self.shadows.iter().map(|rule| {
             let (to, copied) = (self.subset_text(rule.does.subset), share(percent(rule.does.per_10k)));
             rule.row(RuleKind::Shadow, format!("{copied} copied to {to}, {} in flight at most", rule.does.in_flight_max))

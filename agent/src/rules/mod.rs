@@ -17,7 +17,7 @@ mod when;
 
 use std::{sync::Arc, time::Duration};
 
-pub(crate) use name::{Name, Says, Told, environment, hash_key, is_stress, said};
+pub(crate) use name::{Name, Says, Told, hash_key};
 pub(crate) use pattern::Pattern;
 pub(crate) use subset::Subset;
 
@@ -25,6 +25,7 @@ use crate::config::{
     ServicePolicy,
     traffic::{self, AccessMode, Verdict},
 };
+use name::{environment, is_stress};
 use rule::{Rule, first};
 use shares::Shares;
 
@@ -125,8 +126,8 @@ impl Plan {
                 known.push(((*name).into(), subset));
             }
         }
-        let apart = (policy.stress == traffic::Stress::Apart)
-            .then(|| subset::index(&mut subsets, Subset::of_environment(STRESS)));
+        let apart =
+            (policy.stress == traffic::Stress::Apart).then(|| subset::index(&mut subsets, Subset::of_environment(STRESS)));
         let routes = rule::all("route", &policy.routes, |route, _, _| Shares::new(route, &mut subsets));
         let shadows = rule::all("shadow", &policy.shadows, |shadow, name, index| Shadow {
             name,
