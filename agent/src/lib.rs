@@ -11,4 +11,5 @@ pub mod instance;
 pub mod kernel;
 pub mod logging;
 pub mod proxy;
+mod rules;
 pub mod wire;

@@ -1,0 +1,192 @@
+//! What a service's policy says about calls: `moa routes`, `moa routes explain`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// A rule of a service, in the list of all.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+pub struct Rule {
+    /// What it is about.
+    pub kind: RuleKind,
+    /// What it is called; empty where there is one of its kind.
+    pub name: String,
+    /// Which calls, for people; empty if it is all.
+    pub when: String,
+    /// What it does with them, for people.
+    pub what: String,
+}
+
+/// What a rule is about.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum RuleKind {
+    /// Who may call.
+    #[default]
+    Access,
+    /// Calls of stress tests.
+    Stress,
+    /// The share of calls that the policy is for.
+    Mesh,
+    /// Where calls go for what they say of themselves.
+    Route,
+    /// Where calls of an environment go that no route is about.
+    Environment,
+    /// Faults for drills.
+    Fault,
+    /// Copies of calls.
+    Shadow,
+}
+
+/// What becomes of one call.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq)]
+#[serde(default)]
+pub struct Explained {
+    /// What the call says of itself, of all that any rule asks for.
+    pub says: BTreeMap<String, String>,
+    /// Whether it may be made.
+    pub access: Access,
+    /// Whether it belongs to a stress test.
+    pub stress: Stress,
+    /// The environment that it is for.
+    pub environment: Environment,
+    /// The share of calls that the policy is for, in percent. The others have no route, no fault and no shadow.
+    pub mesh_percent: f64,
+    /// Where the others go: the first of these that has an instance for it.
+    pub outside: Vec<Subset>,
+    /// Where it goes.
+    pub route: Route,
+    /// The faults that may be put into it.
+    pub fault: Fault,
+    /// The copies that may be made of it.
+    pub shadow: Shadows,
+}
+
+/// Whether a call may be made.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+pub struct Access {
+    /// Whether a rule, or the default, allows it.
+    pub allowed: bool,
+    /// Whether it is made all the same, and only counted, if not.
+    pub dry_run: bool,
+    /// The rule that counts; `default` if none fits.
+    pub rule: String,
+    /// The rules that were looked at: up to the first that fits.
+    pub looked_at: Vec<LookedAt>,
+}
+
+/// Whether a call belongs to a stress test.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+pub struct Stress {
+    /// Whether it has the mark.
+    pub marked: bool,
+    /// Whether calls with the mark go to instances of the environment `stress`, and nowhere else.
+    pub apart: bool,
+}
+
+/// The environment that a call is for.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+pub struct Environment {
+    /// Its name, if the call has one.
+    pub name: Option<String>,
+    /// Whether the service has instances of it. A call without a route goes to those first, then to those without an environment.
+    pub served: bool,
+}
+
+/// Where a call goes.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq)]
+#[serde(default)]
+pub struct Route {
+    /// The rule that counts; `stress` for calls of stress tests that are kept apart.
+    pub rule: Option<String>,
+    /// Whether the rule goes by the call's hash key.
+    pub sticky: bool,
+    /// The shares, of which it has one.
+    pub shares: Vec<Share>,
+    /// The rules that were looked at: up to the first that fits.
+    pub looked_at: Vec<LookedAt>,
+}
+
+/// A share of the calls that a route is about.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq)]
+#[serde(default)]
+pub struct Share {
+    /// How much of them.
+    pub percent: f64,
+    /// Whether this call has it for sure: it is the only one, or goes by the call's hash key.
+    pub certain: bool,
+    /// Where it goes: the first of these that has an instance for it.
+    pub to: Vec<Subset>,
+}
+
+/// Some of the instances of a service.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+pub struct Subset {
+    /// Its position in the service's list of them.
+    pub index: usize,
+    /// Which instances, for people.
+    pub instances: String,
+}
+
+/// The fault that may be put into a call.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq)]
+#[serde(default)]
+pub struct Fault {
+    /// The rule that counts.
+    pub rule: Option<String>,
+    /// The share of the calls that have it.
+    pub percent: f64,
+    /// What is done to them, for people.
+    pub what: String,
+    /// The rules that were looked at: up to the first that fits.
+    pub looked_at: Vec<LookedAt>,
+}
+
+/// The copies that may be made of a call.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq)]
+#[serde(default)]
+pub struct Shadows {
+    /// The rules that fit: each makes a copy.
+    pub rules: Vec<Shadow>,
+    /// The rules that were looked at: all of them.
+    pub looked_at: Vec<LookedAt>,
+}
+
+/// A copy that may be made of a call.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq)]
+#[serde(default)]
+pub struct Shadow {
+    /// The rule.
+    pub rule: String,
+    /// The share of the calls that are copied.
+    pub percent: f64,
+    /// Where the copy goes.
+    pub to: Subset,
+}
+
+/// A rule that was looked at.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+pub struct LookedAt {
+    /// What it is called.
+    pub rule: String,
+    /// Why it is not about the call; if there is nothing here, it is.
+    pub misfits: Vec<Misfit>,
+}
+
+/// Something that a call must say for a rule to be about it, and does not.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+pub struct Misfit {
+    /// What.
+    pub name: String,
+    /// The patterns, of which one would have to fit.
+    pub expected: Vec<String>,
+    /// What it says instead; none if nothing.
+    pub found: Option<String>,
+}
