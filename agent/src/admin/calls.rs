@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -22,7 +22,10 @@ use super::{
     routes::{Admin, error},
     serve::Lasting,
 };
-use crate::trace::{Filter, TapReader};
+use crate::trace::{Filter, Line, TapReader};
+
+/// How many bytes of lines are written at a time, about.
+const FRAME_BYTES: usize = 16 << 10;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -61,6 +64,12 @@ impl From<CallsQuery> for Filter {
     }
 }
 
+fn push(line: &Line, text: &mut Vec<u8>) {
+    // Plain structs always serialise.
+    text.extend(serde_json::to_vec(line).unwrap_or_default());
+    text.push(b'\n');
+}
+
 /// The lines, as a body. Dropped when the reader hangs up, which ends the looking on.
 struct Lines(TapReader);
 
@@ -69,10 +78,19 @@ impl hyper::body::Body for Lines {
     type Error = Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let Some(line) = ready!(self.0.poll_next(task)) else { return Poll::Ready(None) };
-        // Plain structs always serialise.
-        let mut text = serde_json::to_vec(&line).unwrap_or_default();
-        text.push(b'\n');
+        let mut text = Vec::new();
+        // As many as there are: each frame is written by a system call.
+        loop {
+            match self.0.poll_next(task) {
+                Poll::Ready(Some(line)) => push(&line, &mut text),
+                Poll::Ready(None) if text.is_empty() => return Poll::Ready(None),
+                Poll::Pending if text.is_empty() => return Poll::Pending,
+                _ => break,
+            }
+            if text.len() >= FRAME_BYTES {
+                break;
+            }
+        }
         Poll::Ready(Some(Ok(Frame::data(text.into()))))
     }
 }

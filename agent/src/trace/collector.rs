@@ -39,7 +39,9 @@ pub enum BadEndpoint {
     #[error("{0:?} is no URL: expected one such as http://127.0.0.1:4318")]
     NoUrl(String),
     /// It wants another protocol.
-    #[error("{0:?} does not begin with http://: spans are sent over plain HTTP, so name a collector on this node or in this network")]
+    #[error(
+        "{0:?} does not begin with http://: spans are sent over plain HTTP, so name a collector on this node or in this network"
+    )]
     NotHttp(String),
 }
 
@@ -159,12 +161,8 @@ async fn read(response: Response<Incoming>) -> Result<Outcome, Failure> {
 
 /// What an answer says, by the rules of OTLP.
 fn outcome(status: StatusCode, after: Option<Duration>, body: &[u8]) -> Outcome {
-    const LATER: [StatusCode; 4] = [
-        StatusCode::TOO_MANY_REQUESTS,
-        StatusCode::BAD_GATEWAY,
-        StatusCode::SERVICE_UNAVAILABLE,
-        StatusCode::GATEWAY_TIMEOUT,
-    ];
+    const LATER: [StatusCode; 4] =
+        [StatusCode::TOO_MANY_REQUESTS, StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
     if LATER.contains(&status) {
         return Outcome::Later { why: format!("it answers {status}"), after };
     }

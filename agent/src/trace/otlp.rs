@@ -216,13 +216,8 @@ mod tests {
     #[test]
     fn the_resource_says_what_is_known() {
         let options = Options { zone: "z1".into(), data_centre: String::new(), ..crate::trace::tests::options("http://x:1") };
-        let expected = [
-            "service.name=moa-agent",
-            "service.instance.id=test@host",
-            "service.version=1.2.3",
-            "moa.agent=test",
-            "moa.zone=z1",
-        ];
+        let expected =
+            ["service.name=moa-agent", "service.instance.id=test@host", "service.version=1.2.3", "moa.agent=test", "moa.zone=z1"];
         assert_eq!(shown(&resource(&options).attributes), expected);
     }
 }

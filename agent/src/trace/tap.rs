@@ -330,7 +330,8 @@ mod tests {
         let user = taps.watch("/service/user");
         let slow = Filter { slower_than: Some(Duration::from_millis(5)), ..Filter::default() };
         let errors = Filter { errors: true, ..of_service("/service/user") };
-        let mut readers = [Filter::default(), of_service("/service/user"), errors, slow].map(|filter| taps.open(filter).expect("room"));
+        let mut readers =
+            [Filter::default(), of_service("/service/user"), errors, slow].map(|filter| taps.open(filter).expect("room"));
         user.offer(record("/service/user", None));
         user.offer(Record { code: 300, ..record("/service/user", None) });
         user.offer(Record { by: By::Mesh, duration_us: 5_000, ..record("/service/user", None) });
