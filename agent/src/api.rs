@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::trace::{By, Line as CallLine, Record as CallRecord};
+
 /// The version of the admin API, which is the first part of every path.
 pub const VERSION: u32 = 1;
 

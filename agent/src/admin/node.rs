@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::metrics::KernelCounts;
-use crate::{api, config::Checked, instance::Name, kernel::Kernel, proxy::Proxy};
+use crate::{api, config::Checked, instance::Name, kernel::Kernel, proxy::Proxy, trace::Taps};
 
 /// How long applications have for reading what was sent to them last.
 const DETACH_WITHIN: Duration = Duration::from_secs(1);
@@ -20,6 +20,8 @@ pub struct Node {
     started: Instant,
     /// The data plane.
     pub proxy: Proxy,
+    /// Those who look on at calls.
+    pub taps: Arc<Taps>,
     /// The kernel programs, or why there are none.
     kernel: Result<Kernel, String>,
     draining: AtomicBool,
@@ -46,12 +48,13 @@ pub(super) struct Reloads {
 impl Node {
     /// An agent that serves from now on.
     #[must_use]
-    pub fn new(name: Name, proxy: Proxy, kernel: Result<Kernel, String>, checked: Arc<Checked>) -> Self {
+    pub fn new(name: Name, proxy: Proxy, taps: Arc<Taps>, kernel: Result<Kernel, String>, checked: Arc<Checked>) -> Self {
         let loaded = Loaded::new(checked, 1);
         Self {
             name,
             started: Instant::now(),
             proxy,
+            taps,
             kernel,
             draining: AtomicBool::new(false),
             loaded: Mutex::new(loaded),

@@ -11,7 +11,7 @@ use axum::{
 };
 use serde::Deserialize;
 
-use super::{Node, Reloader};
+use super::{Node, Reloader, calls};
 use crate::{api, config::effective};
 
 /// Connections that are listed unless the caller says how many.
@@ -29,6 +29,7 @@ pub(super) fn routes(admin: Admin) -> Router {
         .route("/v1/status", get(async |State(admin): State<Admin>| Json(admin.node.status())))
         .route("/v1/services", get(async |State(admin): State<Admin>| Json(admin.node.proxy.services())))
         .route("/v1/conns", get(conns))
+        .route("/v1/calls", get(calls::calls))
         .route("/v1/kernel", get(async |State(admin): State<Admin>| kernel(admin.node.kernel())))
         .route("/v1/kernel/on", post(async |State(admin): State<Admin>| kernel(admin.node.switch_kernel(true))))
         .route("/v1/kernel/off", post(async |State(admin): State<Admin>| kernel(admin.node.switch_kernel(false))))

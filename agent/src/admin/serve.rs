@@ -1,8 +1,15 @@
 //! HTTP with bounds: so many connections, one request each, and so much time for it.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
-use axum::{Router, serve::Listener};
+use axum::{Extension, Router, serve::Listener};
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -19,7 +26,7 @@ use tokio::{
 const CONNECTIONS_MAX: usize = 64;
 /// How long a request may take to arrive.
 const HEADER_WITHIN: Duration = Duration::from_secs(5);
-/// How long a connection may last as a whole.
+/// How long a connection may last as a whole, unless its answer is [`Lasting`].
 const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
 /// How long an end waits for whoever is being answered.
 const STOPPED_WITHIN: Duration = Duration::from_secs(1);
@@ -45,13 +52,28 @@ impl Server {
     }
 }
 
+/// Given to a handler, to say that its answer goes on for as long as both ends want it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Lasting(Arc<AtomicBool>);
+
+impl Lasting {
+    pub(super) fn set(&self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 /// Serves HTTP; `routes` says which paths a connection sees.
 pub fn serve<L: Listener>(listener: L, routes: impl Fn(&L::Io) -> Router + Send + 'static) -> Server {
     let (stop, stopped) = watch::channel(false);
-    Server { stop, task: tokio::spawn(accept(listener, routes, stopped)) }
+    Server { stop, task: tokio::spawn(accept(listener, routes, ANSWERED_WITHIN, stopped)) }
 }
 
-async fn accept<L: Listener>(mut listener: L, routes: impl Fn(&L::Io) -> Router + Send, mut stopped: watch::Receiver<bool>) {
+async fn accept<L: Listener>(
+    mut listener: L,
+    routes: impl Fn(&L::Io) -> Router + Send,
+    answered_within: Duration,
+    mut stopped: watch::Receiver<bool>,
+) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -65,11 +87,15 @@ async fn accept<L: Listener>(mut listener: L, routes: impl Fn(&L::Io) -> Router 
             next = next => next,
             _ = stopped.changed() => break,
         };
-        let router = routes(&stream);
+        let lasting = Lasting::default();
+        let router = routes(&stream).layer(Extension(lasting.clone()));
         let connection = connection(stream, router, stopped.clone());
         connections.spawn(async move {
+            let mut connection = pin!(connection);
             // Whoever is too slow for the bounds, or gone, learns nothing more.
-            let _ = timeout(ANSWERED_WITHIN, connection).await;
+            if timeout(answered_within, &mut connection).await.is_err() && lasting.0.load(Relaxed) {
+                connection.await;
+            }
             drop(permit);
         });
     }
@@ -86,4 +112,80 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router,
         _ = stopped.changed() => connection.as_mut().graceful_shutdown(),
     }
     let _ = connection.await;
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{body::Body, routing::get};
+    use bytes::Bytes;
+    use hyper::body::Frame;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+        sync::mpsc::{Receiver, channel},
+    };
+
+    use super::*;
+
+    /// How long a test waits for what comes at once.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A body that goes on for as long as somebody sends.
+    struct Endless(Receiver<Bytes>);
+
+    impl hyper::body::Body for Endless {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(
+            mut self: std::pin::Pin<&mut Self>,
+            task: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            self.0.poll_recv(task).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+        }
+    }
+
+    #[tokio::test]
+    async fn only_an_answer_that_lasts_outlasts_the_bound() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let (senders, mut sent) = channel(2);
+        let endless = async move |says: bool, lasting: Lasting| {
+            if says {
+                lasting.set();
+            }
+            let (sender, receiver) = channel(1);
+            senders.send((says, sender)).await.expect("wanted");
+            Body::new(Endless(receiver))
+        };
+        let (lasts, ends) = (endless.clone(), endless);
+        let routes = Router::new()
+            .route("/lasts", get(async move |Extension(lasting): Extension<Lasting>| lasts(true, lasting).await))
+            .route("/ends", get(async move |Extension(lasting): Extension<Lasting>| ends(false, lasting).await));
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(accept(listener, move |_| routes.clone(), Duration::from_millis(50), stopped));
+        let ask = async |path: &str| {
+            let mut stream = TcpStream::connect(address).await.expect("it listens");
+            stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await.expect("sent");
+            stream
+        };
+        let mut lasting = ask("/lasts").await;
+        let (_, sender) = sent.recv().await.expect("a sender");
+        let mut ending = ask("/ends").await;
+        let (_, _kept) = sent.recv().await.expect("a sender");
+        // The one that came later is over, so the bound has passed for the other too.
+        let mut rest = Vec::new();
+        timeout(PATIENCE, ending.read_to_end(&mut rest)).await.expect("an end").expect("read");
+        sender.send("goes on\n".into()).await.expect("wanted");
+        let mut text = Vec::new();
+        while !String::from_utf8_lossy(&text).contains("goes on") {
+            let read = timeout(PATIENCE, lasting.read_buf(&mut text)).await.expect("more").expect("read");
+            assert!(read > 0, "ended: {}", String::from_utf8_lossy(&text));
+        }
+        // Whoever hangs up is noticed although there is nothing to say.
+        drop(lasting);
+        timeout(PATIENCE, sender.closed()).await.expect("noticed");
+        stop.send(true).expect("it runs");
+        timeout(PATIENCE, task).await.expect("an end").expect("no panic");
+    }
 }

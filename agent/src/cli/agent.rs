@@ -26,6 +26,7 @@ use crate::{
     kernel::{self, Kernel},
     logging,
     proxy::{self, Proxy},
+    trace::Taps,
 };
 
 /// The file that is read if none is named and it is there.
@@ -130,6 +131,8 @@ impl Agent {
         announce(&node, &claim.socket);
         signals.until_end(&servers.reloader).await;
         let finished = drain(&node, &mut signals).await;
+        // They have seen the last call, and would hold up the admin socket's end.
+        node.taps.close();
         servers.stop().await;
         if let Some(node) = Arc::into_inner(node) {
             node.stop();
@@ -157,7 +160,8 @@ impl Agent {
                 return Err(error.into());
             }
         };
-        Ok(Bound { admin, metrics, node: Arc::new(Node::new(name, proxy, kernel, checked)) })
+        let taps = Arc::new(Taps::default());
+        Ok(Bound { admin, metrics, node: Arc::new(Node::new(name, proxy, taps, kernel, checked)) })
     }
 }
 

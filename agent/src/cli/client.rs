@@ -1,18 +1,26 @@
 //! Asks a running agent over its admin socket.
 
 use std::{
+    future::pending,
     io::{self, ErrorKind},
+    ops::ControlFlow,
     path::PathBuf,
     time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Method, Request, client::conn::http1};
+use hyper::{Method, Request, Response, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use tokio::{net::UnixStream, runtime, time::timeout};
+use tokio::{
+    net::UnixStream,
+    runtime::{self, Runtime},
+    signal::ctrl_c,
+    task::AbortHandle,
+    time::{sleep, timeout},
+};
 
 use crate::{
     api,
@@ -24,10 +32,35 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 /// The longest answer: some 100,000 connections or instances.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 
+/// The longest line of an answer that goes on.
+const LINE_BYTES_MAX: usize = 1 << 20;
+
 /// A running agent, or one that should run.
 pub(super) struct Client {
     run_dir: RunDir,
     name: Name,
+}
+
+/// Why lines came to an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// There were enough.
+    Enough,
+    /// Time was over.
+    Time,
+    /// Ctrl-C.
+    Interrupt,
+    /// The agent ended.
+    Agent,
+}
+
+/// A connection, which ends when dropped.
+struct Connection(AbortHandle);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Client {
@@ -53,32 +86,87 @@ impl Client {
         self.ask(Method::POST, path)
     }
 
+    /// Asks for what goes on, and hands on each line of it until that has seen enough, time is over, or either end has had enough.
+    pub(super) fn lines(
+        &self,
+        path: &str,
+        within: Option<Duration>,
+        each: impl FnMut(&[u8]) -> Result<ControlFlow<()>>,
+    ) -> Result<Ended> {
+        runtime()?.block_on(async {
+            let opened = timeout(ANSWER_WITHIN, self.send(Method::GET, path)).await;
+            let (response, _connection) = opened.map_err(|_| self.silent())??;
+            let time = async {
+                match within {
+                    Some(within) => sleep(within).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                ended = self.read_lines(response.into_body(), each) => ended,
+                () = time => Ok(Ended::Time),
+                interrupted = ctrl_c() => interrupted.map(|()| Ended::Interrupt).context("can't listen for signals"),
+            }
+        })
+    }
+
     fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T> {
-        let runtime = runtime::Builder::new_current_thread().enable_all().build().context("can't make a runtime")?;
-        let answer = runtime.block_on(async { timeout(ANSWER_WITHIN, self.exchange(method, path)).await });
-        let body = answer.map_err(|_| anyhow!("{} does not answer within {ANSWER_WITHIN:?}", self.who()))??;
+        let answer = runtime()?.block_on(async { timeout(ANSWER_WITHIN, self.exchange(method, path)).await });
+        let body = answer.map_err(|_| self.silent())??;
         serde_json::from_slice(&body)
             .with_context(|| format!("{} gave an answer that is not known here: is it of another version?", self.who()))
     }
 
     async fn exchange(&self, method: Method, path: &str) -> Result<Bytes> {
+        let (response, _connection) = self.send(method, path).await?;
+        self.body(response).await
+    }
+
+    /// An answer that is a good one, and what it needs to be read.
+    async fn send(&self, method: Method, path: &str) -> Result<(Response<Incoming>, Connection)> {
         let stream = UnixStream::connect(self.socket()).await.map_err(|error| self.unreachable(&error))?;
-        let failed = || format!("{} broke off", self.who());
+        let failed = || self.broke_off();
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.with_context(failed)?;
-        let driver = tokio::spawn(connection);
+        let connection = Connection(tokio::spawn(connection).abort_handle());
         let request = Request::builder().method(method).uri(path).header("host", "moa").body(Empty::<Bytes>::new())?;
         let response = sender.send_request(request).await.with_context(failed)?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-        let body = body.map_err(|error| anyhow!(error).context(failed()))?.to_bytes();
-        driver.abort();
         if status.is_success() {
-            return Ok(body);
+            return Ok((response, connection));
         }
-        match serde_json::from_slice::<api::Error>(&body) {
+        match serde_json::from_slice::<api::Error>(&self.body(response).await?) {
             Ok(api::Error { error }) => bail!(error),
             Err(_) => bail!("{} answered {status}", self.who()),
         }
+    }
+
+    async fn body(&self, response: Response<Incoming>) -> Result<Bytes> {
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        Ok(body.map_err(|error| anyhow!(error).context(self.broke_off()))?.to_bytes())
+    }
+
+    async fn read_lines(&self, mut body: Incoming, mut each: impl FnMut(&[u8]) -> Result<ControlFlow<()>>) -> Result<Ended> {
+        let mut text = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            text.extend_from_slice(&frame.with_context(|| self.broke_off())?.into_data().unwrap_or_default());
+            while let Some(end) = memchr::memchr(b'\n', &text) {
+                if each(&text.split_to(end + 1)[..end])?.is_break() {
+                    return Ok(Ended::Enough);
+                }
+            }
+            if text.len() > LINE_BYTES_MAX {
+                bail!("{} gave a line that does not end: is it of another version?", self.who());
+            }
+        }
+        Ok(Ended::Agent)
+    }
+
+    fn silent(&self) -> anyhow::Error {
+        anyhow!("{} does not answer within {ANSWER_WITHIN:?}", self.who())
+    }
+
+    fn broke_off(&self) -> String {
+        format!("{} broke off", self.who())
     }
 
     fn unreachable(&self, error: &io::Error) -> anyhow::Error {
@@ -109,4 +197,8 @@ impl Client {
     fn who(&self) -> String {
         format!("the agent at {}", self.socket().display())
     }
+}
+
+fn runtime() -> Result<Runtime> {
+    runtime::Builder::new_current_thread().enable_all().build().context("can't make a runtime")
 }

@@ -5,6 +5,7 @@
 
 mod agent;
 mod call;
+mod calls;
 mod client;
 mod completions;
 mod config;
@@ -60,6 +61,8 @@ enum Verb {
     Services(services::Services),
     /// Show the connections of applications.
     Conns(conns::Conns),
+    /// Show calls as they end.
+    Calls(calls::Calls),
     /// Call a service through an agent, as an application does.
     Call(call::Call),
     /// Show the kernel path, turn it on and off, remove it.
@@ -101,6 +104,7 @@ fn run(verb: Verb, global: &Global, out: &Out) -> anyhow::Result<ExitCode> {
         Verb::Status => status::run(global, out),
         Verb::Services(services) => services.run(global, out),
         Verb::Conns(conns) => conns.run(global, out),
+        Verb::Calls(calls) => calls.run(global, out),
         Verb::Call(call) => call.run(global, out),
         Verb::Kernel(kernel) => kernel.run(global, out),
         Verb::Doctor(doctor) => doctor.run(global, out),

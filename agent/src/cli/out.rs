@@ -1,6 +1,9 @@
 //! What verbs print.
 
-use std::io::{ErrorKind, IsTerminal, Write, stderr, stdout};
+use std::{
+    io::{ErrorKind, IsTerminal, Write, stderr, stdout},
+    ops::ControlFlow,
+};
 
 use anyhow::{Context, Result};
 use owo_colors::{OwoColorize, Stream, Style};
@@ -32,10 +35,15 @@ impl Out {
 
     /// Prints text as it is. A reader that has seen enough is no failure.
     pub(super) fn text(&self, text: &str) -> Result<()> {
+        self.more(text).map(drop)
+    }
+
+    /// Prints text as it is, and says whether the reader wants more.
+    pub(super) fn more(&self, text: &str) -> Result<ControlFlow<()>> {
         let mut out = stdout().lock();
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-            written => written.context("can't write to standard output"),
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+            written => written.map(ControlFlow::Continue).context("can't write to standard output"),
         }
     }
 

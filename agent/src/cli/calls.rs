@@ -1,0 +1,321 @@
+//! `moa calls`.
+
+use std::{fmt::Write, ops::ControlFlow, process::ExitCode, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use super::{
+    Global, Out,
+    client::{Client, Ended},
+    out::OUT,
+    table::Side::{self, Left, Right},
+    units::{count, micros},
+};
+use crate::{
+    api::Service,
+    trace::{By, Line, Record},
+};
+
+/// How many calls are shown, unless the operator says otherwise.
+const COUNT: u64 = 20;
+/// How long is waited for them.
+const WITHIN: Duration = Duration::from_secs(10);
+
+/// Show calls as they end: at most 20 of the next ten seconds, unless told otherwise.
+#[derive(Debug, Args)]
+pub(super) struct Calls {
+    /// Only those of this service, such as /service/user, or /service/user#two for one of its groups.
+    #[arg(long, value_name = "URI")]
+    service: Option<String>,
+    /// Go on until Ctrl-C, or until --count.
+    #[arg(long, short)]
+    follow: bool,
+    /// Only those that failed.
+    #[arg(long)]
+    errors: bool,
+    /// Only those that took longer, in milliseconds.
+    #[arg(long, value_name = "MS")]
+    slower_than: Option<u64>,
+    /// How many [default: 20; with --follow, any number].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+}
+
+impl Calls {
+    pub(super) fn run(self, global: &Global, out: &Out) -> Result<ExitCode> {
+        let client = global.client();
+        let most = self.count.or((!self.follow).then_some(COUNT)).unwrap_or(u64::MAX);
+        let mut table = Growing::new();
+        let mut seen = 0;
+        if !out.json {
+            out.text(&table.title())?;
+        }
+        let ended = client.lines(&self.path(), (!self.follow).then_some(WITHIN), |text| {
+            let line = serde_json::from_slice(text).context("a line that is not known here: is the agent of another version?")?;
+            let shown = match &line {
+                _ if out.json => format!("{}\n", String::from_utf8_lossy(text)),
+                Line::Call(record) => table.row(record),
+                Line::Dropped { count: dropped } => OUT.doubtful(&left_out(*dropped)) + "\n",
+                Line::Unknown => String::new(),
+            };
+            seen += u64::from(matches!(line, Line::Call(_)));
+            let more = out.more(&shown)?;
+            Ok(if seen < most { more } else { ControlFlow::Break(()) })
+        })?;
+        match ended {
+            Ended::Agent => bail!("the agent {} has ended", global.name),
+            Ended::Enough => {}
+            Ended::Time | Ended::Interrupt if seen == 0 => out.complain(&self.nothing(ended, &client)?),
+            Ended::Time => out.complain(&format!("{} within {WITHIN:?}; --follow goes on\n", calls(seen))),
+            Ended::Interrupt => out.complain(&format!("{}\n", calls(seen))),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn path(&self) -> String {
+        let mut path = format!("/v1/calls?errors={}", self.errors);
+        if let Some(service) = &self.service {
+            path += "&service=";
+            path += &encoded(service);
+        }
+        if let Some(slower_than) = self.slower_than {
+            // Writing to a string does not fail.
+            let _ = write!(path, "&slower_than_ms={slower_than}");
+        }
+        path
+    }
+
+    /// What to say if nothing was to be seen.
+    fn nothing(&self, ended: Ended, client: &Client) -> Result<String> {
+        let when = if ended == Ended::Time { format!("within {WITHIN:?}") } else { "meanwhile".to_owned() };
+        let mut text = format!("no call{} {when}\n", self.wanted());
+        if let Some(service) = &self.service {
+            let services: Vec<Service> = client.get("/v1/services")?;
+            let uri = service.split('#').next().unwrap_or_default();
+            if !services.iter().any(|service| service.uri.split('#').next() == Some(uri)) {
+                text +=
+                    &format!("the agent {} knows no service {uri}: `moa services` lists those that it knows\n", client.name());
+            }
+        }
+        Ok(text)
+    }
+
+    /// What was asked for.
+    fn wanted(&self) -> String {
+        let of = self.service.as_ref().map_or_else(String::new, |service| format!(" of {service}"));
+        let what = if self.errors { " failed" } else { " ended" };
+        let slower = self.slower_than.map_or_else(String::new, |ms| format!(" after more than {ms} ms"));
+        format!("{of}{what}{slower}")
+    }
+}
+
+/// A table that is printed line by line: a column grows when something comes that is wider.
+struct Growing {
+    columns: [(&'static str, Side, usize); 8],
+}
+
+impl Growing {
+    fn new() -> Self {
+        Self {
+            columns: [
+                ("TIME (UTC)", Left, 12),
+                ("CODE", Right, 4),
+                ("BY", Left, 7),
+                ("TOOK", Right, 8),
+                ("TRIES", Right, 5),
+                ("CALL", Left, 24),
+                ("INSTANCE", Left, 16),
+                ("CALLER, NOTES", Left, 0),
+            ],
+        }
+    }
+
+    fn title(&mut self) -> String {
+        let titles = self.columns.map(|(title, ..)| (title.to_owned(), Tone::Title));
+        self.line(titles)
+    }
+
+    fn row(&mut self, record: &Record) -> String {
+        let tone = match record {
+            Record { by: By::Service, code: 0, .. } => Tone::Good,
+            Record { by: By::Mesh, .. } => Tone::Bad,
+            _ => Tone::Doubtful,
+        };
+        let code = if record.code == 0 { "ok".to_owned() } else { record.code.to_string() };
+        let group = record.group.as_ref().map(|group| format!("#{group}")).unwrap_or_default();
+        let method = if record.method.is_empty() { String::new() } else { format!(" {}", record.method) };
+        self.line([
+            (time(record.unix_ms), Tone::Plain),
+            (code, tone),
+            (record.by.as_str().to_owned(), tone),
+            (micros(record.duration_us), Tone::Plain),
+            (record.tries.to_string(), Tone::Plain),
+            (format!("{}{group}{method}", record.service), Tone::Plain),
+            (record.instance.as_deref().unwrap_or("-").to_owned(), Tone::Plain),
+            (notes(record), Tone::Plain),
+        ])
+    }
+
+    fn line(&mut self, cells: [(String, Tone); 8]) -> String {
+        let mut line = String::new();
+        for ((_, side, width), (text, tone)) in self.columns.iter_mut().zip(cells) {
+            let text = printable(&text);
+            let wide = text.chars().count();
+            *width = wide.max(*width);
+            let (blanks, shown) = (" ".repeat(*width - wide), tone.paint(&text));
+            line += &match side {
+                Left => shown + &blanks,
+                Right => blanks + &shown,
+            };
+            line += "  ";
+        }
+        format!("{}\n", line.trim_end())
+    }
+}
+
+/// How a cell is shown.
+#[derive(Debug, Clone, Copy)]
+enum Tone {
+    Plain,
+    Title,
+    Good,
+    Doubtful,
+    Bad,
+}
+
+impl Tone {
+    fn paint(self, text: &str) -> String {
+        match self {
+            Self::Plain => text.to_owned(),
+            Self::Title => OUT.bold(text),
+            Self::Good => OUT.good(text),
+            Self::Doubtful => OUT.doubtful(text),
+            Self::Bad => OUT.bad(text),
+        }
+    }
+}
+
+/// Who called, and what is unusual about the call.
+fn notes(record: &Record) -> String {
+    let caller = match (&*record.application, &*record.peer) {
+        ("", "") => "-".to_owned(),
+        ("", peer) => peer.to_owned(),
+        (application, peer) => format!("{application} {peer}").trim_end().to_owned(),
+    };
+    let named = |what: &str, name: Option<&str>| name.map(|name| format!("{what} {name}"));
+    let flag = |what: &str, is: bool| is.then(|| what.to_owned());
+    let notes = [
+        Some(record.reason.clone()).filter(|reason| !reason.is_empty()),
+        named("rule", record.rule.as_deref()),
+        named("fault", record.fault.as_deref()),
+        named("environment", record.environment.as_deref()),
+        flag("hedged", record.hedged),
+        flag("shadow", record.shadow),
+        flag("stress", record.stress),
+        named("trace", record.trace_id.as_deref().filter(|_| record.sampled)),
+    ];
+    std::iter::once(caller).chain(notes.into_iter().flatten()).collect::<Vec<_>>().join(", ")
+}
+
+/// The time of the day, in UTC.
+fn time(unix_ms: u64) -> String {
+    let (seconds, ms) = (unix_ms / 1000 % 86_400, unix_ms % 1000);
+    format!("{:02}:{:02}:{:02}.{ms:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+fn calls(seen: u64) -> String {
+    if seen == 1 { "1 call".to_owned() } else { format!("{} calls", count(seen)) }
+}
+
+fn left_out(dropped: u64) -> String {
+    format!("{} left out, as they came faster than they could be shown", calls(dropped))
+}
+
+/// What callers say can't move the terminal's cursor.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// A text as the value of a parameter.
+fn encoded(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => out.push(byte.into()),
+            _ => {
+                // Writing to a string does not fail.
+                let _ = write!(out, "%{byte:02X}");
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        Record {
+            unix_ms: 1_700_000_000_123,
+            peer: "127.0.0.1:40404".into(),
+            application: "web".into(),
+            service: "/service/user".into(),
+            method: "get".into(),
+            instance: Some("10.0.0.1:5000".into()),
+            duration_us: 1_234,
+            tries: 1,
+            ..Record::default()
+        }
+    }
+
+    #[test]
+    fn lines_line_up_as_they_come() {
+        let mut table = Growing::new();
+        let failed = Record {
+            code: 504,
+            by: By::Mesh,
+            reason: "no instance\tcan be used".into(),
+            rule: Some("canary".into()),
+            instance: None,
+            tries: 0,
+            application: String::new(),
+            group: Some("two".into()),
+            method: "a-method-with-a-long-name".into(),
+            ..record()
+        };
+        let lines = table.title() + &table.row(&record()) + &table.row(&failed) + &table.row(&record());
+        let expected = "\
+TIME (UTC)    CODE  BY           TOOK  TRIES  CALL                      INSTANCE          CALLER, NOTES
+22:13:20.123    ok  service    1.2 ms      1  /service/user get         10.0.0.1:5000     web 127.0.0.1:40404
+22:13:20.123   504  mesh       1.2 ms      0  /service/user#two a-method-with-a-long-name  -                 127.0.0.1:40404, no instance\u{fffd}can be used, rule canary
+22:13:20.123    ok  service    1.2 ms      1  /service/user get                            10.0.0.1:5000     web 127.0.0.1:40404
+";
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn what_is_unusual_is_noted() {
+        let record = Record {
+            hedged: true,
+            shadow: true,
+            stress: true,
+            fault: Some("drill".into()),
+            environment: Some("pre".into()),
+            trace_id: Some("4bf9".into()),
+            sampled: true,
+            ..record()
+        };
+        let expected = "web 127.0.0.1:40404, fault drill, environment pre, hedged, shadow, stress, trace 4bf9";
+        assert_eq!(notes(&record), expected);
+    }
+
+    #[test]
+    fn the_parameters_are_encoded() {
+        let calls =
+            Calls { service: Some("/service/a b#two".into()), follow: false, errors: true, slower_than: Some(5), count: None };
+        assert_eq!(calls.path(), "/v1/calls?errors=true&service=/service/a%20b%23two&slower_than_ms=5");
+        assert_eq!(calls.wanted(), " of /service/a b#two failed after more than 5 ms");
+    }
+}
