@@ -1,12 +1,16 @@
 //! What no schema can say: keys that must fit each other, and services as a whole.
 
-use std::net::SocketAddr;
+mod traffic;
+
+use std::{collections::HashSet, net::SocketAddr};
 
 use toml::de::DeTable;
 
+use self::traffic::Scope;
 use super::{
-    CheckedPeer, CheckedService, Config,
+    Checked, CheckedPeer, CheckedService, Config,
     key::KeyPath,
+    load::table,
     problem::{Finding, Problems},
     source::{find, find_nearest},
     words,
@@ -14,6 +18,8 @@ use super::{
 
 /// The longest URI of a service.
 const URI_BYTES_MAX: usize = 255;
+/// The longest group.
+const GROUP_BYTES_MAX: usize = 255;
 
 /// Keys of one section that do not fit each other.
 pub(super) struct Conflict {
@@ -37,6 +43,7 @@ impl Check<'_, '_> {
         self.conflicts(&top.key("app"), config.app.conflicts(), true);
         self.conflicts(&top.key("defaults"), config.defaults.conflicts(), true);
         self.conflicts(&top.key("tunnel"), config.tunnel.conflicts(), true);
+        self.conflicts(&top.key("tracing"), config.tracing.conflicts(), true);
         self.listeners(config);
     }
 
@@ -62,24 +69,47 @@ impl Check<'_, '_> {
         }
     }
 
-    /// Checks one service.
-    pub(super) fn service(&mut self, service: &CheckedService, peers: &[CheckedPeer], config: &Config) {
-        let at = KeyPath::default().key("services").key(&service.uri);
-        if let Some(wrong) = wrong_uri(&service.uri) {
-            let expected = format!("a URI such as \"/service/user\", of at most {URI_BYTES_MAX} bytes");
-            self.push(&at, Finding { found: wrong, expected, advice: "rename the section".into() });
+    /// Checks the services, and the rules of `[defaults]`.
+    pub(super) fn services(&mut self, checked: &Checked) {
+        let top = KeyPath::default();
+        let (root, at) = (self.root, top.key("services"));
+        let names = table(root, "services").into_iter().flatten().filter(|(_, section)| section.get_ref().is_table());
+        let names: Vec<KeyPath> = names.map(|(name, _)| at.key(name.get_ref())).collect();
+        for (at, service) in names.iter().zip(&checked.services) {
+            self.service(service, checked, at);
         }
-        self.instances(service, config, &at.key("instances"));
-        self.agents(service, peers, &at.key("agents"));
-        self.conflicts(&at, service.policy.conflicts(), false);
+        let defaults = top.key("defaults");
+        self.rules(&checked.config.defaults, Scope { at: &defaults, own: None, services: &checked.services });
+        // Codes may stand here for services that say when they count, and the other way round.
+        let adds = |at: &KeyPath| ["retry.on", "retry.codes"].iter().any(|key| find(root, &at.dotted(key)).is_some());
+        if !names.iter().any(adds) {
+            self.conflicts(&defaults, checked.config.defaults.retry.codes_conflict().into_iter().collect(), true);
+        }
+    }
+
+    fn service(&mut self, service: &CheckedService, checked: &Checked, at: &KeyPath) {
+        if let Some(found) = wrong_uri(&service.uri) {
+            let expected = format!("a URI such as \"/service/user\", of at most {URI_BYTES_MAX} bytes");
+            self.push(at, Finding { found, expected, advice: "rename the section".into() });
+        } else if at.last_key().contains('#')
+            && let Some(found) = wrong_group(&service.group)
+        {
+            let expected = format!("a group of at most {GROUP_BYTES_MAX} bytes behind the `#`, as in \"/service/user#blue\"");
+            self.push(at, Finding { found, expected, advice: "rename the section".into() });
+        }
+        self.instances(service, &checked.config, &at.key("instances"));
+        self.agents(service, &checked.peers, &at.key("agents"));
+        self.conflicts(at, service.policy.conflicts(), false);
+        self.conflicts(at, service.policy.retry.codes_conflict().into_iter().collect(), false);
+        self.rules(&service.policy, Scope { at, own: Some(service), services: &checked.services });
         // What `[defaults]` lack is a conflict of the service that does not add it, so the section itself is good enough a place.
-        let health = service.policy.health.conflicts();
-        self.conflicts(&at, health, true);
+        self.conflicts(at, service.policy.health.conflicts(), true);
     }
 
     fn instances(&mut self, service: &CheckedService, config: &Config, at: &KeyPath) {
+        let mut seen = HashSet::new();
         for (n, instance) in service.instances.iter().map(|instance| instance.address).enumerate() {
-            let finding = if service.instances[..n].iter().any(|other| other.address == instance) {
+            let finding = if !seen.insert(instance) {
                 Finding {
                     found: format!("{instance} for the second time"),
                     expected: "every instance once".into(),
@@ -105,13 +135,7 @@ impl Check<'_, '_> {
     fn agents(&mut self, service: &CheckedService, peers: &[CheckedPeer], at: &KeyPath) {
         for (n, agent) in service.agents.iter().enumerate() {
             let section = KeyPath::default().key("peers").key(agent);
-            let finding = if service.agents[..n].contains(agent) {
-                Finding {
-                    found: format!("{agent:?} for the second time"),
-                    expected: "every agent once".into(),
-                    advice: "remove it".into(),
-                }
-            } else if peers.iter().any(|peer| peer.name == *agent) || self.problems.concern(&section) {
+            let finding = if peers.iter().any(|peer| peer.name == *agent) || self.problems.concern(&section) {
                 continue;
             } else {
                 let advice = words::suggestion(agent, peers.iter().map(|peer| peer.name.as_str()));
@@ -149,7 +173,6 @@ impl Check<'_, '_> {
 
 /// What is wrong with a service's URI, configured or offered.
 pub(crate) fn wrong_uri(uri: &str) -> Option<String> {
-    let unfit = |c: char| c.is_whitespace() || c.is_control() || "\"'`\\".contains(c);
     if !uri.starts_with('/') || uri.len() == 1 {
         Some(format!("the URI {uri:?}, which does not begin with `/` and a name"))
     } else if uri.len() > URI_BYTES_MAX {
@@ -157,6 +180,23 @@ pub(crate) fn wrong_uri(uri: &str) -> Option<String> {
     } else {
         uri.contains(unfit).then(|| format!("the URI {uri:?} with a space, a quote, a backslash or a control character"))
     }
+}
+
+/// What is wrong with a service's group, which has a name.
+fn wrong_group(group: &str) -> Option<String> {
+    if group.is_empty() {
+        Some("an empty group".into())
+    } else if group.len() > GROUP_BYTES_MAX {
+        Some(format!("a group of {} bytes", group.len()))
+    } else {
+        let wrong = group.contains(unfit) || group.contains('#');
+        wrong.then(|| format!("the group {group:?} with a space, a quote, a backslash, a `#` or a control character"))
+    }
+}
+
+/// Whether a character would make names hard to tell apart, or to write.
+fn unfit(c: char) -> bool {
+    c.is_whitespace() || c.is_control() || "\"'`\\".contains(c)
 }
 
 /// Whether two listeners would be in each other's way.

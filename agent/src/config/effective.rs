@@ -13,11 +13,14 @@ pub fn effective(checked: &Checked) -> Vec<ConfigKey> {
     keys.add(&KeyPath::default(), &KeyPath::default(), &to_value(&checked.config));
     let defaults = KeyPath::default().key("defaults");
     for peer in &checked.peers {
-        let at = KeyPath::default().key("peers").key(&peer.name).key("address");
-        keys.add(&at, &at, &to_value(&peer.address));
+        let at = KeyPath::default().key("peers").key(&peer.name);
+        let values = [("address", to_value(&peer.address)), ("zone", to_value(&peer.zone)), ("data_centre", to_value(&peer.data_centre))];
+        for (key, value) in values {
+            keys.add(&at.key(key), &at.key(key), &value);
+        }
     }
     for service in &checked.services {
-        let at = KeyPath::default().key("services").key(&service.uri);
+        let at = KeyPath::default().key("services").key(&service.name());
         keys.add(&at.key("instances"), &defaults, &to_value(&service.instances));
         keys.add(&at.key("agents"), &defaults, &to_value(&service.agents));
         keys.add(&at, &defaults, &to_value(&service.policy));
@@ -42,7 +45,7 @@ impl Keys<'_> {
             }
             leaf => {
                 let from = self.from(at, base);
-                self.keys.push(ConfigKey { key: at.to_string(), value: leaf.clone(), from });
+                self.keys.push(ConfigKey { key: at.to_string(), value: without_nulls(leaf), from });
             }
         }
     }
@@ -66,6 +69,18 @@ impl Keys<'_> {
             },
             Origin::Flag(flag) => flag.clone(),
         }
+    }
+}
+
+/// A list without the keys of its tables that have no value.
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Array(list) => list.iter().map(without_nulls).collect(),
+        Value::Object(table) => {
+            let set = table.iter().filter(|(_, value)| !value.is_null());
+            set.map(|(key, value)| (key.clone(), without_nulls(value))).collect()
+        }
+        leaf => leaf.clone(),
     }
 }
 

@@ -37,6 +37,15 @@ impl KeyPath {
         self.0.starts_with(&other.0)
     }
 
+    /// The last key of the path; empty if it ends with an element of a list.
+    #[must_use]
+    pub fn last_key(&self) -> &str {
+        match self.0.last() {
+            Some(Step::Key(key)) => key,
+            _ => "",
+        }
+    }
+
     pub(super) fn steps(&self) -> &[Step] {
         &self.0
     }

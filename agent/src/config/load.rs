@@ -14,12 +14,12 @@ use toml::{
 };
 
 use super::{
-    Checked, CheckedInstance, CheckedService, Config, ConfigError, Given, Origin, Report,
+    Checked, CheckedService, Config, ConfigError, Given, Origin, Report,
     check::Check,
     key::KeyPath,
     peers,
     problem::{Finding, Problems},
-    schema::{Address, schema},
+    schema::schema,
     shape,
     source::position,
 };
@@ -58,9 +58,7 @@ pub fn parse(text: &str, file: &str, given: &Given) -> Result<Checked, Report> {
     let mut check = Check { root: &root, problems: &mut problems };
     check.config(&checked.config);
     check.peers(&checked.peers, &checked.config);
-    for service in &checked.services {
-        check.service(service, &checked.peers, &checked.config);
-    }
+    check.services(&checked);
     if problems.is_empty() {
         Ok(Checked { origins: origins(&root, text, given), ..checked })
     } else {
@@ -102,19 +100,18 @@ fn read_sections(root: &DeTable<'_>, given: &Given, problems: &mut Problems<'_>)
     config.metrics.listen = given.metrics_listen.unwrap_or(default("metrics", config.metrics.listen, given.metrics_default));
     config.kernel.mode = given.kernel_mode.unwrap_or(config.kernel.mode);
     let services = table(root, "services").into_iter().flatten();
-    let services = services.filter_map(|(uri, value)| Some((uri.get_ref(), value.get_ref().as_table()?)));
-    let services = services.map(|(uri, own)| service(uri, own, defaults, problems)).collect();
+    let services = services.filter_map(|(name, value)| Some((name.get_ref(), value.get_ref().as_table()?)));
+    let services = services.map(|(name, own)| service(name, own, defaults, problems)).collect();
     Checked { path: None, config, peers: peers::read(root, problems), services, origins: BTreeMap::new() }
 }
 
-fn service(uri: &str, own: &DeTable<'_>, defaults: &DeTable<'_>, problems: &mut Problems<'_>) -> CheckedService {
-    let at = KeyPath::default().key("services").key(uri);
+fn service(name: &str, own: &DeTable<'_>, defaults: &DeTable<'_>, problems: &mut Problems<'_>) -> CheckedService {
+    let at = KeyPath::default().key("services").key(name);
     let mut merged = defaults.clone();
     lay_over(&mut merged, own);
     // The policy does not know them.
     let instances = merged.remove("instances");
-    let instances: Vec<Address> = instances.map(|list| value(list, &at.key("instances"), problems)).unwrap_or_default();
-    let instances = instances.into_iter().map(CheckedInstance::from).collect();
+    let instances = instances.map(|list| value(list, &at.key("instances"), problems)).unwrap_or_default();
     let agents = merged.remove("agents");
     let agents = agents.map(|list| value(list, &at.key("agents"), problems)).unwrap_or_default();
     let mut policy = section::<super::ServicePolicy>(&merged, &at, problems);
@@ -123,7 +120,7 @@ fn service(uri: &str, own: &DeTable<'_>, defaults: &DeTable<'_>, problems: &mut 
     if !calls && !own_call {
         policy.health.call = None;
     }
-    let (uri, group) = uri.split_once('#').unwrap_or((uri, ""));
+    let (uri, group) = name.split_once('#').unwrap_or((name, ""));
     CheckedService { uri: uri.to_owned(), group: group.to_owned(), instances, agents, policy }
 }
 

@@ -100,8 +100,9 @@ pub struct CheckedService {
     pub policy: ServicePolicy,
 }
 
-/// A server of a service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// A server of a service. As data it is as in the file: its address, or a table if more is known of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "schema::Address", into = "schema::Address")]
 pub struct CheckedInstance {
     /// Where it listens.
     pub address: SocketAddr,
@@ -122,6 +123,14 @@ pub struct Traits {
     pub environment: String,
     /// Whatever else rules can choose it by.
     pub labels: BTreeMap<String, String>,
+}
+
+impl CheckedService {
+    /// Its name in the file: its URI, and behind a `#` its group if it has one.
+    #[must_use]
+    pub fn name(&self) -> String {
+        if self.group.is_empty() { self.uri.clone() } else { format!("{}#{}", self.uri, self.group) }
+    }
 }
 
 impl Default for Traits {

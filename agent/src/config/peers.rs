@@ -13,7 +13,7 @@ use super::{
 /// The longest name.
 const NAME_BYTES_MAX: usize = 64;
 
-/// The peers of a file, sorted by name; those without an address are left out, and [`Check::peers`] says so.
+/// The peers of a file, sorted by name. Those without a good address are none of them any more.
 pub(super) fn read(root: &DeTable<'_>, problems: &mut Problems<'_>) -> Vec<CheckedPeer> {
     let sections = table(root, "peers").into_iter().flatten();
     let peers = sections.filter_map(|(name, section)| {
@@ -36,28 +36,17 @@ fn section_of(name: &str) -> KeyPath {
 impl Check<'_, '_> {
     /// Checks the other agents.
     pub(super) fn peers(&mut self, peers: &[CheckedPeer], config: &Config) {
-        for name in table(self.root, "peers").into_iter().flatten().map(|(name, _)| name.get_ref()) {
-            self.peer_section(name, peers);
+        for peer in peers.iter().filter(|peer| !is_name(&peer.name)) {
+            let expected =
+                format!("1 to {NAME_BYTES_MAX} lower-case letters, digits, `-` and `.`, the first one a letter or a digit");
+            let found = format!("the name {:?}", peer.name);
+            self.push(&section_of(&peer.name), Finding { found, expected, advice: "rename the section".into() });
         }
         for (n, peer) in peers.iter().enumerate() {
             let same = peers[..n].iter().find(|other| other.address == peer.address);
             if let Some(finding) = wrong_address(peer, same, config) {
                 self.push(&section_of(&peer.name).key("address"), finding);
             }
-        }
-    }
-
-    fn peer_section(&mut self, name: &str, peers: &[CheckedPeer]) {
-        let at = section_of(name);
-        if !is_name(name) {
-            let expected =
-                format!("1 to {NAME_BYTES_MAX} lower-case letters, digits, `-` and `.`, the first one a letter or a digit");
-            self.push(&at, Finding { found: format!("the name {name:?}"), expected, advice: "rename the section".into() });
-        }
-        let address = at.key("address");
-        if !peers.iter().any(|peer| peer.name == name) && !self.problems.concern(&address) {
-            let (found, expected) = ("no address".into(), "the address where the other agent is called".into());
-            self.push(&address, Finding { found, expected, advice: r#"add address = "10.0.0.2:13100""#.into() });
         }
     }
 }

@@ -137,6 +137,7 @@ impl ServicePolicy {
                 advice: r#"write call = '{"action":"/service/…","params":{"m":"…","args":[]}}'"#.into(),
             });
         }
+        conflicts.extend(self.traffic_conflicts());
         conflicts
     }
 }

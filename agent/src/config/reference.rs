@@ -27,17 +27,23 @@ const PEERS_AND_SERVICES: &str = r#"
 # One section for each service that can be called, by its URI, as often as needed: its instances, the other agents that
 # serve it, and any key of [defaults] that is different for it. Applications that offer it serve it, too.
 #[services."/service/user"]
-#instances = ["10.0.0.1:5000", "10.0.0.2:5000"]
+#instances = ["10.0.0.1:5000", { address = "10.0.0.2:5000", weight = 50, zone = "a", environment = "pre" }]
 #agents = ["b"]
 #timeout_ms = 800
 #health.interval_ms = 500
+
+# Rules about calls, in the order in which they count: routes, shadows, faults and access.rules.
+#[[services."/service/user".routes]]
+#name = "new-search"
+#when = { method = "search*", application = ["shop", "app"] }
+#split = [{ weight = 5, to = { environment = "pre" } }, { weight = 95 }]
 "#;
 
 /// A section with its own table: its header, its description and its keys.
 struct Section<'a> {
     header: String,
     description: String,
-    keys: Vec<(&'a str, &'a Value)>,
+    keys: Vec<(String, &'a Value)>,
 }
 
 /// A file with every key at its default, in comments.
@@ -49,7 +55,7 @@ pub fn default_file() -> String {
         for (key, schema) in section.keys {
             // A key without a default is shown by what it could be.
             let default = if schema["default"].is_null() { &schema["examples"][0] } else { &schema["default"] };
-            let _ = writeln!(out, "# {}{}", text(&schema["description"]), bounds_in_words(key, schema));
+            let _ = writeln!(out, "# {}{}", text(&schema["description"]), bounds_in_words(&key, schema));
             let _ = writeln!(out, "#{key} = {}", in_toml(default));
         }
     }
@@ -62,18 +68,18 @@ pub fn reference() -> String {
     let mut out = String::new();
     for section in sections() {
         let _ = write!(out, "### `[{}]`\n\n{}\n\n", section.header, section.description);
-        table(&mut out, section.keys);
+        table(&mut out, &section.keys);
+        lists(&mut out, &section.header, &section.keys);
     }
     let peer = &schema()["properties"]["peers"]["additionalProperties"];
     let _ = write!(out, "### `[peers.b]`\n\n{}\n\n", text(&peer["description"]));
-    table(&mut out, vec![("address", &peer["properties"]["address"])]);
+    table(&mut out, &rows("", peer));
     let service = &schema()["properties"]["services"]["additionalProperties"];
-    let _ = write!(
-        out,
-        "### `[services.\"/service/user\"]`\n\n{} Every key of `[defaults]`, and:\n\n",
-        text(&service["description"])
-    );
-    table(&mut out, ["instances", "agents"].map(|key| (key, &service["properties"][key])).to_vec());
+    let header = r#"services."/service/user""#;
+    let _ = write!(out, "### `[{header}]`\n\n{} Every key of `[defaults]`, and:\n\n", text(&service["description"]));
+    let own = ["instances", "agents"].map(|key| (key.to_owned(), &service["properties"][key]));
+    table(&mut out, &own);
+    lists(&mut out, header, &own);
     out.truncate(out.trim_end().len());
     out + "\n"
 }
@@ -100,6 +106,7 @@ fn sections() -> Vec<Section<'static>> {
 fn add_section(sections: &mut Vec<Section<'static>>, header: String, schema: &'static Value) {
     let (tables, keys): (Vec<_>, Vec<_>) = properties(schema).partition(|(_, schema)| schema.get("properties").is_some());
     let inner = tables.into_iter().map(|(name, schema)| (format!("{header}.{name}"), schema)).collect::<Vec<_>>();
+    let keys = keys.into_iter().map(|(key, schema)| (key.to_owned(), schema)).collect();
     sections.push(Section { header, description: text(&schema["description"]), keys });
     for (header, schema) in inner {
         add_section(sections, header, schema);
@@ -110,7 +117,33 @@ fn properties(schema: &'static Value) -> impl Iterator<Item = (&'static str, &'s
     schema["properties"].as_object().into_iter().flat_map(Map::iter).map(|(key, schema)| (key.as_str(), schema))
 }
 
-fn table(out: &mut String, keys: Vec<(&str, &Value)>) {
+/// The keys of a table, and those of the tables in it.
+fn rows(before: &str, schema: &'static Value) -> Vec<(String, &'static Value)> {
+    let mut rows = Vec::new();
+    for (key, schema) in properties(schema) {
+        let name = format!("{before}{key}");
+        let inner = self::rows(&format!("{name}."), schema);
+        rows.push((name, schema));
+        rows.extend(inner);
+    }
+    rows
+}
+
+/// A heading and a table for each of the keys that is a list of tables.
+fn lists(out: &mut String, header: &str, keys: &[(String, &'static Value)]) {
+    for (key, schema) in keys {
+        let element = &schema["items"];
+        if element.get("properties").is_some() {
+            let header = format!("{header}.{key}");
+            let _ = write!(out, "### `[[{header}]]`\n\n{}\n\n", text(&element["description"]));
+            let keys = rows("", element);
+            table(out, &keys);
+            lists(out, &header, &keys);
+        }
+    }
+}
+
+fn table(out: &mut String, keys: &[(String, &Value)]) {
     out.push_str("| key | type | default | unit | meaning |\n|---|---|---|---|---|\n");
     for (key, schema) in keys {
         let default = if schema["default"].is_null() { "—".to_owned() } else { format!("`{}`", in_toml(&schema["default"])) };
@@ -150,8 +183,9 @@ fn kind(schema: &Value) -> String {
     words::expected(schema, "").trim_start_matches("one of ").trim_start_matches("an ").trim_start_matches("a ").to_owned()
 }
 
-/// What each of the values that a key can have means.
+/// What each of the values that a key, or an element of its list, can have means.
 fn choices(schema: &Value) -> String {
+    let schema = if is(schema, "array") { &schema["items"] } else { schema };
     let choices = schema["oneOf"].as_array().into_iter().flatten();
     choices.map(|choice| format!(" `{}`: {}", in_toml(&choice["const"]), lower(&text(&choice["description"])))).collect()
 }
@@ -197,7 +231,7 @@ mod tests {
         let set: String = default_file()
             .lines()
             .map(|line| {
-                if line.starts_with("#call =") || line.starts_with("#unix =") {
+                if ["#call =", "#unix =", "#endpoint ="].iter().any(|key| line.starts_with(key)) {
                     line
                 } else {
                     line.strip_prefix('#').filter(|key| !key.starts_with(' ')).unwrap_or(line)
@@ -208,10 +242,10 @@ mod tests {
         let checked = parse(&set, "default", &Given::default()).unwrap_or_else(|report| panic!("{report}\n{set}"));
         assert_eq!(checked.config, Config::default());
         assert_eq!((checked.peers.len(), checked.services.len()), (1, 1));
-        // As many keys as the sections have fields: `app.unix` and `health.call` are those without a default.
+        // As many keys as the sections have fields: `app.unix`, `health.call` and `tracing.endpoint` are those without a default.
         let all = serde_json::to_value(&checked.config).expect("plain data");
         let own = |key: &&String| !key.starts_with("peers") && !key.starts_with("services");
-        assert_eq!(checked.origins.keys().filter(own).count() + 2, leaves(&all));
+        assert_eq!(checked.origins.keys().filter(own).count() + 3, leaves(&all));
     }
 
     fn leaves(value: &Value) -> usize {

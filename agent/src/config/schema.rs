@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::LazyLock};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
-use serde::Deserialize;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::{Agent, App, CheckedInstance, Kernel, Metrics, ServicePolicy, Tracing, Traits, Tunnel};
 
@@ -42,6 +42,11 @@ pub(super) fn bounds(schema: &Value) -> (i64, i64) {
 /// The texts that a schema allows, if it allows only certain ones.
 pub(super) fn choices(schema: &Value) -> Option<Vec<&str>> {
     Some(schema["oneOf"].as_array()?.iter().filter_map(|choice| choice["const"].as_str()).collect())
+}
+
+/// The keys that a table must have.
+pub(super) fn required(schema: &Value) -> impl Iterator<Item = &str> {
+    schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
 /// Whether a schema allows values of a JSON type.
@@ -82,12 +87,12 @@ struct File {
 #[expect(dead_code, reason = "only its schema is used")]
 struct Peer {
     /// The other agent's `tunnel.listen`, as it is reached from here.
-    #[schemars(schema_with = "address_schema")]
+    #[schemars(schema_with = "address_schema", example = "10.0.0.2:13100")]
     address: SocketAddr,
-    /// Its zone.
+    /// The zone that it is in.
     #[serde(default)]
     zone: String,
-    /// Its data centre.
+    /// The data centre that it is in.
     #[serde(default)]
     data_centre: String,
 }
@@ -99,8 +104,8 @@ struct Peer {
 struct Service {
     /// Where the service is served.
     #[serde(default)]
-    #[schemars(schema_with = "addresses")]
-    instances: Vec<SocketAddr>,
+    #[schemars(schema_with = "instances")]
+    instances: Vec<Address>,
     /// The other agents that serve it, each by its name in `[peers]`.
     #[serde(default)]
     #[schemars(extend("uniqueItems" = true))]
@@ -110,7 +115,7 @@ struct Service {
 }
 
 /// An instance as the file has it.
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Address {
     /// `"ip:port"`.
@@ -119,28 +124,28 @@ pub(super) enum Address {
     With(Instance),
 }
 
-/// An instance with what is known of it.
-#[derive(Deserialize, JsonSchema)]
+/// One instance with what is known of it. Without any of it, its address as a string is the same.
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Instance {
     /// Where it listens.
-    #[schemars(schema_with = "address_schema")]
+    #[schemars(schema_with = "address_schema", example = "10.0.0.1:5000")]
     address: SocketAddr,
     /// Its share of the calls, in relation to the others'.
     #[serde(default = "weight")]
     #[schemars(range(min = 1, max = 10_000))]
     weight: u32,
-    /// Its zone.
-    #[serde(default)]
+    /// The zone that it is in.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     zone: String,
-    /// Its data centre.
-    #[serde(default)]
+    /// The data centre that it is in.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     data_centre: String,
-    /// Its environment, such as `pre`.
-    #[serde(default)]
+    /// Its environment, such as `pre`: it serves only calls that are meant for it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     environment: String,
     /// Whatever else rules can choose it by.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     labels: BTreeMap<String, String>,
 }
 
@@ -159,11 +164,25 @@ impl From<Address> for CheckedInstance {
     }
 }
 
+impl From<CheckedInstance> for Address {
+    fn from(CheckedInstance { address, traits }: CheckedInstance) -> Self {
+        if traits == Traits::default() {
+            return Self::Plain(address);
+        }
+        let Traits { weight, zone, data_centre, environment, labels } = traits;
+        Self::With(Instance { address, weight, zone, data_centre, environment, labels })
+    }
+}
+
 /// The schema of an address.
 pub(super) fn address_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "format": ADDRESS })
 }
 
-fn addresses(generator: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "array", "items": address_schema(generator), "uniqueItems": true })
+/// A list of addresses and tables: what one says of texts is no matter for the other, so that one schema does for both.
+fn instances(generator: &mut SchemaGenerator) -> Schema {
+    let mut instance = generator.subschema_for::<Instance>();
+    instance.insert("type".into(), json!(["string", "object"]));
+    instance.insert("format".into(), ADDRESS.into());
+    json_schema!({ "type": "array", "items": instance })
 }

@@ -1,7 +1,7 @@
-//! The sections that describe the agent itself: `[agent]`, `[app]`, `[tunnel]`, `[kernel]`, `[metrics]`.
+//! The sections that describe the agent itself: `[agent]`, `[app]`, `[tunnel]`, `[kernel]`, `[metrics]`, `[tracing]`.
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -21,6 +21,8 @@ const WINDOW_MAX: u32 = 1 << 30;
 const UNIX_BYTES_MAX: usize = 107;
 /// A URL as `tracing.endpoint` could be.
 const EXAMPLE_COLLECTOR: &str = "http://127.0.0.1:4318";
+/// How a collector's URL begins.
+const HTTP: &str = "http://";
 /// A path as `app.unix` could be.
 const EXAMPLE_UNIX: &str = "/run/moa/app.sock";
 
@@ -207,6 +209,54 @@ impl Tunnel {
     pub(super) fn conflicts(&self) -> Vec<Conflict> {
         narrow_connection(self.stream_window_bytes, self.connection_window_bytes).into_iter().collect()
     }
+}
+
+impl Tracing {
+    pub(super) fn conflicts(&self) -> Vec<Conflict> {
+        let wrong = self.endpoint.as_deref().and_then(wrong_url).map(|found| Conflict {
+            keys: &["endpoint"],
+            found,
+            expected: "an http:// URL with a host, and if need be a port and a path".into(),
+            advice: format!("write a URL such as {EXAMPLE_COLLECTOR:?}"),
+        });
+        wrong.into_iter().collect()
+    }
+}
+
+/// What is wrong with the URL of a collector.
+fn wrong_url(url: &str) -> Option<String> {
+    if url.starts_with("https://") {
+        return Some(format!("the URL {url:?}, but TLS is not spoken"));
+    }
+    let Some(rest) = url.strip_prefix(HTTP) else { return Some(format!("{url:?}, which does not begin with {HTTP}")) };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let what = if authority.contains('@') {
+        "a user"
+    } else if url.contains(['?', '#']) {
+        "a query or a fragment"
+    } else if !is_authority(authority) {
+        "a host or a port that is none"
+    } else if !path.bytes().all(|byte| byte.is_ascii_graphic()) {
+        "a path that is none"
+    } else {
+        return None;
+    };
+    Some(format!("the URL {url:?} with {what}"))
+}
+
+/// Whether a text is a host's name or address, with a port or without one.
+fn is_authority(text: &str) -> bool {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (text, None),
+    };
+    let good_port = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|number| number > 0 && !port.starts_with('+')));
+    let named = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let good_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(named),
+    };
+    good_host && good_port
 }
 
 /// What is wrong with the path of a unix socket.

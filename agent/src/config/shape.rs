@@ -2,6 +2,8 @@
 //!
 //! What is wrong is taken out of the table, so that the rest can be read and checked further.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 use toml::{
     Spanned,
@@ -11,7 +13,7 @@ use toml::{
 use super::{
     key::KeyPath,
     problem::{Finding, Problems},
-    schema::{ADDRESS, address, bounds, choices, is, of_key},
+    schema::{ADDRESS, address, bounds, choices, is, of_key, required},
     words,
 };
 
@@ -41,13 +43,19 @@ fn clean_value(value: &mut Spanned<DeValue<'_>>, schema: &Value, at: &KeyPath, p
     let span = value.span();
     match value.get_mut() {
         DeValue::Table(table) if is(schema, "object") => {
+            for missing in required(schema).filter(|key| !table.contains_key(*key)) {
+                problems.push(span.clone(), &at.key(missing), missing_key(missing, schema));
+            }
             clean(table, schema, at, problems);
-            true
+            required(schema).all(|key| table.contains_key(key))
         }
         DeValue::Array(array) if is(schema, "array") && !array.is_empty() => {
             let mut good = true;
             for (n, element) in array.iter_mut().enumerate() {
                 good &= clean_value(element, &schema["items"], &at.index(n), problems);
+            }
+            if schema["uniqueItems"] == true {
+                repeated(array, at, problems);
             }
             good
         }
@@ -57,6 +65,23 @@ fn clean_value(value: &mut Spanned<DeValue<'_>>, schema: &Value, at: &KeyPath, p
             problems.push(span, at, Finding { found: words::describe(wrong), expected, advice });
             false
         }
+    }
+}
+
+/// Reports what stands in a list for the second time.
+fn repeated(array: &[Spanned<DeValue<'_>>], at: &KeyPath, problems: &mut Problems<'_>) {
+    let mut seen = HashSet::new();
+    for (n, element) in array.iter().enumerate() {
+        let text = match element.get_ref() {
+            DeValue::String(text) => format!("{text:?}"),
+            DeValue::Integer(number) => number.to_string(),
+            _ => continue,
+        };
+        if seen.contains(&text) {
+            let (found, expected) = (format!("{text} for the second time"), "each one once".into());
+            problems.push(element.span(), &at.index(n), Finding { found, expected, advice: "remove it".into() });
+        }
+        seen.insert(text);
     }
 }
 
@@ -77,6 +102,13 @@ fn is_good(value: &DeValue<'_>, schema: &Value) -> bool {
 fn in_bounds(number: &DeInteger<'_>, schema: &Value) -> bool {
     let (min, max) = bounds(schema);
     i64::from_str_radix(number.as_str(), number.radix()).is_ok_and(|number| (min..=max).contains(&number))
+}
+
+fn missing_key(key: &str, schema: &Value) -> Finding {
+    let schema = &schema["properties"][key];
+    let example = &schema["examples"][0];
+    let advice = if example.is_null() { format!("add {key}") } else { format!("add {key} = {example}") };
+    Finding { found: format!("no {key}"), expected: words::expected(schema, key), advice }
 }
 
 fn unknown_key(key: &str, schema: &Value) -> Finding {

@@ -14,14 +14,19 @@ pub(super) fn expected(schema: &Value, key: &str) -> String {
         return format!("one of {}", choices.iter().map(|choice| format!("{choice:?}")).collect::<Vec<_>>().join(", "));
     }
     if schema["format"] == ADDRESS {
-        return "an IP address with a port".into();
+        let table = if is(schema, "object") { ", or a table that has one" } else { "" };
+        return format!("an IP address with a port{table}");
     }
     if is(schema, "integer") {
         let (min, max) = bounds(schema);
         return format!("a whole number{} from {min} to {max}", unit(key).map_or(String::new(), |unit| format!(" of {unit}")));
     }
     if is(schema, "array") {
-        return format!("a list, each {}", expected(&schema["items"], key));
+        let text = if is(schema, "string") { "a string, or " } else { "" };
+        return format!("{text}a list, each {}", expected(&schema["items"], key));
+    }
+    if schema["additionalProperties"].is_object() {
+        return format!("a table, each {}", expected(&schema["additionalProperties"], ""));
     }
     let names = [("boolean", "true or false"), ("string", "a string"), ("object", "a table")];
     names.into_iter().find(|(kind, _)| is(schema, kind)).map_or("something else", |(_, name)| name).to_owned()
@@ -54,6 +59,7 @@ pub(super) fn describe(value: &DeValue<'_>) -> String {
 /// What to do about a wrong value.
 pub(super) fn advice(value: &DeValue<'_>, schema: &Value) -> String {
     let wants = |kind| is(schema, kind);
+    let wants_each = |kind| wants("array") && is(&schema["items"], kind);
     match value {
         DeValue::String(text) if wants("integer") => match number_in(text) {
             Some(number) => format!("write {number}, without quotes"),
@@ -61,7 +67,12 @@ pub(super) fn advice(value: &DeValue<'_>, schema: &Value) -> String {
         },
         DeValue::String(text) if schema["format"] == ADDRESS => address_advice(text),
         DeValue::String(text) if wants("boolean") && ["true", "false"].contains(&text.as_ref()) => "remove the quotes".into(),
-        DeValue::String(text) if wants("array") => format!("write [{text:?}]"),
+        DeValue::String(text) if wants_each("string") => format!("write [{text:?}]"),
+        DeValue::Integer(number) if wants_each("integer") => format!("write [{number}]"),
+        DeValue::Table(_) if wants("string") && wants("array") => {
+            "a name with dots in it stands in quotes, such as \"moa.env.pre\"".into()
+        }
+        DeValue::Table(_) if wants_each("object") => "write [{ … }], or two brackets around its header, as in [[routes]]".into(),
         DeValue::Integer(_) if wants("integer") => "use a number within the bounds".into(),
         _ => String::new(),
     }

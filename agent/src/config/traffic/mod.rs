@@ -2,6 +2,7 @@
 //!
 //! What the keys mean in practice, and when to change them, is in `docs/traffic.md`.
 
+mod conflicts;
 mod limits;
 mod resilience;
 mod rules;
