@@ -9,7 +9,14 @@ use std::{
 };
 
 use super::metrics::KernelCounts;
-use crate::{api, config::Checked, instance::Name, kernel::Kernel, proxy::Proxy, trace::Taps};
+use crate::{
+    api,
+    config::Checked,
+    instance::Name,
+    kernel::Kernel,
+    proxy::{Proxy, Telemetry},
+    trace::{Spans, Taps},
+};
 
 /// How long applications have for reading what was sent to them last.
 const DETACH_WITHIN: Duration = Duration::from_secs(1);
@@ -22,6 +29,8 @@ pub struct Node {
     pub proxy: Proxy,
     /// Those who look on at calls.
     pub taps: Arc<Taps>,
+    /// Spans for a collector, if there is one.
+    pub(super) spans: Option<Spans>,
     /// The kernel programs, or why there are none.
     kernel: Result<Kernel, String>,
     draining: AtomicBool,
@@ -48,13 +57,14 @@ pub(super) struct Reloads {
 impl Node {
     /// An agent that serves from now on.
     #[must_use]
-    pub fn new(name: Name, proxy: Proxy, taps: Arc<Taps>, kernel: Result<Kernel, String>, checked: Arc<Checked>) -> Self {
+    pub fn new(name: Name, proxy: Proxy, telemetry: Telemetry, kernel: Result<Kernel, String>, checked: Arc<Checked>) -> Self {
         let loaded = Loaded::new(checked, 1);
         Self {
             name,
             started: Instant::now(),
             proxy,
-            taps,
+            taps: telemetry.taps,
+            spans: telemetry.spans,
             kernel,
             draining: AtomicBool::new(false),
             loaded: Mutex::new(loaded),

@@ -34,5 +34,5 @@ pub(crate) use budget::Budget;
 pub(crate) use concurrency::Adaptive;
 pub(crate) use ketama::{Ring, hash};
 pub(crate) use loads::Loads;
-pub(crate) use rate::{Limiter, Share};
+pub(crate) use rate::{Limiter, Options as RateLimits, Share};
 pub(crate) use set::{Explained, Fit, Local, Member, Options, Pick, Policy, Set};

@@ -124,15 +124,20 @@ pub(crate) struct Set {
     /// The level that gets all calls, if one does.
     only: Option<usize>,
     ring: Option<Arc<Ring>>,
+    /// The place of each of the ring's names.
+    owners: Vec<usize>,
     /// For the ring: the index of each member, or `UNUSED`.
     indices: Vec<u32>,
     candidates: Vec<Candidate>,
 }
 
 impl Set {
-    /// A set of members that can all be used. It is kept in the order of their indices; the ring's names must be in the same order.
+    /// A set of members that can all be used; the ring's names must be in the same order.
     pub(crate) fn new(options: Options, mut members: Vec<Member>, ring: Option<Arc<Ring>>, now: Instant) -> Self {
+        let given: Vec<_> = members.iter().map(|member| member.index).collect();
         members.sort_unstable_by_key(|member| member.index);
+        let place = |index: &u32| members.binary_search_by_key(index, |member| member.index).unwrap_or(usize::MAX);
+        let owners = if ring.is_some() { given.iter().map(place).collect() } else { Vec::new() };
         let usable = vec![true; members.len()];
         let mut set = Self {
             options,
@@ -142,6 +147,7 @@ impl Set {
             shares: Shares::default(),
             only: None,
             ring,
+            owners,
             indices: vec![UNUSED; members.len()],
             candidates: Vec::new(),
             members,
@@ -217,10 +223,11 @@ impl Set {
         let mut carried = 0.0;
         // Twice around: what comes before the first that can be used goes to it from the other end.
         for (round, (owner, arc)) in ring.arcs().map(|arc| (0, arc)).chain(ring.arcs().map(|arc| (1, arc))) {
-            let used = self.indices.get(owner as usize).is_some_and(|index| *index != UNUSED);
+            let Some(&owner) = self.owners.get(owner as usize) else { continue };
+            let used = self.indices.get(owner).is_some_and(|index| *index != UNUSED);
             carried += if round == 0 { arc } else { 0.0 };
             if used {
-                shares[owner as usize] += std::mem::take(&mut carried);
+                shares[owner] += std::mem::take(&mut carried);
                 if round == 1 {
                     break;
                 }
@@ -233,7 +240,7 @@ impl Set {
     fn by_key(&self, ring: &Ring, key: u32, fit: &mut impl FnMut(u32) -> Fit) -> Option<u32> {
         let mut looks = RING_LOOKS;
         for owner in ring.from(key).take(RING_POSITIONS) {
-            match self.indices.get(owner as usize) {
+            match self.owners.get(owner as usize).and_then(|place| self.indices.get(*place)) {
                 None | Some(&UNUSED) => {}
                 Some(&index) if fit(index) != Fit::No => return Some(index),
                 Some(_) if looks == 1 => return None,

@@ -25,8 +25,8 @@ use crate::{
     instance::{self, Claim, Name, RunDir},
     kernel::{self, Kernel},
     logging,
-    proxy::{self, Proxy},
-    trace::Taps,
+    proxy::{self, Proxy, Telemetry},
+    trace::{self, Exporter, Spans, Taps},
 };
 
 /// The file that is read if none is named and it is there.
@@ -79,6 +79,7 @@ struct Bound {
     admin: UnixListener,
     metrics: TcpListener,
     node: Arc<Node>,
+    exporter: Option<Exporter>,
 }
 
 /// What runs beside the data plane.
@@ -116,7 +117,7 @@ impl Agent {
         given: Given,
     ) -> Result<ExitCode> {
         let mut signals = Signals::new()?;
-        let Bound { admin, metrics, node } = self.bind(name, checked, claim).await?;
+        let Bound { admin, metrics, node, exporter } = self.bind(name, checked, claim).await?;
         let (reloader, reloads) = admin::reloader(node.clone(), path, given);
         let servers = Servers {
             reloads: tokio::spawn(reloads),
@@ -137,6 +138,9 @@ impl Agent {
         if let Some(node) = Arc::into_inner(node) {
             node.stop();
         }
+        if let Some(exporter) = exporter {
+            exporter.stop().await;
+        }
         Ok(if finished { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
@@ -151,7 +155,10 @@ impl Agent {
         let path = kernel.as_ref().ok().map(Kernel::path);
         let log = kernel.as_mut().ok().and_then(Kernel::take_log);
         log.map(|log| tokio::spawn(kernel::log(log)));
-        let options = proxy::Options { name: format!("{name}@{}", host_name()), kernel: path };
+        let taps = Arc::new(Taps::default());
+        let (spans, exporter) = export(&name, &checked.config)?.unzip();
+        let telemetry = Telemetry { taps, spans };
+        let options = proxy::Options { name: format!("{name}@{}", host_name()), kernel: path, telemetry: telemetry.clone() };
         let proxy = match Proxy::start(checked.clone(), &options) {
             Ok(proxy) => proxy,
             Err(error) => {
@@ -160,9 +167,25 @@ impl Agent {
                 return Err(error.into());
             }
         };
-        let taps = Arc::new(Taps::default());
-        Ok(Bound { admin, metrics, node: Arc::new(Node::new(name, proxy, taps, kernel, checked)) })
+        let node = Arc::new(Node::new(name, proxy, telemetry, kernel, checked));
+        Ok(Bound { admin, metrics, node, exporter })
     }
+}
+
+/// Sends spans to the collector, if there is one.
+fn export(name: &Name, config: &config::Config) -> Result<Option<(Spans, Exporter)>> {
+    let Some(endpoint) = config.tracing.endpoint.clone() else { return Ok(None) };
+    let options = trace::Options {
+        endpoint,
+        queue_max: config.tracing.queue_max,
+        interval: Duration::from_millis(config.tracing.interval_ms),
+        name: name.to_string(),
+        instance: format!("{name}@{}", host_name()),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        zone: config.agent.zone.clone(),
+        data_centre: config.agent.data_centre.clone(),
+    };
+    Ok(Some(Exporter::start(&options).context("tracing.endpoint")?))
 }
 
 /// Attaches the kernel programs, or says why not.

@@ -15,7 +15,7 @@ use super::{
     stats::CallSums,
     worker::Control,
 };
-use crate::config::Checked;
+use crate::{config::Checked, trace::Taps};
 
 /// The routes in force, and who is told of new ones.
 pub(super) struct Board {
@@ -26,13 +26,14 @@ pub(super) struct Board {
     /// What was counted for services and instances that are there no more.
     gone: Mutex<CallSums>,
     workers: Vec<mpsc::Sender<Control>>,
+    taps: Arc<Taps>,
 }
 
 /// Services that all connections may offer together, each connection's counted.
 const OFFERS_MAX: usize = 100_000;
 
 impl Board {
-    pub(super) fn new(routes: Arc<Routes>, workers: Vec<mpsc::Sender<Control>>) -> Self {
+    pub(super) fn new(routes: Arc<Routes>, workers: Vec<mpsc::Sender<Control>>, taps: Arc<Taps>) -> Self {
         let mut checks = Checks::default();
         checks.apply(&routes);
         Self {
@@ -42,6 +43,7 @@ impl Board {
             applying: tokio::sync::Mutex::default(),
             gone: Mutex::default(),
             workers,
+            taps,
         }
     }
 
@@ -64,7 +66,7 @@ impl Board {
         let _one_at_a_time = self.applying.lock().await;
         let former = self.routes();
         let checked = checked.unwrap_or_else(|| former.checked.clone());
-        let routes = Arc::new(Routes::new(checked, &lock(&self.offers), Some(&former)));
+        let routes = Arc::new(Routes::new(checked, &lock(&self.offers), Some(&former), &self.taps));
         lock(&self.gone).merge(&former.sums_without(&routes).ended());
         lock(&self.checks).apply(&routes);
         *lock(&self.routes) = routes.clone();

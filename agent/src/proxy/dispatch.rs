@@ -519,6 +519,10 @@ impl Worker {
         Some(call)
     }
 
+    pub(super) fn with_call<T>(&self, key: CallKey, with: impl FnOnce(&mut Call) -> T) -> Option<T> {
+        self.calls.borrow_mut().get_mut(key).map(with)
+    }
+
     /// A call holds so many bytes more until it ends, unless the worker holds as much as it may.
     pub(super) fn hold(&self, key: CallKey, bytes: usize) -> Result<(), String> {
         let max = self.limits().worker_queued_bytes_max;

@@ -23,7 +23,9 @@ use super::{
     board::{Board, lock, register},
     listen::{self, Listeners},
     path::KernelPath,
-    routes::{Offers, Routes, ServiceRoute},
+    outliers,
+    report::Telemetry,
+    routes::{Offers, Routes, ServiceRoute, shown},
     stats::{CallSums, CloseReason, InstanceSnapshot, ServiceSnapshot, Snapshot, WorkerCounters},
     worker::{self, Control, Start},
 };
@@ -41,6 +43,8 @@ pub struct Options {
     pub name: String,
     /// The kernel path, if there is one.
     pub kernel: Option<Arc<dyn KernelPath>>,
+    /// What is told of single calls.
+    pub telemetry: Telemetry,
 }
 
 /// Why the data plane does not start.
@@ -109,7 +113,7 @@ pub struct Proxy {
     unix: Option<PathBuf>,
     workers: Vec<WorkerHandle>,
     board: Arc<Board>,
-    registrar: tokio::task::JoinHandle<()>,
+    tasks: [tokio::task::JoinHandle<()>; 2],
     open: Arc<AtomicUsize>,
     connections_max: usize,
 }
@@ -131,7 +135,7 @@ impl Proxy {
         let count = worker_count(&checked);
         let listeners = bind(&checked, count, options.kernel.as_deref())?;
         let connections_max = connections_max(&checked);
-        let routes = Arc::new(Routes::new(checked, &Offers::default(), None));
+        let routes = Arc::new(Routes::new(checked, &Offers::default(), None, &options.telemetry.taps));
         let open = Arc::new(AtomicUsize::new(0));
         let (others, handoffs): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(HANDOFFS_MAX)).unzip();
         let others: Arc<[_]> = others.into();
@@ -159,14 +163,16 @@ impl Proxy {
                     others: others.clone(),
                     told: told.clone(),
                     kernel: options.kernel.clone(),
+                    spans: options.telemetry.spans.clone(),
                 };
                 let thread = spawn(start).map_err(|source| StartError::Thread { worker: id, source })?;
                 Ok(WorkerHandle { control, counters, thread: Mutex::new(Some(thread)) })
             })
             .collect::<Result<_, StartError>>()?;
-        let board = Arc::new(Board::new(routes, workers.iter().map(|worker| worker.control.clone()).collect()));
-        let registrar = tokio::spawn(register(board.clone(), tells));
-        Ok(Self { listen, unix, workers, board, registrar, open, connections_max })
+        let controls = workers.iter().map(|worker| worker.control.clone()).collect();
+        let board = Arc::new(Board::new(routes, controls, options.telemetry.taps.clone()));
+        let tasks = [tokio::spawn(register(board.clone(), tells)), tokio::spawn(outliers::watch(board.clone()))];
+        Ok(Self { listen, unix, workers, board, tasks, open, connections_max })
     }
 
     /// Takes over a new configuration without dropping a call, or refuses it as a whole.
@@ -294,7 +300,7 @@ impl Proxy {
 
     /// Ends the workers and waits for them.
     pub fn stop(self) {
-        self.registrar.abort();
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
         for worker in self.workers {
             while let Err(mpsc::error::TrySendError::Full(_)) = worker.control.try_send(Control::Stop) {
                 thread::sleep(Duration::from_millis(1));
@@ -349,6 +355,9 @@ fn check_fixed(former: &Checked, checked: &Checked) -> Result<(), ApplyError> {
         ("tunnel.listen", was.tunnel.listen == is.tunnel.listen),
         ("agent.workers", was.agent.workers == is.agent.workers),
         ("app.connections_max", was.app.connections_max == is.app.connections_max),
+        ("tracing.endpoint", was.tracing.endpoint == is.tracing.endpoint),
+        ("tracing.queue_max", was.tracing.queue_max == is.tracing.queue_max),
+        ("tracing.interval_ms", was.tracing.interval_ms == is.tracing.interval_ms),
         ("kernel.mode", was.kernel.mode == is.kernel.mode),
         ("kernel.leg_bytes_max", was.kernel.leg_bytes_max == is.kernel.leg_bytes_max),
         ("kernel.exclude_namespaces", was.kernel.exclude_namespaces == is.kernel.exclude_namespaces),
@@ -406,12 +415,7 @@ fn service_snapshot(service: &ServiceRoute) -> ServiceSnapshot {
         healthy: member.instance.health.is_healthy(),
         sums: member.instance.counters.sums(),
     });
-    ServiceSnapshot { uri: shown(service), unsent: service.unsent.sums(), instances: instances.collect() }
-}
-
-/// A service's name in lists and metrics.
-fn shown(service: &ServiceRoute) -> String {
-    if service.group.is_empty() { service.uri.to_string() } else { format!("{}#{}", service.uri, service.group) }
+    ServiceSnapshot { uri: shown(&service.uri, &service.group), unsent: service.unsent.sums(), instances: instances.collect() }
 }
 
 fn describe(service: &ServiceRoute) -> api::Service {
@@ -434,7 +438,7 @@ fn describe(service: &ServiceRoute) -> api::Service {
         })
         .collect();
     api::Service {
-        uri: shown(service),
+        uri: shown(&service.uri, &service.group),
         timeout_ms: service.policy.timeout_ms,
         pipelined: service.policy.pipelined,
         stats: call_stats(&all),

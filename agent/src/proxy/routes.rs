@@ -16,9 +16,10 @@ use tokio::sync::Notify;
 
 use super::stats::{CallCounters, CallSums, MethodSet, PolicySet};
 use crate::{
-    balance::{Limiter, Ring},
+    balance::{Limiter, RateLimits, Ring},
     config::{Checked, CheckedInstance, CheckedPeer, CheckedService, ServicePolicy, Traits, traffic::BalancePolicy},
     rules::{Plan, Subset},
+    trace::{Taps, Watch},
 };
 
 /// A configuration's services, with those that applications offer. What stays from one to the next is carried over: health,
@@ -88,6 +89,8 @@ pub(crate) struct ServiceRoute {
     /// Calls that reached no instance.
     pub(crate) unsent: Arc<CounterSet>,
     pub(crate) methods: Arc<MethodSet>,
+    /// Whoever looks on at its calls.
+    pub(crate) watch: Watch,
     pub(crate) policed: Arc<PolicySet>,
     pub(crate) changes: Changes,
 }
@@ -201,6 +204,11 @@ pub(crate) enum Endpoint {
     Application(Arc<str>, Arc<str>),
 }
 
+/// A service's name in files, lists and metrics.
+pub(crate) fn shown(uri: &str, group: &str) -> String {
+    if group.is_empty() { uri.to_owned() } else { format!("{uri}#{group}") }
+}
+
 /// What a service is found by.
 pub(crate) fn service_key(uri: &str, group: &str) -> String {
     if group.is_empty() { uri.to_owned() } else { format!("{uri}\0{group}") }
@@ -226,6 +234,14 @@ impl CounterSet {
         let counters = Arc::new(CallCounters::default());
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(counters.clone());
         counters
+    }
+
+    /// Tries that ended, those of them that speak against the instance, and how long all took.
+    pub(crate) fn tries(&self) -> (u64, u64, Duration) {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|counters| counters.tries()).fold(<_>::default(), |(calls, failures, took), one| {
+            (calls + one.0, failures + one.1, took + one.2)
+        })
     }
 
     pub(crate) fn sums(&self) -> CallSums {
@@ -268,7 +284,7 @@ impl Health {
 
 impl Routes {
     /// The routes of a configuration and of what is offered; `former` gives what lives on.
-    pub(crate) fn new(checked: Arc<Checked>, offers: &Offers, former: Option<&Self>) -> Self {
+    pub(crate) fn new(checked: Arc<Checked>, offers: &Offers, former: Option<&Self>, taps: &Taps) -> Self {
         let changes = former.map_or_else(Changes::default, |former| former.changes.clone());
         let agents: Vec<_> = checked.peers.iter().map(|peer| AgentRoute::new(peer, former, &changes)).collect();
         let known: HashMap<&str, &Arc<ServiceRoute>> =
@@ -290,7 +306,7 @@ impl Routes {
         }
         let services = drafts.into_iter().map(|(key, draft)| {
             let former = known.get(&*key).copied();
-            Arc::new(draft.finish(key, former, &changes))
+            Arc::new(draft.finish(key, former, &changes, taps))
         });
         Self { services: services.collect(), checked, agents, changes }
     }
@@ -411,7 +427,7 @@ impl Draft {
         }
     }
 
-    fn finish(self, key: String, former: Option<&Arc<ServiceRoute>>, changes: &Changes) -> ServiceRoute {
+    fn finish(self, key: String, former: Option<&Arc<ServiceRoute>>, changes: &Changes, taps: &Taps) -> ServiceRoute {
         let known: HashMap<&Endpoint, &Member> =
             former.into_iter().flat_map(|former| &former.members).map(|member| (&member.instance.endpoint, member)).collect();
         let member = |draft: DraftMember| {
@@ -429,6 +445,7 @@ impl Draft {
         let same_policy = former.filter(|former| former.policy.rate == self.policy.rate);
         let limiter = same_policy.map_or_else(|| limiter(&self.policy), |former| former.limiter.clone());
         ServiceRoute {
+            watch: former.map_or_else(|| taps.watch(&shown(&self.uri, &self.group)), |former| former.watch.clone()),
             key: key.into(),
             rings: rings(&self.policy, &plan, &members, former),
             plan,
@@ -450,7 +467,9 @@ fn limiter(policy: &ServicePolicy) -> Option<Arc<Limiter>> {
     let rate = &policy.rate;
     let limits = rate.service_per_s > 0 || rate.caller_per_s > 0 || !rate.callers.is_empty();
     limits.then(|| {
-        Arc::new(Limiter::new(rate.service_per_s, rate.caller_per_s, rate.callers.clone(), Duration::from_millis(rate.burst_ms)))
+        let (service_per_s, caller_per_s, callers) = (rate.service_per_s, rate.caller_per_s, rate.callers.clone());
+        let options = RateLimits { service_per_s, caller_per_s, callers, burst: Duration::from_millis(rate.burst_ms) };
+        Arc::new(Limiter::new(&options, Instant::now()))
     })
 }
 

@@ -104,6 +104,11 @@ impl CallCounters {
         self.mesh[index(code)].add(1);
     }
 
+    /// Tries that ended, those of them that speak against the instance, and how long all took.
+    pub(crate) fn tries(&self) -> (u64, u64, Duration) {
+        (self.tries.get(), self.failures.get(), Duration::from_nanos(self.tries_ns.get()))
+    }
+
     /// One try has ended at the instance.
     pub(crate) fn tried(&self, took: Duration, failed: bool) {
         self.tries.add(1);

@@ -197,6 +197,14 @@ impl Plan {
         self.routed(ways, Some(&rule.name))
     }
 
+    /// Where a call goes by its environment and its stress mark alone: rules had their say at the call's first agent.
+    pub(crate) fn route_by_environment(&self, call: &impl Says) -> Routed<'_> {
+        match self.apart_for(call) {
+            Some(subset) => self.routed([Some(subset), None, None], Some(STRESS)),
+            None => self.routed(self.home(call), None),
+        }
+    }
+
     /// The fault that is put into a call.
     pub(crate) fn fault(&self, call: &impl Says, dice: u32) -> Option<&Fault> {
         if self.faults.is_empty() || !self.is_meant(dice) {
@@ -219,7 +227,7 @@ impl Plan {
     }
 
     /// Whether there are rules about who may call.
-    fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.access.is_empty() && self.default == Verdict::Allow
     }
 

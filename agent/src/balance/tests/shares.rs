@@ -182,22 +182,14 @@ fn what_was_seen_fades_and_is_carried_over() {
     assert_eq!(seen.ewma(2, later), Duration::from_secs(1));
 
     seen.begin(1);
-    let moved = Loads::with(&seen, 5, [(1, 4), (2, 0), (7, 3)]);
-    assert_eq!((moved.in_flight(4), moved.in_flight(0), moved.in_flight(99)), (1, 0, 0));
-    assert_eq!(moved.ewma(4, later), seen.ewma(1, later));
-    moved.end(4);
-    moved.end(4);
-    assert_eq!(moved.in_flight(4), 0);
-
-    let at = later + ms(5_000);
-    let text = serde_json::to_string(&seen.export(at)).unwrap();
-    let saved: Vec<Saved> = serde_json::from_str(&text).unwrap();
-    let mut other = loads(3, at);
-    other.observe(0, ms(20), at);
-    other.import(&saved, [(1, 1), (2, 2)], at);
-    for index in 1..3 {
-        let (ours, theirs) = (other.ewma(index, at + ms(1_000)), seen.ewma(index, at + ms(1_000)));
-        assert!(ours.abs_diff(theirs) < Duration::from_micros(200), "{ours:?} {theirs:?}");
-    }
-    assert!(other.ewma(0, at).abs_diff(ms(20)) < Duration::from_micros(1));
+    seen.begin(1);
+    seen.end(1);
+    assert!(seen.is_busy(1));
+    seen.begin_anew(7);
+    assert_eq!((seen.in_flight(1), seen.in_flight(7), seen.in_flight(99)), (1, 0, 0));
+    seen.end(1);
+    seen.end(1);
+    assert_eq!(seen.in_flight(1), 0);
+    seen.begin_anew(1);
+    assert_eq!(seen.ewma(1, later), Duration::ZERO);
 }

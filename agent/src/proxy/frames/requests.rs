@@ -380,10 +380,6 @@ impl Worker {
             framed.conn.ended(framed.via);
         }
     }
-
-    pub(super) fn with_call<T>(&self, key: CallKey, with: impl FnOnce(&mut Call) -> T) -> Option<T> {
-        self.calls.borrow_mut().get_mut(key).map(with)
-    }
 }
 
 /// What became of a piece of a request.
