@@ -153,7 +153,7 @@ pub struct Fault {
 pub struct Shadows {
     /// The rules that fit: each makes a copy.
     pub rules: Vec<Shadow>,
-    /// The rules that were looked at: all of them.
+    /// The rules that were looked at: all of them, or none for a stress test that is kept apart.
     pub looked_at: Vec<LookedAt>,
 }
 

@@ -81,20 +81,20 @@ impl Sets {
         let subsets = route.plan.subsets();
         let mesh = subsets.iter().enumerate().map(|(nth, subset)| {
             let fits = |slot: &Slot<'_>| subset.fits(&slot.member.traits);
-            Set::new(options.clone(), members(&fits), route.rings.get(nth).cloned())
+            Set::new(options.clone(), members(&fits), route.rings.get(nth).cloned(), now.into_std())
         });
         let node = slots.iter().any(|slot| slot.is_away).then(|| {
             let local = |subset: &crate::rules::Subset| {
                 let fits = |slot: &Slot<'_>| !slot.is_away && subset.fits(&slot.member.traits);
                 let names = slots.iter().filter(|slot| fits(slot)).map(|slot| slot.member.instance.name.clone());
                 let ring = (!route.rings.is_empty()).then(|| Arc::new(Ring::new(&names.collect::<Vec<_>>())));
-                Set::new(options.clone(), members(&fits), ring)
+                Set::new(options.clone(), members(&fits), ring, now.into_std())
             };
             subsets.iter().map(local).collect()
         });
         let plain = (route.policy.mesh_per_10k < 10_000).then(|| {
             let options = Options { policy: Policy::Random, slow_start: Duration::ZERO, failover: false, ..options.clone() };
-            Set::new(options, members(&|slot| subsets.first().is_none_or(|subset| subset.fits(&slot.member.traits))), None)
+            Set::new(options, members(&|slot| subsets.first().is_none_or(|subset| subset.fits(&slot.member.traits))), None, now.into_std())
         });
         let len = slots.iter().map(|slot| slot.slot as usize + 1).max().unwrap_or(0);
         RefCell::new(Self { seen: None, mesh: mesh.collect(), node, plain, usable: vec![false; len] })
@@ -117,7 +117,7 @@ impl Sets {
             }
         }
         let usable = std::mem::take(&mut self.usable);
-        self.all().for_each(|set| set.refresh(|index| usable.get(index as usize).copied().unwrap_or(false)));
+        self.all().for_each(|set| set.refresh(now.into_std(), |index| usable.get(index as usize).copied().unwrap_or(false)));
         self.usable = usable;
     }
 
@@ -143,11 +143,11 @@ impl Sets {
     ) -> Option<u32> {
         self.follow(service, now);
         let loads: &Loads = &service.loads;
-        let mut pick = Pick { now: now.into_std(), loads, key: choice.key, dice };
+        let mut from = |set: &mut Set| set.pick(Pick { now: now.into_std(), loads, key: choice.key, dice }, &mut fit);
         if choice.plain && scope == Scope::Mesh {
-            return self.plain.as_mut()?.pick(&mut pick, fit);
+            return from(self.plain.as_mut()?);
         }
-        choice.subsets().find_map(|subset| self.of(scope, subset)?.pick(&mut pick, &mut fit))
+        choice.subsets().find_map(|subset| from(self.of(scope, subset)?))
     }
 
     /// The set of a subset, as calls that may go anywhere have it.

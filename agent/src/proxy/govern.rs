@@ -175,7 +175,7 @@ impl Governed {
         }
     }
 
-    fn share(&self, application: &str, route: &ServiceRoute) -> Option<Arc<Share>> {
+    fn share(&self, application: &str, route: &ServiceRoute, now: Instant) -> Option<Arc<Share>> {
         let limiter = route.limiter.as_ref()?;
         let mut shares = self.shares.borrow_mut();
         if let Some(share) = shares.get(application) {
@@ -184,7 +184,7 @@ impl Governed {
         if shares.len() >= SHARES_MAX {
             shares.clear();
         }
-        let share = limiter.caller(application);
+        let share = limiter.caller(application, now.into_std());
         shares.insert(application.into(), share.clone());
         Some(share)
     }
@@ -192,7 +192,7 @@ impl Governed {
     /// Whether there is room for one more call.
     fn admits(&self, route: &ServiceRoute, origin: &Origin<'_>, now: Instant) -> Result<(), Refused> {
         let full = |reason: String| Refused { code: code::POOL_FULL, reason };
-        if let (Some(limiter), Some(share)) = (&route.limiter, self.share(origin.application, route)) {
+        if let (Some(limiter), Some(share)) = (&route.limiter, self.share(origin.application, route, now)) {
             limiter.admit(&share, now.into_std()).map_err(|refused| {
                 self.counters.rate_limited.add(1);
                 full(refused.to_string())

@@ -314,7 +314,7 @@ pub(crate) fn build(
     let mut services = Services::default();
     for route in &routes.services {
         let known = former.by_key(&route.key);
-        let slots = Slots::new(route, known);
+        let slots = Slots::new(route, known, now);
         let entry = |member: &Member, slot: u32| {
             let upstream = OnceCell::new();
             let place = (route.key.clone(), member.instance.endpoint.clone());
@@ -346,9 +346,9 @@ struct Slots {
 
 impl Slots {
     /// What stays keeps its slot; what is new gets one that nobody has, and that no call in flight counts in.
-    fn new(route: &ServiceRoute, former: Option<&Rc<Service>>) -> Self {
+    fn new(route: &ServiceRoute, former: Option<&Rc<Service>>, now: Instant) -> Self {
         let decay = Duration::from_millis(route.policy.balance.decay_ms);
-        let loads = former.map_or_else(|| Rc::new(Loads::new(0, decay)), |former| former.loads.clone());
+        let loads = former.map_or_else(|| Rc::new(Loads::new(0, decay, now.into_std())), |former| former.loads.clone());
         loads.set_decay(decay);
         let known: HashMap<*const Instance, u32> = former
             .into_iter()

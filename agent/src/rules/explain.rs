@@ -129,12 +129,13 @@ impl Plan {
     }
 
     fn explain_shadows(&self, call: &impl Says) -> api::Shadows {
-        let rules = self.shadows.iter().filter(|rule| rule.when.fits(call)).map(|rule| api::Shadow {
+        let asked = self.shadows_of(call);
+        let rules = asked.iter().filter(|rule| rule.when.fits(call)).map(|rule| api::Shadow {
             rule: rule.name.to_string(),
             percent: percent(rule.does.per_10k),
             to: self.subset(rule.does.subset),
         });
-        api::Shadows { rules: rules.collect(), looked_at: self.shadows.iter().map(|rule| rule.looked_at(call)).collect() }
+        api::Shadows { rules: rules.collect(), looked_at: asked.iter().map(|rule| rule.looked_at(call)).collect() }
     }
 
     fn route_text(&self, shares: &Shares) -> String {

@@ -17,7 +17,7 @@ mod when;
 
 use std::{sync::Arc, time::Duration};
 
-pub(crate) use name::{Name, Says, Told, hash_key};
+pub(crate) use name::{Name, Says, Told, environment, hash_key, is_stress, said};
 pub(crate) use pattern::Pattern;
 pub(crate) use subset::Subset;
 
@@ -25,7 +25,6 @@ use crate::config::{
     ServicePolicy,
     traffic::{self, AccessMode, Verdict},
 };
-use name::{environment, is_stress};
 use rule::{Rule, first};
 use shares::Shares;
 
@@ -214,9 +213,9 @@ impl Plan {
         rule.hits(dice, rule.does.per_10k).then_some(&rule.does)
     }
 
-    /// The copies that are made of a call.
+    /// The copies that are made of a call. None of a stress test that is kept apart: they could go anywhere.
     pub(crate) fn shadows<'p>(&'p self, call: &impl Says, dice: u32) -> impl Iterator<Item = &'p Shadow> {
-        let rules = if self.is_meant(dice) { &*self.shadows } else { &[] };
+        let rules = if self.is_meant(dice) { self.shadows_of(call) } else { &[] };
         let copied = rules.iter().filter(move |rule| rule.hits(dice, rule.does.per_10k) && rule.when.fits(call));
         copied.map(|rule| &rule.does)
     }
@@ -226,7 +225,12 @@ impl Plan {
         self.shadows.len()
     }
 
-    /// Whether there are rules about who may call.
+    /// The shadows that are asked about a call.
+    fn shadows_of(&self, call: &impl Says) -> &[Rule<Shadow>] {
+        if self.shadows.is_empty() || self.apart_for(call).is_some() { &[] } else { &self.shadows }
+    }
+
+    /// Whether anybody may call, whatever the call says.
     pub(crate) fn is_open(&self) -> bool {
         self.access.is_empty() && self.default == Verdict::Allow
     }

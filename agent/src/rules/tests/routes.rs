@@ -86,6 +86,18 @@ fn a_stress_test_goes_apart_whatever_else_is_said() {
 }
 
 #[test]
+fn no_copies_are_made_of_a_stress_test_that_is_apart() {
+    let shadows = r#"shadows = [{ name = "s", to = {} }]"#;
+    let marked = call(&[("moa.stress", "")]);
+    for (stress, copies) in [("apart", 0), ("together", 1)] {
+        let plan = plan(&format!("stress = '{stress}'\n{shadows}"));
+        assert_eq!(plan.shadows(&marked, 1).count(), copies);
+        assert_eq!(plan.explain(&marked).shadow.rules.len(), copies);
+        assert_eq!(plan.shadows(&call(&[]), 1).count(), 1);
+    }
+}
+
+#[test]
 fn outside_the_mesh_only_the_environment_counts() {
     let policy = r#"
         mesh_per_10k = 0
