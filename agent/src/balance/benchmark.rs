@@ -48,7 +48,8 @@ fn nanoseconds(case: &mut Case) -> f64 {
 fn nanoseconds_per_pick() {
     let sizes = [10_u32, 1_000, 20_000];
     println!("{:<14} {:>10} {:>10} {:>10}", "ns per pick", sizes[0], sizes[1], sizes[2]);
-    let rings = sizes.map(|n| Arc::new(Ring::new(&(0..n).map(|i| format!("10.0.{}.{}:80", i / 256, i % 256)).collect::<Vec<_>>())));
+    let rings =
+        sizes.map(|n| Arc::new(Ring::new(&(0..n).map(|i| format!("10.0.{}.{}:80", i / 256, i % 256)).collect::<Vec<_>>())));
     for (policy, equal) in [
         (Policy::PeakEwma, true),
         (Policy::PeakEwma, false),

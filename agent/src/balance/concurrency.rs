@@ -153,7 +153,11 @@ impl Adaptive {
 
     fn step(&mut self, gradient: f64, now: Instant) {
         self.starting &= gradient == 1.0;
-        let to = if self.starting { self.bound * 2.0 } else { self.bound + (self.bound * gradient + self.bound.sqrt() - self.bound) * STEP };
+        let to = if self.starting {
+            self.bound * 2.0
+        } else {
+            self.bound + (self.bound * gradient + self.bound.sqrt() - self.bound) * STEP
+        };
         let to = to.clamp(self.min, self.max);
         if to > self.min {
             self.least_since = None;

@@ -219,7 +219,8 @@ impl Outliers {
         let most = mean + f64::from(self.policy.success_rate_deviations) / 100.0 * variance.sqrt();
         // The worst first: there may not be room for all.
         seen.sort_by(|one, other| other.failed.total_cmp(&one.failed));
-        let worse = seen.iter().take_while(|one| one.failed > most).filter(|one| one.failed * one.calls > by_chance(mean * one.calls));
+        let worse =
+            seen.iter().take_while(|one| one.failed > most).filter(|one| one.failed * one.calls > by_chance(mean * one.calls));
         worse
             .filter_map(|one| {
                 self.eject(now, one.index, || {
@@ -281,7 +282,12 @@ impl Seen {
     #[expect(clippy::cast_precision_loss, reason = "shares need no more than 52 bits of a count")]
     fn of(index: u32, sample: &Sample) -> Self {
         let calls = sample.calls.max(1) as f64;
-        Self { index, calls: sample.calls as f64, failed: sample.failures as f64 / calls, latency: sample.latency_sum.div_f64(calls) }
+        Self {
+            index,
+            calls: sample.calls as f64,
+            failed: sample.failures as f64 / calls,
+            latency: sample.latency_sum.div_f64(calls),
+        }
     }
 }
 

@@ -187,14 +187,15 @@ impl Set {
         let policy = self.options.policy;
         let mut search = Search::new(call.now, call.loads, call.dice, fit, LOOKS);
         let found = self.levels[first].pick(policy, &mut search);
-        found.or_else(|| (0..LEVELS).filter(|level| *level != first).find_map(|level| self.levels[level].pick(policy, &mut search)))
+        found.or_else(|| {
+            (0..LEVELS).filter(|level| *level != first).find_map(|level| self.levels[level].pick(policy, &mut search))
+        })
     }
 
     /// What becomes of each member.
     pub(crate) fn explain(&self, now: Instant) -> Vec<Explained> {
-        let weight = |member: &Member| {
-            f64::from(member.weight) * f64::from(permille(member.since, self.options.slow_start, now)) / 1000.0
-        };
+        let weight =
+            |member: &Member| f64::from(member.weight) * f64::from(permille(member.since, self.options.slow_start, now)) / 1000.0;
         let mut sums = [0.0; LEVELS];
         for (member, used) in self.members.iter().zip(self.used()) {
             sums[self.level(member)] += if used { weight(member) } else { 0.0 };

@@ -368,8 +368,19 @@ impl Worker {
     /// Sends the copies of a call that is about to begin.
     pub(super) fn copy(self: &Rc<Self>, begun: &mut Begun, request: &Request, within: Within) {
         for Copied { service, choice, guard, counters } in std::mem::take(&mut begun.copies) {
-            let more = More { guard: Some(guard), shadow: true, environment: environment_of(&service, choice.subset), ..More::default() };
-            let copy = Begun { service: service.clone(), choice, method: 0, more: Some(Box::new(more)), copies: smallvec::SmallVec::new() };
+            let more = More {
+                guard: Some(guard),
+                shadow: true,
+                environment: environment_of(&service, choice.subset),
+                ..More::default()
+            };
+            let copy = Begun {
+                service: service.clone(),
+                choice,
+                method: 0,
+                more: Some(Box::new(more)),
+                copies: smallvec::SmallVec::new(),
+            };
             match self.enter(Caller::Nobody, copy, request.len(), within) {
                 Ok(key) => {
                     counters.shadows.add(1);

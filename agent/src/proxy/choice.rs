@@ -94,7 +94,12 @@ impl Sets {
         });
         let plain = (route.policy.mesh_per_10k < 10_000).then(|| {
             let options = Options { policy: Policy::Random, slow_start: Duration::ZERO, failover: false, ..options.clone() };
-            Set::new(options, members(&|slot| subsets.first().is_none_or(|subset| subset.fits(&slot.member.traits))), None, now.into_std())
+            Set::new(
+                options,
+                members(&|slot| subsets.first().is_none_or(|subset| subset.fits(&slot.member.traits))),
+                None,
+                now.into_std(),
+            )
         });
         let len = slots.iter().map(|slot| slot.slot as usize + 1).max().unwrap_or(0);
         RefCell::new(Self { seen: None, mesh: mesh.collect(), node, plain, usable: vec![false; len] })

@@ -149,14 +149,22 @@ impl Governed {
         let mut budget = self.budget.borrow_mut();
         let may = budget.take(now.into_std());
         self.counters.budget_left.set(u64::from(budget.left(now.into_std())));
-        if may { self.counters.retries.add(1) } else { self.counters.budget_exhausted.add(1) }
+        if may {
+            self.counters.retries.add(1)
+        } else {
+            self.counters.budget_exhausted.add(1)
+        }
         may
     }
 
     /// Whether one more second copy is within the budget.
     pub(super) fn may_hedge(&self, now: Instant) -> bool {
         let may = self.hedges.borrow_mut().take(now.into_std());
-        if may { self.counters.hedges.add(1) } else { self.counters.budget_exhausted.add(1) }
+        if may {
+            self.counters.hedges.add(1)
+        } else {
+            self.counters.budget_exhausted.add(1)
+        }
         may
     }
 
@@ -208,7 +216,9 @@ impl Governed {
             if !adaptive.admits(self.in_flight.get()) {
                 self.counters.shed.add(1);
                 let limit = adaptive.limit();
-                return Err(full(format!("the service takes {limit} calls at once of this worker for now (concurrency.adaptive)")));
+                return Err(full(format!(
+                    "the service takes {limit} calls at once of this worker for now (concurrency.adaptive)"
+                )));
             }
         }
         Ok(())
@@ -372,7 +382,8 @@ impl Worker {
                 service.governed.counters.denied.add(1);
                 let application = call.get(&Name::Application).unwrap_or(Cow::Borrowed(b""));
                 let application = String::from_utf8_lossy(&application);
-                let who = if application.is_empty() { "a caller without a name".to_owned() } else { format!("{application:.64}") };
+                let who =
+                    if application.is_empty() { "a caller without a name".to_owned() } else { format!("{application:.64}") };
                 Err(Refused { code: code::NOT_ALLOWED, reason: format!("{who} may not make this call (access, rule {rule:?})") })
             }
         }

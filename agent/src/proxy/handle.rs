@@ -22,8 +22,8 @@ use tokio::{
 use super::{
     board::{Board, lock, register},
     listen::{self, Listeners},
-    path::KernelPath,
     outliers,
+    path::KernelPath,
     report::Telemetry,
     routes::{Offers, Routes, ServiceRoute, shown},
     stats::{CallSums, CloseReason, InstanceSnapshot, ServiceSnapshot, Snapshot, WorkerCounters},

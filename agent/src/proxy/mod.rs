@@ -41,5 +41,5 @@ mod turn;
 mod worker;
 
 pub use handle::{ApplyError, Options, Proxy, StartError};
-pub use report::Telemetry;
 pub use path::{End, Enrolled, Fallback, KernelPath};
+pub use report::Telemetry;

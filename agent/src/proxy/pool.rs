@@ -168,7 +168,9 @@ impl Pool {
             ));
         }
         if service_queue_max > 0 && self.under_way.queued.load(Relaxed) >= service_queue_max {
-            return Some(format!("{service_queue_max} calls of the service wait for connections already (breaker.service_queue_max)"));
+            return Some(format!(
+                "{service_queue_max} calls of the service wait for connections already (breaker.service_queue_max)"
+            ));
         }
         let has_any = !links.open.is_empty() || links.connecting > 0;
         (!has_any && !self.may_connect(policy)).then(|| {

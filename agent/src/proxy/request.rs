@@ -223,7 +223,9 @@ mod tests {
         let mut service = MetaBuilder::new();
         service.put(id::URI, b"/s");
         let mut frames = Vec::new();
-        request.frames(Header { stream: 3, ..Header::new(Kind::Request) }, service.as_ref(), &Notes::default(), |frame| frames.push(frame));
+        request.frames(Header { stream: 3, ..Header::new(Kind::Request) }, service.as_ref(), &Notes::default(), |frame| {
+            frames.push(frame)
+        });
         let [frame] = &frames[..] else { panic!("one frame") };
         assert_eq!(&frame.body[..], json);
         assert_eq!(agent_common::frame::find(&frame.meta, id::METHOD), Some(&b"get"[..]));

@@ -239,9 +239,9 @@ impl CounterSet {
     /// Tries that ended, those of them that speak against the instance, and how long all took.
     pub(crate) fn tries(&self) -> (u64, u64, Duration) {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter().map(|counters| counters.tries()).fold(<_>::default(), |(calls, failures, took), one| {
-            (calls + one.0, failures + one.1, took + one.2)
-        })
+        all.iter()
+            .map(|counters| counters.tries())
+            .fold(<_>::default(), |(calls, failures, took), one| (calls + one.0, failures + one.1, took + one.2))
     }
 
     pub(crate) fn sums(&self) -> CallSums {
@@ -332,7 +332,8 @@ impl Routes {
 impl AgentRoute {
     fn new(peer: &CheckedPeer, former: Option<&Routes>, changes: &Changes) -> Arc<Self> {
         let (name, address) = (&peer.name, peer.address);
-        let known = former.and_then(|routes| routes.agents.iter().find(|agent| *agent.name == **name && agent.address == address));
+        let known =
+            former.and_then(|routes| routes.agents.iter().find(|agent| *agent.name == **name && agent.address == address));
         let health = || Arc::new(Health::healthy("not connected yet", changes));
         known.cloned().unwrap_or_else(|| Arc::new(Self { name: name.as_str().into(), address, health: health() }))
     }
@@ -417,13 +418,9 @@ impl Draft {
         let endpoint = Endpoint::Application(offered.application.clone(), offered.instance.clone());
         match self.members.iter_mut().find(|other| other.endpoint == endpoint) {
             Some(member) => member.conns.push(conn),
-            None => self.members.push(DraftMember {
-                endpoint,
-                health: None,
-                conns: vec![conn],
-                traits: Traits::default(),
-                level: 0,
-            }),
+            None => {
+                self.members.push(DraftMember { endpoint, health: None, conns: vec![conn], traits: Traits::default(), level: 0 })
+            }
         }
     }
 
@@ -483,7 +480,9 @@ fn rings(policy: &ServicePolicy, plan: &Plan, members: &[Member], former: Option
     };
     let known: Vec<_> = former
         .into_iter()
-        .flat_map(|former| former.plan.subsets().iter().zip(&former.rings).map(|(subset, ring)| (names(subset, &former.members), ring)))
+        .flat_map(|former| {
+            former.plan.subsets().iter().zip(&former.rings).map(|(subset, ring)| (names(subset, &former.members), ring))
+        })
         .collect();
     let ring = |subset: &Subset| {
         let own = names(subset, members);

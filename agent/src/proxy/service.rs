@@ -226,10 +226,8 @@ impl Service {
             let subset = subsets.get(usize::from(subset));
             subset.zip(member).is_none_or(|(subset, member)| subset.fits(&member.traits))
         };
-        let chosen: Vec<_> = within
-            .into_iter()
-            .filter(|(_, entry)| choice.plain || choice.subsets().any(|of| fits(of, entry)))
-            .collect();
+        let chosen: Vec<_> =
+            within.into_iter().filter(|(_, entry)| choice.plain || choice.subsets().any(|of| fits(of, entry))).collect();
         if chosen.is_empty() {
             let what = subsets.get(usize::from(choice.subset)).map(ToString::to_string).unwrap_or_default();
             return (code::REMOTING, format!("no instance is {what}"));
@@ -238,7 +236,8 @@ impl Service {
         let is_full = |entry: &Entry| calls_max > 0 && entry.instance.in_flight.load(Relaxed) >= calls_max;
         let is_fit = |slot, entry| self.upstream(entry, slot).is_some_and(|upstream| upstream.fit(now) != Fit::No);
         if chosen.iter().any(|(slot, entry)| is_full(entry) && is_fit(*slot, entry)) {
-            let text = format!("{calls_max} calls are in flight at every instance that could take it (breaker.instance_calls_max)");
+            let text =
+                format!("{calls_max} calls are in flight at every instance that could take it (breaker.instance_calls_max)");
             return (code::POOL_FULL, text);
         }
         let why = |(slot, entry): &(u32, &Entry)| {

@@ -427,7 +427,8 @@ impl PolicySet {
 
     pub(crate) fn sums(&self) -> PolicySums {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut sums = PolicySums { counts: PolicyCounters::default().all().map(|(name, _)| (name, 0)).to_vec(), ..PolicySums::default() };
+        let mut sums =
+            PolicySums { counts: PolicyCounters::default().all().map(|(name, _)| (name, 0)).to_vec(), ..PolicySums::default() };
         for counters in all.iter() {
             for (sum, (_, counter)) in sums.counts.iter_mut().zip(counters.all()) {
                 sum.1 += counter.get();

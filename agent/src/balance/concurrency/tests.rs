@@ -103,7 +103,12 @@ impl Seen {
 
     fn report(&mut self, what: &str) {
         let (least, middle, most) = (self.limit(1), self.limit(50), self.limit(99));
-        println!("{what}: bound {middle} ({least}–{most}), {} served, {} refused, mean {:.1?}", self.took.len(), self.refused, self.mean());
+        println!(
+            "{what}: bound {middle} ({least}–{most}), {} served, {} refused, mean {:.1?}",
+            self.took.len(),
+            self.refused,
+            self.mean()
+        );
     }
 }
 

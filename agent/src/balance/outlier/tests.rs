@@ -70,10 +70,10 @@ fn success_rate() {
     samples[8] = sample(1000, 310, 10);
     samples[9] = sample(50, 50, 10);
     let changes = outliers.check(start, &samples);
-    assert_eq!(ejected(&changes), [
-        (8, "success rate 69.0 % against 99.2 % on average"),
-        (7, "success rate 71.0 % against 99.2 % on average")
-    ]);
+    assert_eq!(
+        ejected(&changes),
+        [(8, "success rate 69.0 % against 99.2 % on average"), (7, "success rate 71.0 % against 99.2 % on average")]
+    );
     let few: Vec<_> = (0..100).map(|i| if i < 4 { samples[i + 7] } else { Sample::default() }).collect();
     assert_eq!(Outliers::new(policy(), 100).check(start, &few), [], "too few instances had enough calls");
 }

@@ -126,8 +126,11 @@ fn weights_hold_with_calls_in_flight() {
             let weights = [1, 1, 2, 4, 8];
             let mut set = Set::new(options(policy), members(&weights), None, Instant::now());
             let counts = overlapping(&mut set, &[10; 5], at_once, &mut dice);
-            let shares: Vec<f64> =
-                counts.iter().zip(weights).map(|(count, weight)| f64::from(*count) * 16.0 / 50_000.0 / f64::from(weight)).collect();
+            let shares: Vec<f64> = counts
+                .iter()
+                .zip(weights)
+                .map(|(count, weight)| f64::from(*count) * 16.0 / 50_000.0 / f64::from(weight))
+                .collect();
             println!("{policy:?}, {at_once} at once: {shares:.2?} of what weights say");
             assert!(shares.iter().all(|share| (0.6..2.0).contains(share)), "{shares:?}");
         }

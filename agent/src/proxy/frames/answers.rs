@@ -272,7 +272,7 @@ impl Worker {
     }
 
     /// There will be no answer, or no more of one.
-    pub(super) fn given_up(&self, conn: &Rc<FrameConn>, frame: &Incoming<'_>) {
+    pub(super) fn given_up(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) {
         let header = &frame.header;
         let key = CallKey::of_via(header.via);
         if self.with_call(key, |call| is_at(call, conn)) != Some(true) {

@@ -21,16 +21,19 @@ use super::{
     task,
     upstream::{Remote, Waiting, least_loaded},
 };
-use crate::{balance::backoff, proxy::{
-    backend::connect,
-    calls::CallKey,
-    pool::Refused,
-    request::Request,
-    routes::Health,
-    socket::{Loose, Peer, Socket},
-    stream::Stream,
-    worker::Worker,
-}};
+use crate::{
+    balance::backoff,
+    proxy::{
+        backend::connect,
+        calls::CallKey,
+        pool::Refused,
+        request::Request,
+        routes::Health,
+        socket::{Loose, Peer, Socket},
+        stream::Stream,
+        worker::Worker,
+    },
+};
 
 /// Waits between two tries to connect: doubled each time, between these bounds, with jitter.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));

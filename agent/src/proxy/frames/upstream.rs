@@ -3,7 +3,13 @@
 use std::{cell::RefCell, collections::VecDeque, rc::Rc, sync::Arc};
 
 use super::{conn::FrameConn, tunnel::Tunnel};
-use crate::proxy::{calls::CallKey, pool::Refused, request::Request, routes::{Endpoint, Instance}, stats::CallCounters};
+use crate::proxy::{
+    calls::CallKey,
+    pool::Refused,
+    request::Request,
+    routes::{Endpoint, Instance},
+    stats::CallCounters,
+};
 
 /// One instance of one service.
 #[derive(Debug)]
