@@ -342,12 +342,9 @@ impl Worker {
     /// A call goes to another group than its own.
     fn join_group(&self, begun: &mut Begun, group: &str, routed: &Routed<'_>) -> Result<(), Refused> {
         let route = begun.service.route.clone();
-        match self.service(&service_key(&route.uri, group)) {
-            Some(other) => {
-                let wanted = route.plan.subsets().get(routed.subset).map(|subset| (&subset.environment, &subset.labels));
-                let own = other.route.plan.subsets();
-                let same = own.iter().position(|subset| Some((&subset.environment, &subset.labels)) == wanted);
-                begun.choice = Choice { subset: number(same.unwrap_or(0)), otherwise: None, last: None, ..begun.choice };
+        match self.in_group(&route, group, routed.subset) {
+            Some((other, subset)) => {
+                begun.choice = Choice { subset, otherwise: None, last: None, ..begun.choice };
                 begun.service = other;
                 Ok(())
             }
@@ -362,6 +359,15 @@ impl Worker {
                 Err(Refused { code: code::SERVICE_NOT_FOUND, reason })
             }
         }
+    }
+
+    /// The service of another group, and its subset that is the same as this one.
+    pub(super) fn in_group(&self, route: &ServiceRoute, group: &str, subset: usize) -> Option<(Rc<Service>, u16)> {
+        let other = self.service(&service_key(&route.uri, group))?;
+        let wanted = route.plan.subsets().get(subset).map(|subset| (&subset.environment, &subset.labels));
+        let own = other.route.plan.subsets();
+        let same = own.iter().position(|subset| Some((&subset.environment, &subset.labels)) == wanted);
+        Some((other, number(same.unwrap_or(0))))
     }
 
     /// One throw of the dice for all questions about a call.
@@ -426,7 +432,7 @@ fn number(subset: usize) -> u16 {
     u16::try_from(subset).unwrap_or(u16::MAX)
 }
 
-fn hash_key(route: &ServiceRoute, call: &impl Says) -> Option<u32> {
+pub(super) fn hash_key(route: &ServiceRoute, call: &impl Says) -> Option<u32> {
     if route.policy.balance.policy != BalancePolicy::Ketama {
         return None;
     }

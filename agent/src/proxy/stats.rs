@@ -59,8 +59,8 @@ pub(crate) struct CallCounters {
     tries: Counter,
     failures: Counter,
     tries_ns: Counter,
-    /// What the balancer takes its latency for; 0 before it has seen one.
-    pub(crate) ewma_ns: Counter,
+    /// What the balancer takes its latency for: nanoseconds as the bits of an `f32`; 0 before it has seen one.
+    ewma: Counter,
 }
 
 impl Default for CallCounters {
@@ -78,7 +78,7 @@ impl Default for CallCounters {
             tries: Counter::default(),
             failures: Counter::default(),
             tries_ns: Counter::default(),
-            ewma_ns: Counter::default(),
+            ewma: Counter::default(),
         }
     }
 }
@@ -107,6 +107,16 @@ impl CallCounters {
     /// Tries that ended, those of them that speak against the instance, and how long all took.
     pub(crate) fn tries(&self) -> (u64, u64, Duration) {
         (self.tries.get(), self.failures.get(), Duration::from_nanos(self.tries_ns.get()))
+    }
+
+    /// What the balancer takes its latency for now.
+    pub(crate) fn set_ewma(&self, ns: f32) {
+        self.ewma.set(u64::from(ns.to_bits()));
+    }
+
+    fn ewma(&self) -> Duration {
+        let ns = f32::from_bits(u32::try_from(self.ewma.get()).unwrap_or(0));
+        Duration::try_from_secs_f32(ns * 1e-9).unwrap_or_default()
     }
 
     /// One try has ended at the instance.
@@ -158,6 +168,11 @@ impl Histogram {
         let octave = bucket / 4;
         let quarter = bucket as u64 % 4 + 1;
         Duration::from_nanos((4 + quarter) << (octave + FIRST_OCTAVE as usize - 2))
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.sum += other.sum;
+        self.counts.iter_mut().zip(&other.counts).for_each(|(sum, count)| *sum += count);
     }
 
     /// How many calls it holds.
@@ -232,7 +247,7 @@ impl CallSums {
             tries: counters.tries.get(),
             failures: counters.failures.get(),
             tries_took: Duration::from_nanos(counters.tries_ns.get()),
-            ewma: (Duration::from_nanos(counters.ewma_ns.get()), u32::from(counters.ewma_ns.get() > 0)),
+            ewma: (counters.ewma(), u32::from(counters.ewma.get() > 0)),
         }
     }
 
@@ -243,6 +258,12 @@ impl CallSums {
     /// The same without what is only of this moment.
     pub(crate) fn ended(self) -> Self {
         Self { in_flight: 0, connections: 0, queued: 0, ewma: (Duration::ZERO, 0), ..self }
+    }
+
+    /// What balancers take its latency for, on average over the workers that have seen one; zero if none has.
+    #[must_use]
+    pub fn ewma_mean(&self) -> Duration {
+        self.ewma.0.checked_div(self.ewma.1).unwrap_or_default()
     }
 
     /// Adds another sum to this one.
@@ -259,10 +280,7 @@ impl CallSums {
         self.tries_took += other.tries_took;
         self.ewma.0 += other.ewma.0;
         self.ewma.1 += other.ewma.1;
-        self.latency.sum += other.latency.sum;
-        for (sum, count) in self.latency.counts.iter_mut().zip(&other.latency.counts) {
-            *sum += count;
-        }
+        self.latency.merge(&other.latency);
     }
 }
 
@@ -330,7 +348,13 @@ impl MethodSet {
 
     pub(crate) fn sums(&self) -> Vec<MethodSums> {
         let methods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        methods.iter().map(|(name, counters)| MethodSums::of(name, counters)).collect()
+        let mut sums: BTreeMap<String, MethodSums> = BTreeMap::new();
+        for (name, counters) in methods.iter() {
+            let of = MethodSums::of(name, counters);
+            // Two names can look the same once they are shown.
+            sums.entry(of.name.clone()).and_modify(|same| same.merge(&of)).or_insert(of);
+        }
+        sums.into_values().collect()
     }
 }
 
@@ -357,13 +381,29 @@ impl MethodSums {
             latency.counts.iter_mut().zip(&counters.latency).for_each(|(sum, count)| *sum += count.get());
         }
         Self {
-            name: String::from_utf8_lossy(name).into_owned(),
+            name: shown_method(name),
             calls: sum(|one| &one.calls),
             mesh_errors: sum(|one| &one.mesh_errors),
             service_errors: sum(|one| &one.service_errors),
             latency,
         }
     }
+
+    fn merge(&mut self, other: &Self) {
+        self.calls += other.calls;
+        self.mesh_errors += other.mesh_errors;
+        self.service_errors += other.service_errors;
+        self.latency.merge(&other.latency);
+    }
+}
+
+/// Characters of a method's name that are shown: whoever calls chooses it.
+const METHOD_SHOWN_MAX: usize = 128;
+
+fn shown_method(name: &[u8]) -> String {
+    let text = String::from_utf8_lossy(name);
+    let shown = text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c });
+    shown.take(METHOD_SHOWN_MAX).collect()
 }
 
 /// What one worker counts of a service's policy.
@@ -465,7 +505,7 @@ pub struct Snapshot {
 }
 
 /// One service.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct ServiceSnapshot {
     /// Its URI.
     pub uri: String,
@@ -473,15 +513,25 @@ pub struct ServiceSnapshot {
     pub unsent: CallSums,
     /// Its instances.
     pub instances: Vec<InstanceSnapshot>,
+    /// Its methods.
+    pub methods: Vec<MethodSums>,
+    /// What its policy did.
+    pub policy: PolicySums,
 }
 
 /// One instance.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct InstanceSnapshot {
     /// `host:port`.
     pub address: String,
-    /// Whether it gets calls.
+    /// Whether it is healthy.
     pub healthy: bool,
+    /// Its share of the calls, in relation to the others'.
+    pub weight: u32,
+    /// Whether it is out of traffic for what its calls showed.
+    pub ejected: bool,
+    /// How often it was.
+    pub ejections: u64,
     /// Its calls.
     pub sums: CallSums,
 }
