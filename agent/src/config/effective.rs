@@ -14,7 +14,8 @@ pub fn effective(checked: &Checked) -> Vec<ConfigKey> {
     let defaults = KeyPath::default().key("defaults");
     for peer in &checked.peers {
         let at = KeyPath::default().key("peers").key(&peer.name);
-        let values = [("address", to_value(&peer.address)), ("zone", to_value(&peer.zone)), ("data_centre", to_value(&peer.data_centre))];
+        let values =
+            [("address", to_value(&peer.address)), ("zone", to_value(&peer.zone)), ("data_centre", to_value(&peer.data_centre))];
         for (key, value) in values {
             keys.add(&at.key(key), &at.key(key), &value);
         }

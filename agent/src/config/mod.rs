@@ -135,13 +135,7 @@ impl CheckedService {
 
 impl Default for Traits {
     fn default() -> Self {
-        Self {
-            weight: 100,
-            zone: String::new(),
-            data_centre: String::new(),
-            environment: String::new(),
-            labels: BTreeMap::new(),
-        }
+        Self { weight: 100, zone: String::new(), data_centre: String::new(), environment: String::new(), labels: BTreeMap::new() }
     }
 }
 
