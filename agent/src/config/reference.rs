@@ -23,6 +23,7 @@ const PEERS_AND_SERVICES: &str = r#"
 # One section for each other agent, by a name of this file's choice: its tunnel.listen, as it is reached from here.
 #[peers.b]
 #address = "10.0.0.9:13100"
+#zone = "b"
 
 # One section for each service that can be called, by its URI, as often as needed: its instances, the other agents that
 # serve it, and any key of [defaults] that is different for it. Applications that offer it serve it, too.

@@ -169,6 +169,7 @@ fn a_shadow_goes_to_a_service_that_is_there() {
         shadows = [
             { name = "a", service = "/service/other", to.group = "g" },
             { name = "b", service = "/service/other" },
+            { name = "x", service = "/service/t", to.group = "g" },
             { name = "c", service = "/service/t" },
             { name = "d", service = "/service/oter", to.group = "g" },
             { name = "e", service = "/service/other#g" },
@@ -181,10 +182,12 @@ fn a_shadow_goes_to_a_service_that_is_there() {
         "moa.toml:3:44: defaults.shadows[0].service: found the service \"/nowhere\", which has no section, expected the URI of a \
          service that has one; add [services.\"/nowhere\"], or remove the rule",
         "moa.toml:7:37: services.\"/service/s\".shadows[1].service: found the service \"/service/other\", which has no section, \
-         expected the URI of a service that has one; did you mean `/service/t`?",
-        "moa.toml:9:37: services.\"/service/s\".shadows[3].service: found the service \"/service/oter\" of the group \"g\", which \
-         has no section, expected the URI of a service that has one; did you mean `/service/other`?",
-        "moa.toml:10:37: services.\"/service/s\".shadows[4].service: found the service \"/service/other#g\", which has no \
+         expected the URI of a service that has one; write to.group = \"g\"",
+        "moa.toml:8:37: services.\"/service/s\".shadows[2].service: found the service \"/service/t\" of the group \"g\", which \
+         has no section, expected the URI of a service that has one; remove to.group",
+        "moa.toml:10:37: services.\"/service/s\".shadows[4].service: found the service \"/service/oter\" of the group \"g\", \
+         which has no section, expected the URI of a service that has one; did you mean `/service/other`?",
+        "moa.toml:11:37: services.\"/service/s\".shadows[5].service: found the service \"/service/other#g\", which has no \
          section, expected the URI of a service that has one; write service = \"/service/other\", and to.group = \"g\"",
     ];
     assert_eq!(report(text).lines().collect::<Vec<_>>(), expected);
@@ -208,15 +211,15 @@ fn environments_and_labels_that_no_instance_has_are_refused() {
         "#;
     let expected = [
         "moa.toml:5:44: services.\"/s\".routes[0].to.environment: found the environment \"per\", which no instance has, expected \
-         what an instance of \"/s\" has; known are pre",
+         what an instance of \"/s\" has; known: pre",
         "moa.toml:6:47: services.\"/s\".routes[1].to.labels.version: found the label version = \"v2\", which no instance has, \
-         expected what an instance of \"/s\" has; known are v1",
+         expected what an instance of \"/s\" has; known: v1",
         "moa.toml:7:46: services.\"/s\".routes[2].to.labels.verson: found the label verson = \"v1\", which no instance has, \
          expected what an instance of \"/s\" has; did you mean `version`?",
         "moa.toml:8:55: services.\"/s\".routes[3].split[0].to.environment: found the environment \"stress\", which no instance \
-         has, expected what an instance of \"/s\" has; known are pre",
+         has, expected what an instance of \"/s\" has; known: pre",
         "moa.toml:11:67: services.\"/s\".shadows[0].to.environment: found the environment \"none\", which no instance has, \
-         expected what an instance of \"/t\" has; known are pre",
+         expected what an instance of \"/t\" has; known: pre",
     ];
     assert_eq!(report(text).lines().collect::<Vec<_>>(), expected);
 }
