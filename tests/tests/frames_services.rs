@@ -33,7 +33,7 @@ fn status_of(got: &Got) -> (Option<Kind>, u32) {
 
 #[test]
 fn calls_take_turns_between_instances_whole_and_streamed() {
-    let agent = Agent::start(TWO);
+    let agent = Agent::start(&format!("{TWO}[defaults]\nbalance.policy = \"round-robin\"\n"));
     let mut servers = ["a", "b"].map(|name| FramePeer::connect(agent.address(), &nth(service(name, &[USER]), 0)));
     let mut client = FramePeer::connect(agent.address(), &nth(caller(), 0));
     for flags in [Flags::END_STREAM, Flags::NONE] {
@@ -56,7 +56,7 @@ fn who_goes_away_takes_only_its_own_calls_with_it() {
     let mut stays = FramePeer::connect(agent.address(), &service("stays", &[USER]));
     let mut goes = FramePeer::connect(agent.address(), &service("goes", &[USER]));
     let mut client = FramePeer::connect(agent.address(), &caller());
-    let streams: Vec<_> = (0..8).map(|_| client.request(USER, Flags::END_STREAM | Flags::IDEMPOTENT, b"")).collect();
+    let streams: Vec<_> = (0..8).map(|_| client.request(USER, Flags::END_STREAM, b"")).collect();
     let kept: Vec<_> = (0..4).map(|_| stays.expect(Kind::Request)).collect();
     (0..4).for_each(|_| drop(goes.expect(Kind::Request)));
     drop(goes);

@@ -59,6 +59,11 @@ impl Loads {
         seen[index as usize] = Seen::default();
     }
 
+    /// What was seen of the instance's latency says nothing any more.
+    pub(crate) fn forget(&self, index: u32) {
+        self.see(index, |seen| seen.average.set(0.0));
+    }
+
     /// A call goes to the instance.
     pub(crate) fn begin(&self, index: u32) {
         self.see(index, |seen| seen.in_flight.set(seen.in_flight.get().saturating_add(1)));

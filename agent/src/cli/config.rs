@@ -153,7 +153,25 @@ f.toml has 1 problem
     fn what_is_shown_is_a_valid_file() {
         let text = "[services.'/s']\ninstances = ['10.0.0.1:5000']\nhealth = { check = 'call', call = '{\"action\":\"/s\"}' }\n\
                     agents = ['b.c']\n[services.'/t']\n[peers.'b.c']\naddress = '10.0.0.2:13100'\n[app]\nunix = '/run/a.sock'\n";
-        let checked = parse(text, "f", &Given::default()).expect("valid");
+        let rules = r#"
+        [agent]
+        zone = "a"
+        [tracing]
+        endpoint = "http://a:4318"
+        [peers.z]
+        address = "10.0.0.3:13100"
+        zone = "b"
+        [defaults]
+        rate.callers = { shop = 5, "a b" = 6 }
+        access.rules = [{ name = "a", when = { "entry.7" = ["x", "y*"], method = "get" }, verdict = "deny" }]
+        [services."/u#blue"]
+        instances = [{ address = "10.0.0.1:5000", weight = 5, labels = { "v.w" = "1" } }, "10.0.0.2:5000"]
+        retry = { on = ["code"], codes = [7], methods = ["get*"] }
+        routes = [{ name = "b", to.labels."v.w" = "1" }, { name = "c", split = [{ weight = 3, to = {} }, {}], sticky = true }]
+        shadows = [{ name = "d", service = "/s" }]
+        faults = [{ name = "e", delay_ms = 5 }, { name = "f", code = 504 }]
+        "#;
+        let checked = parse(&format!("{text}{rules}"), "f", &Given::default()).unwrap_or_else(|report| panic!("{report}"));
         let source = ConfigSource { path: Some("f".into()), generation: 2, loaded_unix_ms: 0, last_error: None };
         let shown = show(&EffectiveConfig { source, keys: config::effective(&checked) });
         let again = parse(&shown, "shown", &Given::default()).unwrap_or_else(|report| panic!("{report}\n{shown}"));

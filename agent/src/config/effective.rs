@@ -92,6 +92,8 @@ fn to_value(data: &impl Serialize) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::config::{Given, parse};
 
@@ -119,5 +121,34 @@ mod tests {
         assert_eq!(find("services.\"/s\".agents"), is("[\"b.c\"]", "/etc/moa/moa.toml:7"));
         assert_eq!(find("peers.\"b.c\".address"), is("\"10.0.0.2:13100\"", "/etc/moa/moa.toml:9"));
         assert_eq!(find("services.\"/s\".queue_max"), is("1024", "default"));
+    }
+
+    #[test]
+    fn lists_of_tables_are_one_value_and_groups_are_in_the_name() {
+        let text = "[defaults]\nfaults = [{ name = 'a', code = 504 }]\nrate.callers.shop = 5\n\
+                    [services.'/s#g']\ninstances = [{ address = '10.0.0.1:5000', zone = 'z' }, '10.0.0.2:5000']\n\
+                    [[services.'/s#g'.routes]]\nname = 'b'\nto.group = 'h'\n\
+                    [[services.'/s#g'.routes]]\nname = 'c'\nto = {}\n\
+                    [peers.b]\naddress = '10.0.0.2:13100'\nzone = 'y'\n";
+        let keys = effective(&parse(text, "f", &Given::default()).unwrap_or_else(|report| panic!("{report}")));
+        let find = |key: &str| {
+            let found = keys.iter().find(|entry| entry.key == key).unwrap_or_else(|| panic!("no {key}"));
+            (found.value.clone(), found.from.as_str())
+        };
+        let s = |key: &str| find(&format!("services.\"/s#g\".{key}"));
+        let first = json!({ "address": "10.0.0.1:5000", "weight": 100, "zone": "z" });
+        assert_eq!(s("instances"), (json!([first, "10.0.0.2:5000"]), "line 5"));
+        let to = |group: &[(&str, &str)]| {
+            let mut to = json!({ "labels": {}, "fallback": true });
+            group.iter().for_each(|(key, group)| to[*key] = json!(group));
+            to
+        };
+        let route = |name: &str, to: Value| json!({ "name": name, "when": {}, "to": to, "split": [], "sticky": false });
+        assert_eq!(s("routes"), (json!([route("b", to(&[("group", "h")])), route("c", to(&[]))]), "line 6"));
+        let fault = json!([{ "name": "a", "when": {}, "per_10k": 10_000, "delay_ms": 0, "code": 504 }]);
+        assert_eq!(s("faults"), (fault, "[defaults], line 2"));
+        assert_eq!(s("rate.callers.shop"), (json!(5), "[defaults], line 3"));
+        assert_eq!(s("shadows"), (json!([]), "default"));
+        assert_eq!((find("peers.b.zone"), find("peers.b.data_centre")), ((json!("y"), "line 14"), (json!(""), "default")));
     }
 }

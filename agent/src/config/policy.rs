@@ -61,25 +61,26 @@ pub struct ServicePolicy {
     pub balance: Balance,
     /// Which instances are preferred for where they are.
     pub locality: Locality,
-    /// When a call is sent again.
+    /// When a call is sent again. What no instance has seen a byte of is sent elsewhere in any case.
     pub retry: Retry,
-    /// When a second copy of a call is sent, as its answer is late.
+    /// When a second copy is sent of a call that may be executed twice, as its answer is late: the first answer counts.
     pub hedge: Hedge,
-    /// When an instance is taken out of traffic for what its calls show.
+    /// When an instance is taken out of traffic for a while, for what its calls show.
     pub outlier: Outlier,
-    /// Bounds on what is under way at once.
+    /// Bounds on what is under way at once, in the whole agent; one more is answered with 504. 0 is no bound.
     pub breaker: Breaker,
-    /// Bounds on calls each second.
+    /// Bounds on calls each second, in the whole agent; one more is answered with 504. 0 is no bound.
     pub rate: Rate,
-    /// A bound on calls in flight that follows what the service can take.
+    /// A bound on calls in flight that follows what the service can take: it falls when answers become slower than they are
+    /// without load.
     pub concurrency: Concurrency,
     /// Who may call.
     pub access: Access,
-    /// Where calls go for what they say of themselves.
+    /// Where calls go for what they say of themselves. The first rule that fits counts.
     pub routes: Vec<Route>,
     /// Copies of calls, whose answers are dropped.
     pub shadows: Vec<Shadow>,
-    /// Faults that are put into calls, for drills.
+    /// Faults that are put into calls, for drills. The first one that fits counts.
     pub faults: Vec<Fault>,
 }
 

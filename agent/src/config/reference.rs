@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value};
 
 use super::{
-    schema::{bounds, is, schema},
+    schema::{bounds, is, required, schema},
     words,
 };
 
@@ -23,6 +23,7 @@ const PEERS_AND_SERVICES: &str = r#"
 # One section for each other agent, by a name of this file's choice: its tunnel.listen, as it is reached from here.
 #[peers.b]
 #address = "10.0.0.9:13100"
+#zone = "b"
 
 # One section for each service that can be called, by its URI, as often as needed: its instances, the other agents that
 # serve it, and any key of [defaults] that is different for it. Applications that offer it serve it, too.
@@ -66,19 +67,22 @@ pub fn default_file() -> String {
 #[must_use]
 pub fn reference() -> String {
     let mut out = String::new();
-    for section in sections() {
+    let sections = sections();
+    for section in &sections {
         let _ = write!(out, "### `[{}]`\n\n{}\n\n", section.header, section.description);
-        table(&mut out, &section.keys);
+        table(&mut out, &section.keys, &Value::Null);
+    }
+    for section in &sections {
         lists(&mut out, &section.header, &section.keys);
     }
     let peer = &schema()["properties"]["peers"]["additionalProperties"];
     let _ = write!(out, "### `[peers.b]`\n\n{}\n\n", text(&peer["description"]));
-    table(&mut out, &rows("", peer));
+    table(&mut out, &rows("", peer), peer);
     let service = &schema()["properties"]["services"]["additionalProperties"];
     let header = r#"services."/service/user""#;
     let _ = write!(out, "### `[{header}]`\n\n{} Every key of `[defaults]`, and:\n\n", text(&service["description"]));
     let own = ["instances", "agents"].map(|key| (key.to_owned(), &service["properties"][key]));
-    table(&mut out, &own);
+    table(&mut out, &own, service);
     lists(&mut out, header, &own);
     out.truncate(out.trim_end().len());
     out + "\n"
@@ -137,16 +141,19 @@ fn lists(out: &mut String, header: &str, keys: &[(String, &'static Value)]) {
             let header = format!("{header}.{key}");
             let _ = write!(out, "### `[[{header}]]`\n\n{}\n\n", text(&element["description"]));
             let keys = rows("", element);
-            table(out, &keys);
+            table(out, &keys, element);
             lists(out, &header, &keys);
         }
     }
 }
 
-fn table(out: &mut String, keys: &[(String, &Value)]) {
+/// The keys of a schema, or of several.
+fn table(out: &mut String, keys: &[(String, &Value)], of: &Value) {
     out.push_str("| key | type | default | unit | meaning |\n|---|---|---|---|---|\n");
     for (key, schema) in keys {
-        let default = if schema["default"].is_null() { "—".to_owned() } else { format!("`{}`", in_toml(&schema["default"])) };
+        // The keys of a table within have their own lines.
+        let none = schema["default"].is_null() || schema.get("properties").is_some() || required(of).any(|needed| needed == key);
+        let default = if none { "—".to_owned() } else { format!("`{}`", in_toml(&schema["default"])) };
         let unit = words::unit(key).unwrap_or("—");
         let _ = writeln!(
             out,

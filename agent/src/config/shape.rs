@@ -47,7 +47,8 @@ fn clean_value(value: &mut Spanned<DeValue<'_>>, schema: &Value, at: &KeyPath, p
                 problems.push(span.clone(), &at.key(missing), missing_key(missing, schema));
             }
             clean(table, schema, at, problems);
-            required(schema).all(|key| table.contains_key(key))
+            // Without what has no default either, the table can't be read.
+            required(schema).all(|key| table.contains_key(key) || !schema["properties"][key]["default"].is_null())
         }
         DeValue::Array(array) if is(schema, "array") && !array.is_empty() => {
             let mut good = true;

@@ -1,6 +1,8 @@
 //! Files as operators write them, right and wrong, and what they are told.
 
 mod mesh;
+mod rules;
+mod traffic;
 
 use std::net::SocketAddr;
 
@@ -17,6 +19,11 @@ fn report(text: &str) -> String {
 
 fn address(text: &str) -> SocketAddr {
     text.parse().expect("an address")
+}
+
+/// An instance of which only the address is known.
+fn instance(text: &str) -> CheckedInstance {
+    CheckedInstance { address: address(text), traits: Traits::default() }
 }
 
 #[test]
@@ -49,7 +56,7 @@ fn a_service_has_the_defaults_with_its_own_keys_laid_over_them() {
     assert_eq!((user.policy.timeout_ms, user.policy.pipelined), (800, true));
     assert_eq!((user.policy.health.interval_ms, user.policy.health.healthy_after), (100, 7));
     assert_eq!(user.policy.health.unhealthy_after, Health::default().unhealthy_after);
-    assert_eq!(user.instances, [address("10.0.0.1:5000"), address("[::1]:5000")]);
+    assert_eq!(user.instances, [instance("10.0.0.1:5000"), instance("[::1]:5000")]);
 }
 
 #[test]
@@ -82,12 +89,12 @@ fn every_problem_of_shape_says_where_it_is_and_what_to_do() {
         (
             "[agent]\nwokers = 3",
             "moa.toml:2:1: agent.wokers: found the unknown key `wokers`, expected one of workers, calls_in_flight_max, queued_bytes_max, \
-             drain_timeout_ms; did you mean `workers`?",
+             drain_timeout_ms, zone, data_centre; did you mean `workers`?",
         ),
         (
             "[colour]\n",
             "moa.toml:1:2: colour: found the unknown key `colour`, expected one of agent, app, tunnel, kernel, metrics, \
-             defaults, peers, services; remove it",
+             tracing, defaults, peers, services; remove it",
         ),
         (
             "[defaults]\ntimeout_ms = '5s'",
@@ -126,13 +133,13 @@ fn every_problem_of_shape_says_where_it_is_and_what_to_do() {
         ),
         (
             "[services.'/s']\ninstances = ['10.0.0.1:5000', '10.0.0.2:0']",
-            "moa.toml:2:31: services.\"/s\".instances[1]: found the string \"10.0.0.2:0\", expected an IP address with a port; use a port \
-             from 1 to 65535",
+            "moa.toml:2:31: services.\"/s\".instances[1]: found the string \"10.0.0.2:0\", expected an IP address with a port, or a table \
+             that has one; use a port from 1 to 65535",
         ),
         (
             "[services.'/s']\ninstances = '10.0.0.1:5000'",
             "moa.toml:2:13: services.\"/s\".instances: found the string \"10.0.0.1:5000\", expected a list, each an IP address with a \
-             port; write [\"10.0.0.1:5000\"]",
+             port, or a table that has one; write [\"10.0.0.1:5000\"]",
         ),
     ];
     for (text, expected) in cases {

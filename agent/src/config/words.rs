@@ -21,9 +21,11 @@ pub(super) fn expected(schema: &Value, key: &str) -> String {
         let (min, max) = bounds(schema);
         return format!("a whole number{} from {min} to {max}", unit(key).map_or(String::new(), |unit| format!(" of {unit}")));
     }
+    if is(schema, "array") && is(schema, "string") {
+        return "a string or a list of strings".into();
+    }
     if is(schema, "array") {
-        let text = if is(schema, "string") { "a string, or " } else { "" };
-        return format!("{text}a list, each {}", expected(&schema["items"], key));
+        return format!("a list, each {}", expected(&schema["items"], key));
     }
     if schema["additionalProperties"].is_object() {
         return format!("a table, each {}", expected(&schema["additionalProperties"], ""));
@@ -69,6 +71,9 @@ pub(super) fn advice(value: &DeValue<'_>, schema: &Value) -> String {
         DeValue::String(text) if wants("boolean") && ["true", "false"].contains(&text.as_ref()) => "remove the quotes".into(),
         DeValue::String(text) if wants_each("string") => format!("write [{text:?}]"),
         DeValue::Integer(number) if wants_each("integer") => format!("write [{number}]"),
+        DeValue::Integer(_) | DeValue::Float(_) | DeValue::Boolean(_) if wants("string") && schema["format"] != ADDRESS => {
+            "write it in quotes".into()
+        }
         DeValue::Table(_) if wants("string") && wants("array") => {
             "a name with dots in it stands in quotes, such as \"moa.env.pre\"".into()
         }

@@ -58,8 +58,8 @@ pub(crate) struct Sets {
     mesh: Vec<Set>,
     /// By subset, for calls that stay on this node; none if all instances are on it.
     node: Option<Vec<Set>>,
-    /// For calls that are no part of the policy.
-    plain: Option<Set>,
+    /// By subset, for calls that are no part of the policy.
+    plain: Vec<Set>,
     /// Which instances could be used when it was last looked, by slot.
     usable: Vec<bool>,
 }
@@ -92,17 +92,14 @@ impl Sets {
             };
             subsets.iter().map(local).collect()
         });
-        let plain = (route.policy.mesh_per_10k < 10_000).then(|| {
+        let some_plain = route.policy.mesh_per_10k < 10_000;
+        let plain = subsets.iter().filter(|_| some_plain).map(|subset| {
             let options = Options { policy: Policy::Random, slow_start: Duration::ZERO, failover: false, ..options.clone() };
-            Set::new(
-                options,
-                members(&|slot| subsets.first().is_none_or(|subset| subset.fits(&slot.member.traits))),
-                None,
-                now.into_std(),
-            )
+            let fits = |slot: &Slot<'_>| subset.fits(&slot.member.traits);
+            Set::new(options, members(&fits), None, now.into_std())
         });
         let len = slots.iter().map(|slot| slot.slot as usize + 1).max().unwrap_or(0);
-        RefCell::new(Self { seen: None, mesh: mesh.collect(), node, plain, usable: vec![false; len] })
+        RefCell::new(Self { seen: None, mesh: mesh.collect(), node, plain: plain.collect(), usable: vec![false; len] })
     }
 
     /// Looks at which instances can be used, if that may have changed.
@@ -117,6 +114,10 @@ impl Sets {
             let index = u32::try_from(slot).unwrap_or(u32::MAX);
             let usable = service.is_usable(index);
             let returns = usable && !std::mem::replace(&mut self.usable[slot], usable);
+            if returns && !first {
+                // What it was like before says nothing of how it is now.
+                service.loads.forget(index);
+            }
             if returns && slow {
                 self.all().for_each(|set| set.set_since(index, Some(now.into_std())));
             }
@@ -130,9 +131,10 @@ impl Sets {
         self.mesh.iter_mut().chain(self.node.iter_mut().flatten()).chain(&mut self.plain)
     }
 
-    fn of(&mut self, scope: Scope, subset: u16) -> Option<&mut Set> {
+    fn of(&mut self, scope: Scope, (subset, plain): (u16, bool)) -> Option<&mut Set> {
         let sets = match (&mut self.node, scope) {
             (Some(node), Scope::Node | Scope::Worker) => node,
+            (_, Scope::Mesh) if plain => &mut self.plain,
             _ => &mut self.mesh,
         };
         sets.get_mut(usize::from(subset))
@@ -149,10 +151,7 @@ impl Sets {
         self.follow(service, now);
         let loads: &Loads = &service.loads;
         let mut from = |set: &mut Set| set.pick(Pick { now: now.into_std(), loads, key: choice.key, dice }, &mut fit);
-        if choice.plain && scope == Scope::Mesh {
-            return from(self.plain.as_mut()?);
-        }
-        choice.subsets().find_map(|subset| from(self.of(scope, subset)?))
+        choice.subsets().find_map(|subset| from(self.of(scope, (subset, choice.plain))?))
     }
 
     /// The set of a subset, as calls that may go anywhere have it.

@@ -249,6 +249,22 @@ impl Methods {
     }
 }
 
+impl Begun {
+    /// Prepares for sending the call again, if its policy lets it be executed twice.
+    fn repeats(&mut self, origin: &Origin<'_>, method: &[u8]) {
+        let service = self.service.clone();
+        let policy = &service.route.policy;
+        let idempotent = origin.idempotent || service.governed.idempotent.iter().any(|pattern| pattern.fits(method));
+        let hedge = (idempotent && policy.hedge.after_ms > 0).then(|| Duration::from_millis(policy.hedge.after_ms));
+        let keeps = hedge.is_some() || (idempotent && policy.retry.tries_max > 1 && !policy.retry.on.is_empty());
+        let try_timeout = (policy.try_timeout_ms > 0).then(|| Duration::from_millis(policy.try_timeout_ms));
+        if keeps || try_timeout.is_some() {
+            let more = self.more.get_or_insert_default();
+            (more.keeps, more.idempotent, more.hedge_after, more.try_timeout) = (keeps, idempotent, hedge, try_timeout);
+        }
+    }
+}
+
 impl Worker {
     /// Decides about a call.
     pub(super) fn govern(&self, service: &Rc<Service>, call: &impl Says, origin: &Origin<'_>) -> Result<Begun, Refused> {
@@ -262,13 +278,19 @@ impl Worker {
             governed.hedges.borrow_mut().deposit(self.now().into_std());
         }
         let mut rule = None;
-        if !governed.is_simple {
-            let decided = self.decide(service, call, origin);
+        if governed.is_simple {
+            if origin.idempotent && origin.scope == Scope::Mesh {
+                begun.repeats(origin, &method);
+            }
+        } else {
+            // One throw for all questions about a call, so that they agree.
+            let dice = self.dice(rand::Rng::next_u32);
+            let decided = self.decide(service, call, origin, dice);
             let routed = decided.inspect_err(|refused| self.report_refused(service, call, origin, refused))?;
             rule = routed.rule;
             begun.choice = Choice { key: hash_key(route, call), ..choice_of(&routed) };
             if origin.scope == Scope::Mesh && !routed.plain {
-                self.prepare(&mut begun, (call, origin, &method), &routed)?;
+                self.prepare(&mut begun, (call, origin, &method, dice), &routed)?;
             }
         }
         if self.is_followed(service) {
@@ -278,11 +300,17 @@ impl Worker {
     }
 
     /// Whether a call may be made, and where it goes.
-    fn decide<'s>(&self, service: &'s Rc<Service>, call: &impl Says, origin: &Origin<'_>) -> Result<Routed<'s>, Refused> {
+    fn decide<'s>(
+        &self,
+        service: &'s Rc<Service>,
+        call: &impl Says,
+        origin: &Origin<'_>,
+        dice: u32,
+    ) -> Result<Routed<'s>, Refused> {
         let plan = &service.route.plan;
         // Rules have their say once: at the agent that the caller is connected to.
         let routed = match origin.scope {
-            Scope::Mesh => plan.route(call, self.throw()),
+            Scope::Mesh => plan.route(call, dice),
             Scope::Node | Scope::Worker => plan.route_by_environment(call),
         };
         if origin.scope != Scope::Worker {
@@ -298,7 +326,7 @@ impl Worker {
     fn prepare(
         &self,
         begun: &mut Begun,
-        (call, origin, method): (&impl Says, &Origin<'_>, &[u8]),
+        (call, origin, method, dice): (&impl Says, &Origin<'_>, &[u8], u32),
         routed: &Routed<'_>,
     ) -> Result<(), Refused> {
         let service = begun.service.clone();
@@ -306,16 +334,7 @@ impl Worker {
         if let Some(group) = routed.group {
             self.join_group(begun, group, routed)?;
         }
-        let policy = &begun.service.route.policy;
-        let idempotent = origin.idempotent || governed.idempotent.iter().any(|pattern| pattern.fits(method));
-        let keeps = idempotent && policy.retry.tries_max > 1 && !policy.retry.on.is_empty();
-        let hedge = (idempotent && policy.hedge.after_ms > 0).then(|| Duration::from_millis(policy.hedge.after_ms));
-        let try_timeout = (policy.try_timeout_ms > 0).then(|| Duration::from_millis(policy.try_timeout_ms));
-        if keeps || hedge.is_some() || try_timeout.is_some() {
-            let more = begun.more.get_or_insert_default();
-            more.keeps = keeps || hedge.is_some();
-            (more.idempotent, more.hedge_after, more.try_timeout) = (idempotent, hedge, try_timeout);
-        }
+        begun.repeats(origin, method);
         let subset = route.plan.subsets().get(usize::from(begun.choice.subset));
         if let Some(environment) = subset.and_then(|subset| subset.environment.as_ref()) {
             begun.more.get_or_insert_default().environment = Some(environment.clone());
@@ -323,7 +342,6 @@ impl Worker {
         if (!route.plan.is_open() || route.limiter.is_some()) && !origin.application.is_empty() {
             begun.more.get_or_insert_default().application = Some(origin.application.into());
         }
-        let dice = self.throw();
         if let Some(fault) = route.plan.fault(call, dice) {
             governed.counters.faults.add(1);
             if let Some(code) = fault.code
@@ -368,11 +386,6 @@ impl Worker {
         let own = other.route.plan.subsets();
         let same = own.iter().position(|subset| Some((&subset.environment, &subset.labels)) == wanted);
         Some((other, number(same.unwrap_or(0))))
-    }
-
-    /// One throw of the dice for all questions about a call.
-    fn throw(&self) -> u32 {
-        self.dice(|dice| rand::Rng::next_u32(dice))
     }
 
     /// Whether the caller may make the call.

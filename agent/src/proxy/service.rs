@@ -249,8 +249,7 @@ impl Service {
             let subset = subsets.get(usize::from(subset));
             subset.zip(member).is_none_or(|(subset, member)| subset.fits(&member.traits))
         };
-        let chosen: Vec<_> =
-            within.into_iter().filter(|(_, entry)| choice.plain || choice.subsets().any(|of| fits(of, entry))).collect();
+        let chosen: Vec<_> = within.into_iter().filter(|(_, entry)| choice.subsets().any(|of| fits(of, entry))).collect();
         if chosen.is_empty() {
             let what = subsets.get(usize::from(choice.subset)).map(ToString::to_string).unwrap_or_default();
             return (code::REMOTING, format!("no instance is {what}"));

@@ -28,6 +28,7 @@ use super::{
     app_conn::AppConn,
     calls::CallTable,
     dispatch::Call,
+    explain::InstanceShares,
     frames::{self, Bounds, FrameConn, Handoff, Remote, Side, Target, To, Told, Tunnel},
     limits::{TunnelLimits, WorkerLimits},
     listen::Listeners,
@@ -42,7 +43,7 @@ use super::{
     stream::Stream,
     timer::Timer,
 };
-use crate::{api, trace::Spans, wire::resp};
+use crate::{api, rules, trace::Spans, wire::resp};
 
 /// Deadlines are kept to this.
 const TICK: Duration = Duration::from_millis(8);
@@ -62,6 +63,10 @@ pub(crate) enum Control {
     Apply(Arc<Routes>, oneshot::Sender<()>),
     /// List connections, at most this many.
     Conns(usize, oneshot::Sender<Vec<api::Conn>>),
+    /// Say what becomes of a call to the service with this key; none if there is none.
+    Explain(Arc<str>, rules::Told, oneshot::Sender<Option<api::routes::Explanation>>),
+    /// Say which calls each instance of the service with this key gets.
+    Shares(Arc<str>, oneshot::Sender<InstanceShares>),
     /// Answer, to show that the worker is alive.
     Ping(oneshot::Sender<()>),
     /// Take no new connections, finish what is in flight, say when it is done. Services are let go when no worker has
@@ -165,6 +170,12 @@ async fn obey(worker: &Rc<Worker>, mut control: mpsc::Receiver<Control>) {
             }
             Control::Conns(max, reply) => {
                 let _ = reply.send(worker.conns(max));
+            }
+            Control::Explain(key, call, reply) => {
+                let _ = reply.send(worker.explain(&key, &call));
+            }
+            Control::Shares(key, reply) => {
+                let _ = reply.send(worker.shares(&key));
             }
             Control::Ping(reply) => {
                 let _ = reply.send(());

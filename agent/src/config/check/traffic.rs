@@ -217,9 +217,12 @@ fn unknown_service(uri: &str, group: &str, services: &[CheckedService]) -> Optio
     if services.iter().any(|service| service.uri == uri && service.group == group) {
         return None;
     }
-    let advice = match uri.split_once('#') {
-        Some((uri, group)) => format!("write service = {uri:?}, and to.group = {group:?}"),
-        None => {
+    let other_group = services.iter().find(|service| service.uri == uri).map(|service| service.group.as_str());
+    let advice = match (uri.split_once('#'), other_group) {
+        (Some((uri, group)), _) => format!("write service = {uri:?}, and to.group = {group:?}"),
+        (None, Some("")) => "remove to.group".into(),
+        (None, Some(group)) => format!("write to.group = {group:?}"),
+        (None, None) => {
             let named = if group.is_empty() { uri.to_owned() } else { format!("{uri}#{group}") };
             let known = services.iter().filter(|service| service.group == group).map(|service| service.uri.as_str());
             words::suggestion(uri, known).unwrap_or_else(|| format!("add [services.{named:?}], or remove the rule"))
@@ -267,7 +270,7 @@ fn absent<'a>(found: String, of: &str, name: &str, known: impl Iterator<Item = &
     names.sort_unstable();
     names.dedup();
     names.truncate(5);
-    let advice = words::suggestion(name, known).unwrap_or_else(|| format!("known are {}", names.join(", ")));
+    let advice = words::suggestion(name, known).unwrap_or_else(|| format!("known: {}", names.join(", ")));
     Finding { found, expected: format!("what an instance {of} has"), advice }
 }
 

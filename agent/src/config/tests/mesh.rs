@@ -17,7 +17,12 @@ fn a_service_is_served_by_instances_and_agents_or_by_who_offers_it() {
         address = "[::2]:13100"
         "#,
     );
-    let peer = |name: &str, text| CheckedPeer { name: name.into(), address: address(text) };
+    let peer = |name: &str, text| CheckedPeer {
+        name: name.into(),
+        address: address(text),
+        zone: String::new(),
+        data_centre: String::new(),
+    };
     assert_eq!(checked.peers, [peer("node-2.rack", "[::2]:13100"), peer("z", "10.0.0.9:13100")]);
     let [a, b] = &checked.services[..] else { panic!("two services") };
     assert!(a.instances.is_empty() && a.agents.is_empty() && b.instances.is_empty());
@@ -62,7 +67,7 @@ fn wrong_shapes_of_tunnels_and_peers_are_refused() {
         ),
         (
             "[peers.b]\nadress = '10.0.0.2:13100'\naddress = '10.0.0.2:13100'",
-            "moa.toml:2:1: peers.b.adress: found the unknown key `adress`, expected address; did you mean `address`?",
+            "moa.toml:2:1: peers.b.adress: found the unknown key `adress`, expected one of address, zone, data_centre; did you mean `address`?",
         ),
         (
             "[peers.b]\naddress = 'b:13100'\n[services.'/s']\nagents = ['b']",
@@ -146,12 +151,11 @@ fn peers_that_do_not_fit_are_refused() {
         ),
         (
             "[services.'/s']\nagents = ['b']\n[peers.b]".to_owned(),
-            "moa.toml:3:1: peers.b.address: found no address, expected the address where the other agent is called; add address = \
-             \"10.0.0.2:13100\"",
+            "moa.toml:3:1: peers.b.address: found no address, expected an IP address with a port; add address = \"10.0.0.2:13100\"",
         ),
         (
             b("[services.'/s']\nagents = ['node-b', 'node-b']"),
-            "moa.toml:4:21: services.\"/s\".agents[1]: found \"node-b\" for the second time, expected every agent once; remove it",
+            "moa.toml:4:21: services.\"/s\".agents[1]: found \"node-b\" for the second time, expected each one once; remove it",
         ),
         (
             b("[services.'/s']\nagents = ['nodeb']"),

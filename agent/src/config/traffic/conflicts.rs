@@ -30,18 +30,18 @@ impl ServicePolicy {
 }
 
 impl Retry {
-    /// What is wrong with the combination of `on` and `codes`. `[defaults]` may hold one for services that add the other.
+    /// What is wrong with the combination of `on` and `codes`. `[defaults]` may hold one for services that add the other, and a
+    /// service may do without either.
     pub(in crate::config) fn codes_conflict(&self) -> Option<Conflict> {
-        let keys = &["retry.on", "retry.codes"];
         match (self.on.contains(&RetryOn::Code), &self.codes[..]) {
             (true, []) => Some(Conflict {
-                keys,
+                keys: &["retry.on"],
                 found: r#""code" without any codes"#.into(),
                 expected: "retry.codes, the service's own error codes after which a call is sent again".into(),
                 advice: r#"add codes = […], or remove "code" from retry.on"#.into(),
             }),
             (false, [_, ..]) => Some(Conflict {
-                keys,
+                keys: &["retry.codes"],
                 found: "codes, but no retries after codes".into(),
                 expected: r#""code" in retry.on, or no retry.codes"#.into(),
                 advice: r#"add "code" to retry.on, or remove retry.codes"#.into(),

@@ -22,10 +22,16 @@ pub struct Patterns(pub Vec<String>);
 /// Where the calls go that a rule is about. The first rule that fits counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["name"]))]
 pub struct Route {
-    /// What it is called in errors and lists; no two of a service are called the same.
+    /// What it is called in errors and lists: lower-case letters, digits, `-`, `_` and `.`, at most 64; no two of a list are called
+    /// the same.
+    #[schemars(example = "new-search")]
     pub name: String,
-    /// Which calls.
+    /// Which calls: what each of them must say, all of it, each as a pattern or one of several has it; without any, all calls.
+    /// Names: `method`, `application`, `instance` (the caller's process), `group`, `environment`, `zone`, `stress`, `hash_key`,
+    /// `content_type`; `entry.N` for the metadata entry with that number; any other name is a property (`props`), and `props.NAME`
+    /// is one that would otherwise mean something else. In a pattern `*` stands for anything.
     pub when: When,
     /// Where to, all of them.
     pub to: Option<To>,
@@ -63,10 +69,12 @@ pub struct Split {
 /// Copies of calls, whose answers are dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["name"]))]
 pub struct Shadow {
     /// What it is called in lists.
+    #[schemars(example = "next-version")]
     pub name: String,
-    /// Which calls.
+    /// Which calls, as `when` of routes has it.
     pub when: When,
     /// Where the copies go.
     pub to: To,
@@ -83,10 +91,12 @@ pub struct Shadow {
 /// A fault that is put into calls, for drills. The first one that fits counts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["name"]))]
 pub struct Fault {
     /// What it is called in errors and lists.
+    #[schemars(example = "slow-answers")]
     pub name: String,
-    /// Which calls.
+    /// Which calls, as `when` of routes has it.
     pub when: When,
     /// The share of them, in hundredths of a percent.
     #[schemars(range(max = 10_000))]
@@ -107,17 +117,19 @@ pub struct Access {
     pub mode: AccessMode,
     /// What holds for calls that no rule is about.
     pub default: Verdict,
-    /// The first one that fits counts.
+    /// The rules; the first one that fits counts.
     pub rules: Vec<AccessRule>,
 }
 
 /// A rule about who may call.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["name"]))]
 pub struct AccessRule {
     /// What it is called in errors and lists.
+    #[schemars(example = "no-guests")]
     pub name: String,
-    /// Which calls.
+    /// Which calls, as `when` of routes has it.
     pub when: When,
     /// What holds for them.
     pub verdict: Verdict,
