@@ -20,7 +20,7 @@ pub struct Policy {
     pub limits: BTreeMap<String, u64>,
     /// What the policy did since the agent started, by kind.
     pub events: BTreeMap<String, u64>,
-    /// Retries that the budget has left, over all workers; what it was when a retry was wanted last.
+    /// Retries that the budget has left, over all workers.
     pub budget_left: u64,
     /// Calls that may be in flight now by `concurrency.adaptive`, over all workers; 0 if there is no such limit.
     pub concurrency_limit: u64,

@@ -148,13 +148,18 @@ impl Governed {
     pub(super) fn may_retry(&self, now: Instant) -> bool {
         let mut budget = self.budget.borrow_mut();
         let may = budget.take(now.into_std());
-        self.counters.budget_left.set(u64::from(budget.left(now.into_std())));
         if may {
             self.counters.retries.add(1)
         } else {
             self.counters.budget_exhausted.add(1)
         }
         may
+    }
+
+    /// Writes down what of its state is for others to see.
+    pub(super) fn shows(&self, now: Instant) {
+        self.counters.budget_left.set(u64::from(self.budget.borrow_mut().left(now.into_std())));
+        self.counters.limit.set(self.adaptive.as_ref().map_or(0, |adaptive| u64::from(adaptive.borrow().limit())));
     }
 
     /// Whether one more second copy is within the budget.
@@ -177,9 +182,7 @@ impl Governed {
         if let Some(adaptive) = &self.adaptive
             && call.place.slot().is_some()
         {
-            let mut adaptive = adaptive.borrow_mut();
-            adaptive.observe(took, self.in_flight.get(), failed, now.into_std());
-            self.counters.limit.set(u64::from(adaptive.limit()));
+            adaptive.borrow_mut().observe(took, self.in_flight.get(), failed, now.into_std());
         }
     }
 
