@@ -91,7 +91,8 @@ async fn explain(State(admin): State<Admin>, query: Result<Query<Vec<(String, St
     match asked {
         Ok(Asked { uri, group, says }) => found(admin.node.proxy.explain((&uri, &group), says).await),
         Err(wrong) => {
-            let text = format!("{wrong}; the parameters are uri=URI, group=NAME and meta=NAME=VALUE, the last as often as needed");
+            let text =
+                format!("{wrong}; the parameters are uri=URI, group=NAME and meta=NAME=VALUE, the last as often as needed");
             error(StatusCode::BAD_REQUEST, text)
         }
     }

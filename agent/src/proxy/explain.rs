@@ -87,8 +87,7 @@ impl Worker {
             },
         };
         let seen = self.seen(&to, at.into());
-        let slots: HashMap<*const Instance, u32> =
-            to.placed().map(|(slot, instance)| (Arc::as_ptr(instance), slot)).collect();
+        let slots: HashMap<*const Instance, u32> = to.placed().map(|(slot, instance)| (Arc::as_ptr(instance), slot)).collect();
         let fits = to.route.plan.subsets().get(usize::from(at));
         let candidates = to.route.members.iter().filter_map(|member| {
             let slot = slots.get(&Arc::as_ptr(&member.instance))?;

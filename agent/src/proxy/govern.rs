@@ -158,7 +158,7 @@ impl Governed {
 
     /// Writes down what of its state is for others to see.
     pub(super) fn shows(&self, now: Instant) {
-        self.counters.budget_left.set(u64::from(self.budget.borrow_mut().left(now.into_std())));
+        self.counters.budget_left.set(u64::from(self.budget.borrow().left(now.into_std())));
         self.counters.limit.set(self.adaptive.as_ref().map_or(0, |adaptive| u64::from(adaptive.borrow().limit())));
     }
 

@@ -258,7 +258,9 @@ impl Proxy {
         };
         match name {
             None => Ok(policies(&mut routes.services.iter())),
-            Some(name) => Some(policies(&mut routes.named(name))).filter(|found| !found.is_empty()).ok_or_else(|| routes.unknown(name)),
+            Some(name) => {
+                Some(policies(&mut routes.named(name))).filter(|found| !found.is_empty()).ok_or_else(|| routes.unknown(name))
+            }
         }
     }
 

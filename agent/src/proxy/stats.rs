@@ -644,4 +644,26 @@ mod tests {
         assert!((45..=60).contains(&p50), "{p50}");
         assert_eq!((sums.calls, &sums.mesh_errors[..], &sums.service_errors[..]), (102, &[(504, 1)][..], &[(0, 1)][..]));
     }
+
+    #[test]
+    fn an_average_is_that_of_the_workers_that_have_seen_one() {
+        let counters = [CallCounters::default(), CallCounters::default(), CallCounters::default()];
+        counters[0].set_ewma(1e6);
+        counters[2].set_ewma(3e6);
+        let mut sums = CallSums::default();
+        assert_eq!(sums.ewma_mean(), Duration::ZERO);
+        counters.iter().for_each(|counters| sums.add(counters));
+        assert_eq!(sums.ewma_mean().as_micros(), 2_000);
+    }
+
+    #[test]
+    fn methods_that_look_the_same_are_one() {
+        let methods = MethodSet::default();
+        let long = |end: u8| [vec![b'x'; METHOD_SHOWN_MAX], vec![end]].concat();
+        for name in [&[0xff][..], &[0xfe], &long(b'1'), &long(b'2'), b"get", b"get"] {
+            methods.writer(name).expect("room").ended(Duration::from_millis(1), false, true);
+        }
+        let sums: Vec<_> = methods.sums().into_iter().map(|sums| (sums.name, sums.calls, sums.latency.count())).collect();
+        assert_eq!(sums, [("get".into(), 2, 2), ("x".repeat(METHOD_SHOWN_MAX), 2, 2), ("\u{fffd}".into(), 2, 2)]);
+    }
 }

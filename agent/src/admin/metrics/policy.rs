@@ -32,10 +32,10 @@ impl Scrape {
         let mut family = out.family("moa_method_calls", help, None, MetricType::Counter)?;
         for (service, method) in all() {
             let ok = method.calls.saturating_sub(method.mesh_errors + method.service_errors);
-            let counts = [("service", "ok", ok), ("service", "error", method.service_errors), ("mesh", "error", method.mesh_errors)];
+            let counts =
+                [("service", "ok", ok), ("service", "error", method.service_errors), ("mesh", "error", method.mesh_errors)];
             for (by, result, count) in counts {
-                let labels: Labels<'_, 4> =
-                    [("service", &service.uri), ("method", &method.name), ("by", by), ("result", result)];
+                let labels: Labels<'_, 4> = [("service", &service.uri), ("method", &method.name), ("by", by), ("result", result)];
                 encode_counter(&mut family, &labels, count)?;
             }
         }

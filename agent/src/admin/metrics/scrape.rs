@@ -112,7 +112,12 @@ impl Scrape {
             let labels: Labels<'_, 2> = [("service", service), ("instance", instance)];
             let latency = &sums.latency;
             let encoder = &mut family.encode_family(&labels)?;
-            encoder.encode_histogram::<NoLabelSet>(latency.sum.as_secs_f64(), latency.count(), &buckets(latency, BUCKETS_MERGED), None)?;
+            encoder.encode_histogram::<NoLabelSet>(
+                latency.sum.as_secs_f64(),
+                latency.count(),
+                &buckets(latency, BUCKETS_MERGED),
+                None,
+            )?;
         }
         Ok(())
     }
