@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod api;
+mod balance;
 pub mod cli;
 pub mod config;
 pub mod instance;

@@ -45,10 +45,27 @@ fn nanoseconds(case: &mut Case) -> f64 {
 
 #[test]
 #[ignore = "a measurement"]
+fn microseconds_per_refresh() {
+    for (policy, equal) in [(Policy::PeakEwma, true), (Policy::PeakEwma, false), (Policy::RoundRobin, false)] {
+        for n in [10, 1_000, 20_000] {
+            let mut case = case(policy, n, equal, None);
+            let rounds = (0..20).map(|round| {
+                let started = Instant::now();
+                case.set.refresh(case.now, |index| index % 20 != round);
+                started.elapsed().as_secs_f64() * 1e6
+            });
+            println!("{policy:?} {} {n}: {:.1} us", if equal { "equal" } else { "weighted" }, rounds.fold(f64::MAX, f64::min));
+        }
+    }
+}
+
+#[test]
+#[ignore = "a measurement"]
 fn nanoseconds_per_pick() {
     let sizes = [10_u32, 1_000, 20_000];
     println!("{:<14} {:>10} {:>10} {:>10}", "ns per pick", sizes[0], sizes[1], sizes[2]);
-    let rings = sizes.map(|n| Arc::new(Ring::new(&(0..n).map(|i| format!("10.0.{}.{}:80", i / 256, i % 256)).collect::<Vec<_>>())));
+    let rings =
+        sizes.map(|n| Arc::new(Ring::new(&(0..n).map(|i| format!("10.0.{}.{}:80", i / 256, i % 256)).collect::<Vec<_>>())));
     for (policy, equal) in [
         (Policy::PeakEwma, true),
         (Policy::PeakEwma, false),

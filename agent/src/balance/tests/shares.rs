@@ -96,6 +96,38 @@ fn a_starting_instance_gets_a_growing_share() {
     }
 }
 
+#[test]
+fn what_is_explained_is_what_happens() {
+    let mut dice = rng("what_is_explained_is_what_happens");
+    let now = Instant::now();
+    let mut members = members(&[1, 2, 3, 4, 5]);
+    members[4].since = Some(now - Duration::from_secs(50));
+    members[3].since = Some(now - Duration::from_secs(500));
+    for policy in [Policy::Random, Policy::RoundRobin, Policy::LeastRequest, Policy::PeakEwma] {
+        let options = Options { slow_start: Duration::from_secs(100), ..options(policy) };
+        let mut set = Set::new(options, members.clone(), None, now);
+        set.refresh(now, |index| index != 1);
+        let explained = set.explain(now);
+        let used: Vec<bool> = explained.iter().map(|member| member.used).collect();
+        let weights: Vec<f64> = explained.iter().map(|member| member.weight_now).collect();
+        assert_eq!(used, [true, false, true, true, true]);
+        assert_eq!(weights, [1.0, 2.0, 3.0, 4.0, 2.5]);
+        let loads = loads(5, now);
+        let mut counts = [0_u32; 5];
+        for _ in 0..50_000 {
+            let call = Pick { now, loads: &loads, key: None, dice: &mut dice };
+            counts[set.pick(call, |_| Fit::Ready).unwrap() as usize] += 1;
+        }
+        for (member, count) in explained.iter().zip(counts) {
+            let share = f64::from(count) / 50_000.0;
+            assert!((share - member.share).abs() < 0.015, "{policy:?} {member:?} {share}");
+        }
+    }
+    // No slow start is none, whatever was said of one.
+    let set = Set::new(options(Policy::Random), vec![Member { since: Some(now), ..members[0] }], None, now);
+    assert_eq!(set.explain(now)[0].weight_now, 1.0);
+}
+
 /// Calls that overlap: so many at once, each as long as its instance takes.
 fn overlapping(set: &mut Set, took_ms: &[u64], at_once: u64, dice: &mut StdRng) -> Vec<u32> {
     let start = Instant::now();
@@ -126,8 +158,11 @@ fn weights_hold_with_calls_in_flight() {
             let weights = [1, 1, 2, 4, 8];
             let mut set = Set::new(options(policy), members(&weights), None, Instant::now());
             let counts = overlapping(&mut set, &[10; 5], at_once, &mut dice);
-            let shares: Vec<f64> =
-                counts.iter().zip(weights).map(|(count, weight)| f64::from(*count) * 16.0 / 50_000.0 / f64::from(weight)).collect();
+            let shares: Vec<f64> = counts
+                .iter()
+                .zip(weights)
+                .map(|(count, weight)| f64::from(*count) * 16.0 / 50_000.0 / f64::from(weight))
+                .collect();
             println!("{policy:?}, {at_once} at once: {shares:.2?} of what weights say");
             assert!(shares.iter().all(|share| (0.6..2.0).contains(share)), "{shares:?}");
         }
