@@ -1,6 +1,6 @@
 //! MOA Mesh's agent: a local data plane between applications and services, and the operator's command line.
 //!
-//! `wire` knows nobody; `proxy` knows `wire`; `kernel` knows `proxy`'s types; `admin` and `cli` see all.
+//! `wire` and `balance` know nobody; `proxy` knows `wire`; `kernel` knows `proxy`'s types; `admin` and `cli` see all.
 #![deny(unsafe_code)]
 
 pub mod admin;
