@@ -129,7 +129,8 @@ pub(crate) struct Set {
 }
 
 impl Set {
-    /// A set of members that can all be used. It is kept in the order of their indices; the ring's names must be in the same order.
+    /// A set of members that can all be used. It is kept in the order of their indices; the ring's names must be in the same
+    /// order.
     pub(crate) fn new(options: Options, mut members: Vec<Member>, ring: Option<Arc<Ring>>, now: Instant) -> Self {
         members.sort_unstable_by_key(|member| member.index);
         let usable = vec![true; members.len()];

@@ -211,9 +211,9 @@ impl Simulation {
         let (loads, now, took) = (&self.workers[answer.worker].loads, self.start + answer.at, answer.at - answer.began);
         loads.end(answer.index);
         if answer.failed {
-            loads.fail(answer.index, took, now)
+            loads.fail(answer.index, took, now);
         } else {
-            loads.observe(answer.index, took, now)
+            loads.observe(answer.index, took, now);
         }
         if answer.began < TROUBLE {
             self.outcome.calls += 1;
