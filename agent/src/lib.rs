@@ -1,6 +1,7 @@
 //! MOA Mesh's agent: a local data plane between applications and services, and the operator's command line.
 //!
-//! `wire` and `trace` know nobody; `proxy` knows `wire`; `kernel` knows `proxy`'s types; `admin` and `cli` see all.
+//! `wire`, `balance` and `trace` know nobody, `rules` only the configuration; `proxy` knows them all; `kernel` knows `proxy`'s
+//! types; `admin` and `cli` see all.
 #![deny(unsafe_code)]
 
 pub mod admin;

@@ -23,7 +23,9 @@ fn case(policy: Policy, n: u32, equal: bool, ring: Option<&Arc<Ring>>) -> Case {
     let loads = Loads::new(n as usize, Duration::from_secs(10), now);
     let weight = |dice: &mut SmallRng| if equal { 1 } else { dice.random_range(1..100) };
     let members = (0..n).map(|index| Member { index, weight: weight(&mut dice), level: 2, since: None }).collect();
-    (0..n).for_each(|index| loads.observe(index, Duration::from_micros(900 + u64::from(index % 200)), now));
+    for index in 0..n {
+        loads.observe(index, Duration::from_micros(900 + u64::from(index % 200)), now);
+    }
     Case { set: Set::new(Options { panic: 50, ..options(policy) }, members, ring.cloned(), now), loads, now }
 }
 
@@ -41,6 +43,22 @@ fn nanoseconds(case: &mut Case) -> f64 {
         started.elapsed().as_secs_f64() * 1e9 / f64::from(PICKS)
     });
     rounds.fold(f64::MAX, f64::min)
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn microseconds_per_refresh() {
+    for (policy, equal) in [(Policy::PeakEwma, true), (Policy::PeakEwma, false), (Policy::RoundRobin, false)] {
+        for n in [10, 1_000, 20_000] {
+            let mut case = case(policy, n, equal, None);
+            let rounds = (0..20).map(|round| {
+                let started = Instant::now();
+                case.set.refresh(case.now, |index| index % 20 != round);
+                started.elapsed().as_secs_f64() * 1e6
+            });
+            println!("{policy:?} {} {n}: {:.1} us", if equal { "equal" } else { "weighted" }, rounds.fold(f64::MAX, f64::min));
+        }
+    }
 }
 
 #[test]

@@ -40,7 +40,7 @@ impl Turn {
         if permille >= 1000 {
             let left = u64::from(self.rest) + CYCLE % weight;
             self.deadline = self.deadline.wrapping_add(CYCLE / weight + left / weight);
-            self.rest = (left % weight & 0xffff) as u16;
+            self.rest = ((left % weight) & 0xffff) as u16;
         } else {
             self.deadline = self.deadline.wrapping_add(CYCLE * 1000 / (weight * u64::from(permille.max(1))));
         }

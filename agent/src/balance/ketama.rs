@@ -13,10 +13,9 @@ const POSITIONS_MAX: usize = 4 << 20;
 /// N hosts have 2 x N positions each, so a change of N moves some keys of hosts that stay: the rule is the SDK's, not ours.
 #[derive(Debug)]
 pub(crate) struct Ring {
-    hashes: Box<[u32]>,
-    /// The host at each position.
-    owners: Box<[u32]>,
-    /// Where to look for a hash by its highest bits: so a look-up costs three cache misses however many hosts there are.
+    /// Each position's hash and, in the lower half, its host.
+    points: Box<[u64]>,
+    /// Where to look for a hash by its highest bits: so a look-up costs two cache misses however many hosts there are.
     starts: Box<[u32]>,
     shift: u32,
 }
@@ -32,12 +31,13 @@ impl Ring {
     pub(crate) fn new(names: &[impl AsRef<str>]) -> Self {
         let mut sorted: Vec<_> = (0_u32..).zip(names).map(|(owner, name)| (name.as_ref(), owner)).collect();
         sorted.sort_unstable();
-        let points = sort(positions(&sorted));
-        let owner = |point: &u64| sorted[low(*point) as usize].1;
-        let hashes: Box<[u32]> = points.iter().map(|point| high(*point)).collect();
-        let shift = 32 - (hashes.len() / 4).max(2).ilog2();
-        let starts = starts(&hashes, shift);
-        Self { owners: points.iter().map(owner).collect(), hashes, starts, shift }
+        let mut points = sort(positions(&sorted));
+        let shift = 32 - (points.len() / 4).max(2).ilog2();
+        let starts = starts(&points, shift);
+        for point in &mut points {
+            *point = join(high(*point), sorted[low(*point) as usize].1);
+        }
+        Self { points: points.into(), starts, shift }
     }
 
     /// The host that owns this hash: the one at the first position that is not before it.
@@ -48,25 +48,24 @@ impl Ring {
 
     /// The hosts at the positions from this hash on, once around; the same host comes many times.
     pub(crate) fn from(&self, hash: u32) -> impl Iterator<Item = u32> {
-        let (before, after) = self.owners.split_at(self.position(hash));
-        after.iter().chain(before).copied()
+        let (before, after) = self.points.split_at(self.position(hash));
+        after.iter().chain(before).map(|point| low(*point))
     }
 
     /// Each position's host and the share of all hashes that lead to it.
     pub(crate) fn arcs(&self) -> impl Iterator<Item = (u32, f64)> {
-        let last = self.hashes.last().copied().unwrap_or_default();
-        let mut previous = last;
-        self.hashes.iter().zip(&self.owners).map(move |(hash, owner)| {
-            let arc = if self.hashes.len() == 1 { 1.0 } else { f64::from(hash.wrapping_sub(previous)) / 2_f64.powi(32) };
-            previous = *hash;
-            (*owner, arc)
+        let mut previous = self.points.last().map_or(0, |point| high(*point));
+        self.points.iter().map(move |point| {
+            let arc = if self.points.len() == 1 { 1.0 } else { f64::from(high(*point).wrapping_sub(previous)) / 2_f64.powi(32) };
+            previous = high(*point);
+            (low(*point), arc)
         })
     }
 
     fn position(&self, hash: u32) -> usize {
         let bucket = (hash >> self.shift) as usize;
         let (start, end) = (self.starts[bucket] as usize, self.starts[bucket + 1] as usize);
-        start + self.hashes[start..end].partition_point(|at| *at < hash)
+        start + self.points[start..end].partition_point(|point| high(*point) < hash)
     }
 }
 
@@ -76,12 +75,12 @@ fn positions(sorted: &[(&str, u32)]) -> Vec<u64> {
     let each = (2 * hosts).min(POSITIONS_MAX / hosts).max(1);
     let mut points = Vec::with_capacity(each * sorted.len());
     let mut text = Vec::with_capacity(64);
-    for (rank, (name, _)) in (0_u64..).zip(sorted) {
+    for (rank, (name, _)) in (0_u32..).zip(sorted) {
         for i in 0..each {
             text.clear();
             // Cannot fail: it is memory.
             let _ = write!(text, "{name}#{i}");
-            points.push(u64::from(hash(&text)) << 32 | rank);
+            points.push(join(hash(&text), rank));
         }
     }
     points
@@ -96,16 +95,20 @@ fn sort(mut points: Vec<u64>) -> Vec<u64> {
 }
 
 /// The first position of each run of hashes with the same highest bits, and the end.
-fn starts(hashes: &[u32], shift: u32) -> Box<[u32]> {
+fn starts(points: &[u64], shift: u32) -> Box<[u32]> {
     let buckets = 1_u64 << (32 - shift);
     let mut position = 0_u32;
     let first = |bucket: u64| {
-        while hashes.get(position as usize).is_some_and(|hash| u64::from(hash >> shift) < bucket) {
+        while points.get(position as usize).is_some_and(|point| u64::from(high(*point) >> shift) < bucket) {
             position += 1;
         }
         position
     };
     (0..=buckets).map(first).collect()
+}
+
+fn join(hash: u32, host: u32) -> u64 {
+    u64::from(hash) << 32 | u64::from(host)
 }
 
 fn high(point: u64) -> u32 {

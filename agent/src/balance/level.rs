@@ -315,8 +315,8 @@ impl Level {
 
 /// How much of its weight one counts that began to start then, in thousandths.
 pub(crate) fn permille(since: Option<Instant>, slow_start: Duration, now: Instant) -> u32 {
-    let Some(since) = since else { return 1000 };
-    let part = now.saturating_duration_since(since).as_nanos() * 1000 / slow_start.as_nanos().max(1);
+    let Some(since) = since.filter(|_| !slow_start.is_zero()) else { return 1000 };
+    let part = now.saturating_duration_since(since).as_nanos() * 1000 / slow_start.as_nanos();
     u32::try_from(part).unwrap_or(1000).clamp(START, 1000)
 }
 

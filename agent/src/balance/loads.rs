@@ -7,8 +7,10 @@ use std::{
 
 use super::ewma;
 
-/// A failed call counts as one that took at least this long: an instance that fails fast must not look like a fast one.
-const FAILURE: Duration = Duration::from_secs(1);
+/// A failed call counts as one that took so much longer than the average, between these bounds: an instance that fails fast must
+/// not look like a fast one, and one that fails once must not be out for long.
+const FAILURE: f32 = 8.0;
+const FAILURE_NS: (f32, f32) = (1e7, 1e9);
 
 /// What an average counts as where nothing was seen and calls are in flight already: one at a time finds out.
 const UNKNOWN_NS: f32 = 3.6e12;
@@ -88,7 +90,9 @@ impl Loads {
 
     /// The call failed.
     pub(crate) fn fail(&self, index: u32, took: Duration, now: Instant) -> f32 {
-        self.observe(index, took.max(FAILURE), now)
+        let average = self.see(index, |seen| seen.average.get()).unwrap_or(0.0);
+        let penalty = (average * FAILURE).clamp(FAILURE_NS.0, FAILURE_NS.1);
+        self.observe(index, took.max(Duration::from_secs_f32(penalty * 1e-9)), now)
     }
 
     pub(crate) fn in_flight(&self, index: u32) -> u32 {

@@ -18,7 +18,7 @@ const LOOKS: u32 = 64;
 
 /// So many instances are asked along the ring before all are asked, and so many positions are looked at.
 const RING_LOOKS: u32 = 32;
-const RING_POSITIONS: usize = 4096;
+const RING_POSITIONS: usize = 1024;
 
 /// What stands in the ring's table for a member that can't be used.
 const UNUSED: u32 = u32::MAX;
@@ -128,7 +128,6 @@ pub(crate) struct Set {
     owners: Vec<usize>,
     /// For the ring: the index of each member, or `UNUSED`.
     indices: Vec<u32>,
-    candidates: Vec<Candidate>,
 }
 
 impl Set {
@@ -149,7 +148,6 @@ impl Set {
             ring,
             owners,
             indices: vec![UNUSED; members.len()],
-            candidates: Vec::new(),
             members,
         };
         set.fill(now);
@@ -281,16 +279,17 @@ impl Set {
             count.all += 1;
             count.usable += u32::from(used);
         }
+        let slow_start = self.options.slow_start;
+        let mut candidates = Vec::with_capacity(self.members.len());
         for number in 0..LEVELS {
             let here = |(member, index): &(&Member, &u32)| **index != UNUSED && level(&self.options, member) == number;
             let members = self.members.iter().zip(&self.indices).filter(here).map(|(member, _)| member);
-            self.candidates.clear();
-            let slow_start = self.options.slow_start;
-            self.candidates.extend(members.map(|&Member { index, weight, since, .. }| {
+            candidates.clear();
+            candidates.extend(members.map(|&Member { index, weight, since, .. }| {
                 let since = since.filter(|since| now.saturating_duration_since(*since) < slow_start);
                 Candidate { index, weight, since }
             }));
-            self.levels[number].fill(&self.candidates, self.options.policy, self.options.slow_start);
+            self.levels[number].fill(&candidates, self.options.policy, slow_start);
         }
         let local = match self.options.local {
             Local::Weighted(percent) if self.options.failover => Some(percent),

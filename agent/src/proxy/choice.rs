@@ -113,7 +113,8 @@ impl Sets {
         for slot in 0..self.usable.len() {
             let index = u32::try_from(slot).unwrap_or(u32::MAX);
             let usable = service.is_usable(index);
-            let returns = usable && !std::mem::replace(&mut self.usable[slot], usable);
+            let was = std::mem::replace(&mut self.usable[slot], usable);
+            let returns = usable && !was;
             if returns && !first {
                 // What it was like before says nothing of how it is now.
                 service.loads.forget(index);

@@ -33,9 +33,10 @@ proptest! {
     #[test]
     fn the_only_one_that_can_take_it_is_found(seed: u64, n in 1_usize..=64, slow: bool, failover: bool) {
         let mut dice = StdRng::seed_from_u64(seed);
+        let ring = ring(n);
         for policy in POLICIES {
             let options = Options { failover, ..options(policy) };
-            let mut set = Set::new(options, spread_members(n, &mut dice), Some(ring(n)), Instant::now());
+            let mut set = Set::new(options, spread_members(n, &mut dice), Some(ring.clone()), Instant::now());
             let last = dice.random_range(0..u32::try_from(n).unwrap());
             let fit = if slow { Fit::Slow } else { Fit::Ready };
             let mut asked = 0;
@@ -52,8 +53,9 @@ proptest! {
     #[test]
     fn the_only_usable_one_is_found_among_many(seed: u64, n in 1_usize..300) {
         let mut dice = StdRng::seed_from_u64(seed);
+        let ring = ring(n);
         for policy in POLICIES {
-            let mut set = Set::new(options(policy), spread_members(n, &mut dice), Some(ring(n)), Instant::now());
+            let mut set = Set::new(options(policy), spread_members(n, &mut dice), Some(ring.clone()), Instant::now());
             let last = dice.random_range(0..u32::try_from(n).unwrap());
             set.refresh(Instant::now(), |index| index == last);
             prop_assert_eq!(one_pick(&mut set, n, &mut dice, |_| Fit::Ready), Some(last), "{:?}", policy);
@@ -69,8 +71,9 @@ proptest! {
         let mut dice = StdRng::seed_from_u64(seed);
         let usable: Vec<bool> = (0..n).map(|_| dice.random_range(0..100) < usable_percent).collect();
         let fits: Vec<Fit> = (0..n).map(|_| [Fit::Ready, Fit::Slow, Fit::No][dice.random_range(0..3)]).collect();
+        let ring = ring(n);
         for policy in POLICIES {
-            let mut set = Set::new(options(policy), spread_members(n, &mut dice), Some(ring(n)), Instant::now());
+            let mut set = Set::new(options(policy), spread_members(n, &mut dice), Some(ring.clone()), Instant::now());
             set.refresh(Instant::now(), |index| usable[index as usize]);
             for _ in 0..10 {
                 if let Some(index) = one_pick(&mut set, n, &mut dice, |index| fits[index as usize]) {

@@ -96,6 +96,38 @@ fn a_starting_instance_gets_a_growing_share() {
     }
 }
 
+#[test]
+fn what_is_explained_is_what_happens() {
+    let mut dice = rng("what_is_explained_is_what_happens");
+    let now = Instant::now();
+    let mut members = members(&[1, 2, 3, 4, 5]);
+    members[4].since = Some(now - Duration::from_secs(50));
+    members[3].since = Some(now - Duration::from_secs(500));
+    for policy in [Policy::Random, Policy::RoundRobin, Policy::LeastRequest, Policy::PeakEwma] {
+        let options = Options { slow_start: Duration::from_secs(100), ..options(policy) };
+        let mut set = Set::new(options, members.clone(), None, now);
+        set.refresh(now, |index| index != 1);
+        let explained = set.explain(now);
+        let used: Vec<bool> = explained.iter().map(|member| member.used).collect();
+        let weights: Vec<f64> = explained.iter().map(|member| member.weight_now).collect();
+        assert_eq!(used, [true, false, true, true, true]);
+        assert_eq!(weights, [1.0, 2.0, 3.0, 4.0, 2.5]);
+        let loads = loads(5, now);
+        let mut counts = [0_u32; 5];
+        for _ in 0..50_000 {
+            let call = Pick { now, loads: &loads, key: None, dice: &mut dice };
+            counts[set.pick(call, |_| Fit::Ready).unwrap() as usize] += 1;
+        }
+        for (member, count) in explained.iter().zip(counts) {
+            let share = f64::from(count) / 50_000.0;
+            assert!((share - member.share).abs() < 0.015, "{policy:?} {member:?} {share}");
+        }
+    }
+    // No slow start is none, whatever was said of one.
+    let set = Set::new(options(Policy::Random), vec![Member { since: Some(now), ..members[0] }], None, now);
+    assert_eq!(set.explain(now)[0].weight_now, 1.0);
+}
+
 /// Calls that overlap: so many at once, each as long as its instance takes.
 fn overlapping(set: &mut Set, took_ms: &[u64], at_once: u64, dice: &mut StdRng) -> Vec<u32> {
     let start = Instant::now();
@@ -154,7 +186,9 @@ fn an_unknown_instance_is_tried_with_one_call() {
     let mut dice = rng("an_unknown_instance_is_tried_with_one_call");
     let now = Instant::now();
     let loads = loads(10, now);
-    (0..9).for_each(|index| loads.observe(index, Duration::from_millis(5), now));
+    for index in 0..9 {
+        loads.observe(index, Duration::from_millis(5), now);
+    }
     let mut set = Set::new(options(Policy::PeakEwma), members(&[1; 10]), None, now);
     let mut to_unknown = 0;
     for _ in 0..1000 {
@@ -181,8 +215,12 @@ fn what_was_seen_fades_and_is_carried_over() {
     assert!(seen.ewma(1, later).abs_diff(ms(300)) < Duration::from_micros(1));
     seen.observe(1, ms(10), later + ms(100));
     assert_eq!(seen.ewma(1, later + ms(100)).as_millis(), 297);
-    seen.fail(2, ms(3), later);
-    assert_eq!(seen.ewma(2, later), Duration::from_secs(1));
+    // Each failure counts for more than the one before it, up to a second.
+    let counted = [10, 80, 640, 1_000, 1_000].map(|expected| {
+        seen.fail(2, ms(3), later);
+        (seen.ewma(2, later).as_millis(), expected)
+    });
+    assert!(counted.iter().all(|(found, expected)| found.abs_diff(*expected) <= 1), "{counted:?}");
 
     seen.begin(1);
     seen.begin(1);
