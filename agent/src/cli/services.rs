@@ -334,7 +334,7 @@ INSTANCE       STATE  LEVEL  WEIGHT   SHARE    EWMA      P99      CALLS  ERRORS 
         let text = render_methods(&service);
         let expected = "\
 METHOD        CALLS  SERVICE ERRORS  MESH ERRORS     P50      P99
-g\u{fffd}et         1,000               2            1  870 µs  12.3 ms
+g\u{fffd}et          1,000               2            1  870 µs  12.3 ms
 (all others)      5               2            1  870 µs  12.3 ms
 ";
         assert_eq!(text.split_inclusive('\n').skip(2).collect::<String>(), expected);
