@@ -104,9 +104,10 @@ fn render(policies: &[Policy]) -> String {
     if rules.is_empty() {
         return table.render();
     }
-    let mut listed = Table::new(&[("SERVICE", Left), ("RULE", Left), ("CALLS", Left), ("WHAT", Left)]);
+    let mut listed = Table::new(&[("SERVICE", Left), ("RULE", Left), ("CALLS", Left)]);
     for (uri, rule) in rules {
         listed.row(std::iter::once(uri.to_owned()).chain(cells(rule)));
+        listed.note(&rule.what);
     }
     format!("{}\n{}", table.render(), listed.render())
 }
@@ -133,12 +134,15 @@ fn render_one(policy: &Policy) -> String {
     if policy.rules.is_empty() {
         return text + "  no rules: every call may be made, and goes to any instance\n";
     }
-    let mut listed = Table::new(&[("RULE", Left), ("CALLS", Left), ("WHAT", Left)]);
-    policy.rules.iter().for_each(|rule| listed.row(cells(rule)));
+    let mut listed = Table::new(&[("RULE", Left), ("CALLS", Left)]);
+    for rule in &policy.rules {
+        listed.row(cells(rule));
+        listed.note(&rule.what);
+    }
     text + &listed.render()
 }
 
-fn cells(rule: &Rule) -> [String; 3] {
+fn cells(rule: &Rule) -> [String; 2] {
     let kind = match rule.kind {
         RuleKind::Access => "access",
         RuleKind::Stress => "stress",
@@ -149,7 +153,7 @@ fn cells(rule: &Rule) -> [String; 3] {
         RuleKind::Shadow => "shadow",
     };
     let when = if rule.when.is_empty() { "all".to_owned() } else { rule.when.clone() };
-    [format!("{kind} {}", rule.name).trim_end().to_owned(), when, rule.what.clone()]
+    [format!("{kind} {}", rule.name).trim_end().to_owned(), when]
 }
 
 #[cfg(test)]
@@ -186,9 +190,11 @@ SERVICE        BALANCE    RULES  LIMITS  RETRIES  BUDGET LEFT  EJECTED  DENIED  
 /service/user  peak-ewma      2       1    1,201           10      1/3       3        5
 /service/b     ketama         0       0        0            0      0/1       0        0
 
-SERVICE        RULE            CALLS            WHAT
-/service/user  access default  all              deny
-/service/user  route canary    method = \"get*\"  10 % to instances with version = \"2\"
+SERVICE        RULE            CALLS
+/service/user  access default  all
+    deny
+/service/user  route canary    method = \"get*\"
+    10 % to instances with version = \"2\"
 ";
         assert_eq!(render(&[policy(), plain.clone()]), expected);
         assert_eq!(render(&[plain]).lines().count(), 2);
@@ -206,9 +212,11 @@ SERVICE        RULE            CALLS            WHAT
   3 calls refused by a rule
   5 calls refused at a bound of the breaker
   2 new
-RULE            CALLS            WHAT
-access default  all              deny
-route canary    method = \"get*\"  10 % to instances with version = \"2\"
+RULE            CALLS
+access default  all
+    deny
+route canary    method = \"get*\"
+    10 % to instances with version = \"2\"
 ";
         assert_eq!(render_one(&policy()), expected);
         assert!(render_one(&Policy::default()).contains("no rules"));

@@ -113,16 +113,9 @@ fn render_one(service: &Service) -> String {
             count(stats.in_flight),
             count(instance.queued),
         ]);
+        notes(instance).iter().for_each(|note| table.note(note));
     }
-    let rendered = table.render();
-    let mut lines = rendered.lines();
-    let mut text = head(service);
-    text.extend(lines.next().map(|title| format!("{title}\n")));
-    for (line, instance) in lines.zip(&service.instances) {
-        text += &format!("{line}\n");
-        text.extend(notes(instance).into_iter().map(|note| format!("    {note}\n")));
-    }
-    text
+    head(service) + &table.render()
 }
 
 fn head(service: &Service) -> String {
