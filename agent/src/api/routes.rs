@@ -274,3 +274,17 @@ pub struct Misfit {
     /// What it says instead; none if nothing.
     pub found: Option<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_yet_is_left_out() {
+        assert_eq!(serde_json::from_str::<Policy>("{}").ok(), Some(Policy::default()));
+        let way = r#"{"ways":[{"candidates":[{"address":"10.0.0.1:1","later":1}]}],"later":true}"#;
+        let explanation: Explanation = serde_json::from_str(way).expect("of another version");
+        assert_eq!(explanation.ways[0].candidates[0].address, "10.0.0.1:1");
+        assert_eq!(explanation.rules, Explained::default());
+    }
+}

@@ -1,12 +1,20 @@
 //! Counters of calls. Each worker writes its own, so that no two CPUs share a cache line; whoever reads adds them up.
 
+mod methods;
+mod policy;
+
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
+};
+
+pub use self::{methods::MethodSums, policy::PolicySums};
+pub(crate) use self::{
+    methods::{METHODS_MAX, MethodCounters, MethodSet},
+    policy::{PolicyCounters, PolicySet},
 };
 
 /// Codes that are counted by themselves: MOA's, with the client's (30x0) and the server's own (30x1) variants. Others are counted as 0.
@@ -293,204 +301,6 @@ fn add_codes(sums: &mut Vec<(u16, u64)>, more: impl Iterator<Item = (u16, u64)>)
     }
 }
 
-/// What one worker counts for one method of a service.
-#[derive(Debug)]
-pub(crate) struct MethodCounters {
-    calls: Counter,
-    mesh_errors: Counter,
-    service_errors: Counter,
-    latency_ns: Counter,
-    latency: Box<[Counter]>,
-}
-
-impl Default for MethodCounters {
-    fn default() -> Self {
-        Self {
-            calls: Counter::default(),
-            mesh_errors: Counter::default(),
-            service_errors: Counter::default(),
-            latency_ns: Counter::default(),
-            latency: (0..BUCKETS).map(|_| Counter::default()).collect(),
-        }
-    }
-}
-
-impl MethodCounters {
-    /// A call has ended.
-    pub(crate) fn ended(&self, took: Duration, mesh_error: bool, service_error: bool) {
-        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.calls.add(1);
-        self.mesh_errors.add(u64::from(mesh_error));
-        self.service_errors.add(u64::from(service_error));
-        self.latency_ns.add(ns);
-        self.latency[bucket(ns)].add(1);
-    }
-}
-
-/// The counters of all workers for a service's methods.
-#[derive(Debug, Default)]
-pub(crate) struct MethodSet(Mutex<BTreeMap<Box<[u8]>, Vec<Arc<MethodCounters>>>>);
-
-/// Methods of one service that are counted by themselves; the rest is one more.
-pub(crate) const METHODS_MAX: usize = 64;
-
-impl MethodSet {
-    /// The counters of one more writer for a method; none if there are as many methods as are counted.
-    pub(crate) fn writer(&self, method: &[u8]) -> Option<Arc<MethodCounters>> {
-        let mut methods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !methods.contains_key(method) && methods.len() > METHODS_MAX {
-            return None;
-        }
-        let counters = Arc::new(MethodCounters::default());
-        methods.entry(method.into()).or_default().push(counters.clone());
-        Some(counters)
-    }
-
-    pub(crate) fn sums(&self) -> Vec<MethodSums> {
-        let methods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut sums: BTreeMap<String, MethodSums> = BTreeMap::new();
-        for (name, counters) in methods.iter() {
-            let of = MethodSums::of(name, counters);
-            // Two names can look the same once they are shown.
-            sums.entry(of.name.clone()).and_modify(|same| same.merge(&of)).or_insert(of);
-        }
-        sums.into_values().collect()
-    }
-}
-
-/// Sums over all workers, for one method.
-#[derive(Debug, Clone, Default)]
-pub struct MethodSums {
-    /// Its name; empty for all those that are not counted by themselves, and for calls without one.
-    pub name: String,
-    /// Calls that were answered, by whomever.
-    pub calls: u64,
-    /// Errors that the mesh answered.
-    pub mesh_errors: u64,
-    /// Errors that the service answered.
-    pub service_errors: u64,
-    /// Times to the answer.
-    pub latency: Histogram,
-}
-
-impl MethodSums {
-    fn of(name: &[u8], all: &[Arc<MethodCounters>]) -> Self {
-        let sum = |of: fn(&MethodCounters) -> &Counter| all.iter().map(|counters| of(counters).get()).sum();
-        let mut latency = Histogram { sum: Duration::from_nanos(sum(|one| &one.latency_ns)), ..Histogram::default() };
-        for counters in all {
-            latency.counts.iter_mut().zip(&counters.latency).for_each(|(sum, count)| *sum += count.get());
-        }
-        Self {
-            name: shown_method(name),
-            calls: sum(|one| &one.calls),
-            mesh_errors: sum(|one| &one.mesh_errors),
-            service_errors: sum(|one| &one.service_errors),
-            latency,
-        }
-    }
-
-    fn merge(&mut self, other: &Self) {
-        self.calls += other.calls;
-        self.mesh_errors += other.mesh_errors;
-        self.service_errors += other.service_errors;
-        self.latency.merge(&other.latency);
-    }
-}
-
-/// Characters of a method's name that are shown: whoever calls chooses it.
-const METHOD_SHOWN_MAX: usize = 128;
-
-fn shown_method(name: &[u8]) -> String {
-    let text = String::from_utf8_lossy(name);
-    let shown = text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c });
-    shown.take(METHOD_SHOWN_MAX).collect()
-}
-
-/// What one worker counts of a service's policy.
-#[derive(Debug, Default)]
-pub(crate) struct PolicyCounters {
-    /// Calls sent again, second copies, and those that the budget had none left for.
-    pub(crate) retries: Counter,
-    pub(crate) hedges: Counter,
-    pub(crate) budget_exhausted: Counter,
-    /// What the budget has left.
-    pub(crate) budget_left: Counter,
-    /// Copies of calls that were sent, and that were not for a bound.
-    pub(crate) shadows: Counter,
-    pub(crate) shadows_dropped: Counter,
-    /// Calls that got a fault.
-    pub(crate) faults: Counter,
-    /// Calls that were refused, and that would have been in earnest.
-    pub(crate) denied: Counter,
-    pub(crate) denied_dry: Counter,
-    /// Calls that were refused by a rate limit, a breaker, or the adaptive limit.
-    pub(crate) rate_limited: Counter,
-    pub(crate) broken: Counter,
-    pub(crate) shed: Counter,
-    /// What the adaptive limit is.
-    pub(crate) limit: Counter,
-    /// Calls with the mark of a stress test.
-    pub(crate) stress: Counter,
-}
-
-impl PolicyCounters {
-    /// The counters that only grow, each by its name.
-    pub(crate) fn all(&self) -> [(&'static str, &Counter); 12] {
-        [
-            ("retries", &self.retries),
-            ("hedges", &self.hedges),
-            ("budget_exhausted", &self.budget_exhausted),
-            ("shadows", &self.shadows),
-            ("shadows_dropped", &self.shadows_dropped),
-            ("faults", &self.faults),
-            ("denied", &self.denied),
-            ("denied_dry_run", &self.denied_dry),
-            ("rate_limited", &self.rate_limited),
-            ("breaker_open", &self.broken),
-            ("shed", &self.shed),
-            ("stress_calls", &self.stress),
-        ]
-    }
-}
-
-/// The counters of all workers for a service's policy.
-#[derive(Debug, Default)]
-pub(crate) struct PolicySet(Mutex<Vec<Arc<PolicyCounters>>>);
-
-impl PolicySet {
-    /// The counters of one more writer.
-    pub(crate) fn writer(&self) -> Arc<PolicyCounters> {
-        let counters = Arc::new(PolicyCounters::default());
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(counters.clone());
-        counters
-    }
-
-    pub(crate) fn sums(&self) -> PolicySums {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut sums =
-            PolicySums { counts: PolicyCounters::default().all().map(|(name, _)| (name, 0)).to_vec(), ..PolicySums::default() };
-        for counters in all.iter() {
-            for (sum, (_, counter)) in sums.counts.iter_mut().zip(counters.all()) {
-                sum.1 += counter.get();
-            }
-            sums.budget_left += counters.budget_left.get();
-            sums.limit += counters.limit.get();
-        }
-        sums
-    }
-}
-
-/// Sums over all workers, for a service's policy.
-#[derive(Debug, Clone, Default)]
-pub struct PolicySums {
-    /// What only grows, by name.
-    pub counts: Vec<(&'static str, u64)>,
-    /// Retries that the budget has left.
-    pub budget_left: u64,
-    /// What the adaptive limit is; 0 if there is none.
-    pub limit: u64,
-}
-
 /// Everything that is counted, at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
@@ -654,16 +464,5 @@ mod tests {
         assert_eq!(sums.ewma_mean(), Duration::ZERO);
         counters.iter().for_each(|counters| sums.add(counters));
         assert_eq!(sums.ewma_mean().as_micros(), 2_000);
-    }
-
-    #[test]
-    fn methods_that_look_the_same_are_one() {
-        let methods = MethodSet::default();
-        let long = |end: u8| [vec![b'x'; METHOD_SHOWN_MAX], vec![end]].concat();
-        for name in [&[0xff][..], &[0xfe], &long(b'1'), &long(b'2'), b"get", b"get"] {
-            methods.writer(name).expect("room").ended(Duration::from_millis(1), false, true);
-        }
-        let sums: Vec<_> = methods.sums().into_iter().map(|sums| (sums.name, sums.calls, sums.latency.count())).collect();
-        assert_eq!(sums, [("get".into(), 2, 2), ("x".repeat(METHOD_SHOWN_MAX), 2, 2), ("\u{fffd}".into(), 2, 2)]);
     }
 }
