@@ -1,11 +1,17 @@
 //! Spans on their way to a collector that others wrote.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use agent::trace::{By, Context, Event, Exporter, Kind, Options, Span, Spans};
 use moa_tests::{otlp::Collector, seed, until_true};
 use serde_json::json;
-use tokio::runtime::Runtime;
+use tokio::{
+    runtime::{Builder, Handle},
+    sync::oneshot,
+};
 
 fn options(endpoint: String) -> Options {
     Options {
@@ -40,19 +46,36 @@ fn span(context: Context) -> Span {
     }
 }
 
-fn start(runtime: &Runtime, collector: &Collector) -> (Spans, Exporter) {
-    let _context = runtime.enter();
-    Exporter::start(&options(collector.endpoint())).expect("the endpoint of a collector")
+/// A thread like the agent's that runs what is not the data plane.
+struct Control {
+    handle: Handle,
+    /// Ends the thread when dropped.
+    _until: oneshot::Sender<()>,
 }
 
-fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
+impl Control {
+    fn start() -> Self {
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let handle = runtime.handle().clone();
+        let (until, dropped) = oneshot::channel::<()>();
+        thread::spawn(move || drop(runtime.block_on(dropped)));
+        Self { handle, _until: until }
+    }
+
+    fn export_to(&self, collector: &Collector) -> (Spans, Exporter) {
+        let _context = self.handle.enter();
+        Exporter::start(&options(collector.endpoint())).expect("the endpoint of a collector")
+    }
+
+    fn stop(&self, exporter: Exporter) {
+        self.handle.block_on(exporter.stop());
+    }
 }
 
 #[test]
 fn a_collector_reads_what_was_said() {
-    let (runtime, collector, mut dice) = (runtime(), Collector::start(), seed::fixed(1));
-    let (spans, exporter) = start(&runtime, &collector);
+    let (control, collector, mut dice) = (Control::start(), Collector::start(), seed::fixed(1));
+    let (spans, exporter) = control.export_to(&collector);
     let root = Context::root(true, &mut dice);
     let child = root.child(&mut dice);
     let started = UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789);
@@ -106,14 +129,14 @@ fn a_collector_reads_what_was_said() {
         "moa.zone": "z1",
     });
     assert_eq!((json!(client.resource), client.scope.as_str()), (resource, "moa 1.2.3"));
-    runtime.block_on(exporter.stop());
+    control.stop(exporter);
     assert_eq!((spans.sent(), spans.dropped(), spans.failed()), (2, 0, 0));
 }
 
 #[test]
 fn a_collector_that_was_away_gets_what_waited() {
-    let (runtime, mut collector, mut dice) = (runtime(), Collector::start(), seed::fixed(2));
-    let (spans, exporter) = start(&runtime, &collector);
+    let (control, mut collector, mut dice) = (Control::start(), Collector::start(), seed::fixed(2));
+    let (spans, exporter) = control.export_to(&collector);
     collector.answer(503);
     (0..100).for_each(|_| spans.offer(span(Context::root(true, &mut dice))));
     until_true("it to be tried twice", || collector.refused() >= 2);
@@ -126,19 +149,19 @@ fn a_collector_that_was_away_gets_what_waited() {
     ids.sort();
     ids.dedup();
     assert_eq!((seen.len(), ids.len()), (200, 200));
-    runtime.block_on(exporter.stop());
+    control.stop(exporter);
     assert_eq!((spans.sent(), spans.dropped(), spans.failed()), (200, 0, 0));
 }
 
 #[test]
 fn a_collector_that_is_away_costs_spans_and_no_time() {
-    let (runtime, mut collector, mut dice) = (runtime(), Collector::start(), seed::fixed(3));
+    let (control, mut collector, mut dice) = (Control::start(), Collector::start(), seed::fixed(3));
     collector.answer(503);
-    let (spans, exporter) = start(&runtime, &collector);
+    let (spans, exporter) = control.export_to(&collector);
     let context = Context::root(true, &mut dice);
     (0..5_000).for_each(|_| spans.offer(span(context.child(&mut dice))));
     assert!(spans.dropped() >= 5_000 - 1_512, "{}", spans.dropped());
-    runtime.block_on(exporter.stop());
+    control.stop(exporter);
     assert_eq!(spans.sent() + spans.dropped() + spans.failed(), 5_000);
     assert_eq!((spans.sent(), collector.spans().len()), (0, 0));
 }
