@@ -31,7 +31,7 @@ pub struct Span {
     /// How long it took.
     pub took: Duration,
     /// The code of the error that it ended with; none if all went well.
-    pub code: Option<u16>,
+    pub code: Option<i64>,
     /// Who answered.
     pub by: By,
     /// What went wrong, for people; empty if there is nothing to say.
@@ -106,6 +106,12 @@ impl From<String> for Value {
 impl From<bool> for Value {
     fn from(flag: bool) -> Self {
         Self::Flag(flag)
+    }
+}
+
+impl From<u16> for Value {
+    fn from(number: u16) -> Self {
+        Self::Number(number.into())
     }
 }
 
