@@ -31,7 +31,7 @@ pub struct Span {
     /// How long it took.
     pub took: Duration,
     /// The code of the error that it ended with; none if all went well.
-    pub code: Option<i64>,
+    pub code: Option<u16>,
     /// Who answered.
     pub by: By,
     /// What went wrong, for people; empty if there is nothing to say.
