@@ -111,7 +111,14 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
+class Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        # An agent that ends does not wait for its answer.
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
+server = Server(("127.0.0.1", int(sys.argv[1])), Handler)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 show(f"port {server.server_port}")
 for line in sys.stdin:
