@@ -46,7 +46,7 @@ pub struct Explanation {
     pub worker: usize,
     /// What the rules say.
     pub rules: Explained,
-    /// Where the call can go, each of the subsets that `rules` names in `route` and `outside`.
+    /// Where the call and its copies can go: each of the subsets that `rules` names in `route`, `outside` and `shadow`.
     pub ways: Vec<Way>,
 }
 

@@ -10,8 +10,8 @@ use super::{
     choice::Choice,
     describe::{balance_name, ejected, level},
     frames::Scope,
-    govern::hash_key,
-    routes::{Instance, Member, shown},
+    govern::{hash_key, meant_by},
+    routes::{Instance, Member, service_key, shown},
     service::{Aim, Service},
     worker::Worker,
 };
@@ -38,7 +38,8 @@ impl Worker {
         let by_rule = rules.route.shares.iter().flat_map(|share| &share.to);
         let outside = rules.outside.iter().filter(|_| rules.mesh_percent < 100.0);
         let mut ways: Vec<Way> = Vec::new();
-        for subset in by_rule.chain(outside) {
+        let copies = rules.shadow.rules.iter().map(|shadow| &shadow.to);
+        for subset in by_rule.chain(outside).chain(copies) {
             if !ways.iter().any(|way| way.subset.index == subset.index) {
                 ways.push(self.way(&service, subset, hash_key(route, call)));
             }
@@ -77,13 +78,14 @@ impl Worker {
     fn way(&self, service: &Rc<Service>, subset: &api::routes::Subset, key: Option<u32>) -> Way {
         let route = &service.route;
         let wanted = route.plan.subsets().get(subset.index);
-        let group = wanted.and_then(|wanted| wanted.group.as_deref());
-        let way = Way { subset: subset.clone(), service: shown(&route.uri, group.unwrap_or(&route.group)), ..Way::default() };
-        let (to, at) = match group {
+        let elsewhere = wanted.and_then(|wanted| wanted.elsewhere(&route.uri, &route.group));
+        let (uri, group) = elsewhere.unwrap_or((&route.uri, &route.group));
+        let way = Way { subset: subset.clone(), service: shown(uri, group), ..Way::default() };
+        let (to, at) = match elsewhere {
             None => (service.clone(), u16::try_from(subset.index).unwrap_or(u16::MAX)),
-            Some(group) => match self.in_group(route, group, subset.index) {
-                Some(found) => found,
-                None => return Way { missing: Some(format!("nobody serves the group {group:?}")), ..way },
+            Some(_) => match self.service(&service_key(uri, group)) {
+                Some(other) => (other.clone(), meant_by(route, subset.index, &other)),
+                None => return Way { missing: Some("nobody serves that".to_owned()), ..way },
             },
         };
         let seen = self.seen(&to, at.into());

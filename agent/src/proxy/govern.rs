@@ -224,6 +224,13 @@ impl Governed {
                 )));
             }
         }
+        // Last: a call that is refused for something else has used up nothing.
+        if let (Some(limiter), Some(share)) = (&route.limiter, self.share(origin.application, route, now)) {
+            limiter.admit(&share, now.into_std()).map_err(|refused| {
+                self.counters.rate_limited.add(1);
+                full(refused.to_string())
+            })?;
+        }
         Ok(())
     }
 }
@@ -362,8 +369,9 @@ impl Worker {
     /// A call goes to another group than its own.
     fn join_group(&self, begun: &mut Begun, group: &str, routed: &Routed<'_>) -> Result<(), Refused> {
         let route = begun.service.route.clone();
-        match self.in_group(&route, group, routed.subset) {
-            Some((other, subset)) => {
+        match self.service(&service_key(&route.uri, group)) {
+            Some(other) => {
+                let subset = meant_by(&route, routed.subset, &other);
                 begun.choice = Choice { subset, otherwise: None, last: None, ..begun.choice };
                 begun.service = other;
                 Ok(())
@@ -379,15 +387,6 @@ impl Worker {
                 Err(Refused { code: code::SERVICE_NOT_FOUND, reason })
             }
         }
-    }
-
-    /// The service of another group, and its subset that is the same as this one.
-    pub(super) fn in_group(&self, route: &ServiceRoute, group: &str, subset: usize) -> Option<(Rc<Service>, u16)> {
-        let other = self.service(&service_key(&route.uri, group))?;
-        let wanted = route.plan.subsets().get(subset).map(|subset| (&subset.environment, &subset.labels));
-        let own = other.route.plan.subsets();
-        let same = own.iter().position(|subset| Some((&subset.environment, &subset.labels)) == wanted);
-        Some((other, number(same.unwrap_or(0))))
     }
 
     /// Whether the caller may make the call.
@@ -413,9 +412,11 @@ impl Worker {
     /// Decides about the copies of a call.
     fn copies(&self, begun: &mut Begun, call: &impl Says, dice: u32, service: &Rc<Service>) {
         let governed = &service.governed;
-        for Shadow { service: other, subset, in_flight_max, index, .. } in service.route.plan.shadows(call, dice) {
-            let to = match other {
-                Some(key) => self.service(key),
+        let route = &service.route;
+        for Shadow { subset, in_flight_max, index, .. } in route.plan.shadows(call, dice) {
+            let elsewhere = route.plan.subsets().get(*subset).and_then(|subset| subset.elsewhere(&route.uri, &route.group));
+            let to = match elsewhere {
+                Some((uri, group)) => self.service(&service_key(uri, group)),
                 None => Some(service.clone()),
             };
             let count = &governed.shadows[*index];
@@ -424,8 +425,7 @@ impl Worker {
                 continue;
             };
             count.set(count.get() + 1);
-            let same = Rc::ptr_eq(&to, service);
-            let subset = if same { u16::try_from(*subset).unwrap_or(0) } else { 0 };
+            let subset = meant_by(&service.route, *subset, &to);
             let choice = Choice { subset, key: begun.choice.key, ..Choice::default() };
             begun.copies.push(Copied { service: to, choice, guard: Guard(count.clone()), counters: governed.counters.clone() });
         }
@@ -440,6 +440,13 @@ fn choice_of(routed: &Routed<'_>) -> Choice {
         key: None,
         plain: routed.plain,
     }
+}
+
+/// The subset of another service that a rule of this one means.
+pub(super) fn meant_by(route: &ServiceRoute, subset: usize, other: &Service) -> u16 {
+    let meant = route.plan.subsets().get(subset).and_then(|subset| other.route.plan.subset_meant(subset));
+    // One that is not there has no instances.
+    meant.map_or(u16::MAX, number)
 }
 
 /// The number of a subset. There are never as many as that.

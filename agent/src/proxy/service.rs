@@ -252,7 +252,7 @@ impl Service {
         let chosen: Vec<_> = within.into_iter().filter(|(_, entry)| choice.subsets().any(|of| fits(of, entry))).collect();
         if chosen.is_empty() {
             let what = subsets.get(usize::from(choice.subset)).map(ToString::to_string).unwrap_or_default();
-            return (code::REMOTING, format!("no instance is {what}"));
+            return (code::REMOTING, format!("it has no {what}"));
         }
         let calls_max = self.route.policy.breaker.instance_calls_max;
         let is_fit = |slot, entry| self.upstream(entry, slot).is_some_and(|upstream| upstream.fit(now) != Fit::No);

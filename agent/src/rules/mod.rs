@@ -157,6 +157,20 @@ impl Plan {
         }
     }
 
+    /// The same plan with more subsets: those that rules of other services and groups send calls to.
+    pub(crate) fn with_subsets(mut self, more: impl IntoIterator<Item = Subset>) -> Self {
+        for subset in more {
+            subset::index(&mut self.subsets, subset);
+        }
+        self
+    }
+
+    /// The subset of this plan that a rule of another service or group means.
+    pub(crate) fn subset_meant(&self, by: &Subset) -> Option<usize> {
+        let meant = by.at_home();
+        self.subsets.iter().position(|subset| *subset == meant)
+    }
+
     /// Whether there is nothing to ask it: every call is allowed, and goes to the default subset without a fault or a copy.
     pub(crate) fn is_plain(&self) -> bool {
         self.is_open()

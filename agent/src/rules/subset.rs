@@ -34,6 +34,18 @@ impl Subset {
         }
     }
 
+    /// The same as a rule of the service and group that it is about would say it.
+    pub(crate) fn at_home(&self) -> Self {
+        Self { service: None, group: None, environment: self.environment.clone(), labels: self.labels.clone() }
+    }
+
+    /// The service and the group that it is about, seen from these; none if it is about themselves.
+    pub(crate) fn elsewhere<'s>(&'s self, uri: &'s str, group: &'s str) -> Option<(&'s str, &'s str)> {
+        let own_group = if self.service.is_some() { "" } else { group };
+        let there = (self.service.as_deref().unwrap_or(uri), self.group.as_deref().unwrap_or(own_group));
+        (there != (uri, group)).then_some(there)
+    }
+
     /// Whether an instance of the service and group belongs to it.
     pub(crate) fn fits(&self, traits: &Traits) -> bool {
         self.environment.as_deref().unwrap_or_default() == traits.environment
