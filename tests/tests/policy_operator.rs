@@ -297,3 +297,56 @@ fn what_does_not_exist_is_said() {
     let meta = bed.agent.verb(&["routes", "explain", DEMO, "--meta", "user"]);
     assert!(meta.status.code() == Some(2) && meta.stderr.contains("user=7"), "{}", meta.stderr);
 }
+
+#[test]
+fn other_groups_and_copies_are_explained() {
+    let [home, blue, red, copied] = [(); 4].map(|()| FakeMoa::start());
+    let routes = "routes = [{ name = \"to-blue\", when = { tier = \"b\" }, to = { group = \"blue\", labels = { color = \"blue\" } } }, \
+                  { name = \"to-none\", when = { tier = \"n\" }, to = { group = \"none\", fallback = false } }]";
+    let shadows = "shadows = [{ name = \"twice\", service = \"/service/copy\", per_10k = 5000 }]";
+    let policy = format!("{}\n{routes}\n{shadows}", config::NO_HEALTH_CHECK);
+    let group = format!(
+        "[services.\"{DEMO}#blue\"]\ninstances = [{{ address = \"{}\", labels = {{ color = \"blue\" }} }}, \"{}\"]\n{}\n",
+        blue.address(),
+        red.address(),
+        config::NO_HEALTH_CHECK
+    );
+    let copy = config::service("/service/copy", &[copied.address()], config::NO_HEALTH_CHECK);
+    let agent = Agent::start(&[config::service(DEMO, &[home.address()], &policy), group, copy].concat());
+    let explained = agent.json(&["routes", "explain", DEMO, "--meta", "tier=b"]);
+    let way = &explained["ways"][0];
+    assert_eq!(way["service"], format!("{DEMO}#blue"), "{explained}");
+    assert_eq!(candidate(way, blue.address())["takes"], true);
+    assert_eq!(candidate(way, red.address())["why"], "it has no label color");
+    agent.connect().call(&saying("echo", r#""tier":"b""#));
+    assert_eq!([&home, &blue, &red].map(|fake| fake.counts().calls), [0, 1, 0]);
+    let last = explained["ways"].as_array().and_then(|ways| ways.last()).expect("where copies go");
+    assert_eq!((&last["service"], &candidate(last, copied.address())["takes"]), (&"/service/copy".into(), &true.into()));
+    assert_eq!(
+        (&explained["rules"]["shadow"]["rules"][0]["rule"], explained["ways"].as_array().map(Vec::len)),
+        (&"twice".into(), Some(3))
+    );
+
+    let nobody = agent.json(&["routes", "explain", DEMO, "--meta", "tier=n"]);
+    assert_eq!(
+        (&nobody["rules"]["route"]["rule"], &nobody["ways"][0]["missing"]),
+        (&"to-none".into(), &"nobody serves that".into())
+    );
+    // Both groups are of this URI, and each can be asked for by its name.
+    assert_eq!(agent.json(&["services", DEMO]).as_array().map(Vec::len), Some(2));
+    let blue = format!("{DEMO}#blue");
+    assert_eq!(agent.json(&["routes", &blue])[0]["group"], "blue");
+    assert_eq!(agent.json(&["routes", "explain", DEMO, "--group", "blue"])["uri"], blue);
+}
+
+#[test]
+fn calls_outside_the_policy_are_explained() {
+    let bed = Bed::start("mesh_per_10k = 2500");
+    let explained = bed.explain(&[]);
+    assert_eq!((&explained["rules"]["mesh_percent"], explained["ways"].as_array().map(Vec::len)), (&25.0.into(), Some(1)));
+    let shown = text(&bed.agent, &["routes", "explain", DEMO]);
+    assert!(
+        shown.contains("the policy is for 25 % of the calls; others go by chance to instances without an environment"),
+        "{shown}"
+    );
+}
