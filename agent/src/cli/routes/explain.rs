@@ -21,6 +21,9 @@ use crate::api::routes::{Candidate, Explained, Explanation, LookedAt, Misfit, Sh
 /// Instances of one subset that are shown; JSON has all.
 const SHOWN_MAX: usize = 50;
 
+/// What is said of a kind of rule if none fits.
+const NONE: &str = "no rule is about it";
+
 /// Show what becomes of a call: which rules are about it, and which instances it can go to.
 #[derive(Debug, Args)]
 pub(super) struct Explain {
@@ -107,19 +110,25 @@ fn lines(rules: &Explained) -> Vec<(&'static str, String)> {
         lines.push(("mesh", format!("the policy is for {mesh} of the calls; others go by chance to {}", list(&rules.outside))));
     }
     let sticky = if rules.route.sticky { ", by hash key" } else { "" };
-    lines
-        .push(("route", rules.route.rule.as_ref().map_or("no rule is about it".into(), |rule| format!("rule {rule:?}{sticky}"))));
+    lines.push(("route", rules.route.rule.as_ref().map_or(NONE.into(), |rule| format!("rule {rule:?}{sticky}"))));
     lines.extend(rules.route.looked_at.iter().filter_map(passed_over));
     let only = rules.route.shares.len() == 1;
     lines.extend(rules.route.shares.iter().map(|share| ("  goes to", share_text(share, only))));
-    if let Some(rule) = &rules.fault.rule {
-        lines
-            .push(("fault", format!("rule {rule:?}: {} of them are {}", percent(rules.fault.percent / 100.0), rules.fault.what)));
+    match &rules.fault.rule {
+        Some(rule) => {
+            let faulty = percent(rules.fault.percent / 100.0);
+            lines.push(("fault", format!("rule {rule:?}: {faulty} of them are {}", rules.fault.what)));
+        }
+        None if !rules.fault.looked_at.is_empty() => lines.push(("fault", NONE.into())),
+        None => {}
     }
     lines.extend(rules.fault.looked_at.iter().filter_map(passed_over));
     for shadow in &rules.shadow.rules {
         let copied = percent(shadow.percent / 100.0);
         lines.push(("shadow", format!("rule {:?}: {copied} are copied to {}", shadow.rule, shadow.to.instances)));
+    }
+    if rules.shadow.rules.is_empty() && !rules.shadow.looked_at.is_empty() {
+        lines.push(("shadow", NONE.into()));
     }
     lines.extend(rules.shadow.looked_at.iter().filter_map(passed_over));
     lines
@@ -250,7 +259,7 @@ mod tests {
                     ],
                     looked_at: vec![looked_at("first", None)],
                 },
-                fault: Fault { rule: Some("drill".into()), percent: 1.0, what: "answered with 504".into(), ..Fault::default() },
+                fault: Fault { looked_at: vec![looked_at("drill", None)], ..Fault::default() },
                 shadow: Shadows {
                     rules: vec![Shadow { rule: "copy".into(), percent: 5.0, to: home.clone() }],
                     ..Shadows::default()
@@ -291,7 +300,8 @@ route        rule \"canary\", by hash key
              not rule \"first\": it says no application, which must be \"batch*\" or \"cron\"
   goes to    90 % to instances of environment \"pre\", else to instances without an environment: this one
   goes to    10 % to instances without an environment
-fault        rule \"drill\": 1 % of them are answered with 504
+fault        no rule is about it
+             not rule \"drill\": it says no application, which must be \"batch*\" or \"cron\"
 shadow       rule \"copy\": 5 % are copied to instances without an environment
 
 instances of environment \"pre\": 1 of 2 take the call; the hash key leads to 10.0.0.1:5000
@@ -313,9 +323,12 @@ As worker 0 sees it.
         explanation.rules.access = Access { rule: "no-batch".into(), ..Access::default() };
         let text = render(&explanation);
         assert!(text.contains("refused by rule \"no-batch\"") && text.contains("goes nowhere"), "{text}");
+        explanation.rules.fault =
+            Fault { rule: Some("drill".into()), percent: 1.0, what: "answered with 504".into(), ..Fault::default() };
         explanation.rules.access.dry_run = true;
         let text = render(&explanation);
         assert!(text.contains("would be refused by rule \"no-batch\"") && !text.contains("goes nowhere"), "{text}");
+        assert!(text.contains("rule \"drill\": 1 % of them are answered with 504"), "{text}");
     }
 
     #[test]
