@@ -1,6 +1,7 @@
 //! The data plane's handle: starts it, changes its configuration, asks it, stops it.
 
 use std::{
+    collections::HashMap,
     fs, io,
     net::SocketAddr,
     os::unix::net::UnixListener,
@@ -22,6 +23,7 @@ use tokio::{
 use super::{
     board::{Board, lock, register},
     describe,
+    explain::{Explained, View},
     listen::{self, Listeners},
     outliers,
     path::KernelPath,
@@ -239,7 +241,8 @@ impl Proxy {
         let mut found = Vec::new();
         for route in routes.named(name) {
             let mut service = describe::service(route, methods);
-            let shares = self.ask(|reply| Control::Shares(route.key.clone(), reply)).await.unwrap_or_default();
+            let views = self.ask(|reply| Control::Views(route.key.clone(), reply)).await.unwrap_or_default();
+            let shares: HashMap<&str, api::InstanceShare> = views.iter().flat_map(View::shares).collect();
             for instance in &mut service.instances {
                 instance.share = shares.get(&*instance.address).copied();
             }
@@ -279,7 +282,7 @@ impl Proxy {
         let call: rules::Told = says.into_iter().collect();
         let explained = self.ask(|reply| Control::Explain(key, call, reply)).await;
         let explained = explained.ok_or_else(|| format!("worker 0 has not answered within {} s", ANSWER_WITHIN.as_secs()))?;
-        explained.ok_or_else(|| format!("worker 0 does not know {uri} yet: ask again"))
+        explained.map(Explained::describe).ok_or_else(|| format!("worker 0 does not know {uri} yet: ask again"))
     }
 
     /// Asks the first worker; none if it does not answer in time.

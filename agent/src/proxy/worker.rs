@@ -28,7 +28,7 @@ use super::{
     app_conn::AppConn,
     calls::CallTable,
     dispatch::Call,
-    explain::InstanceShares,
+    explain::{Explained, View},
     frames::{self, Bounds, FrameConn, Handoff, Remote, Side, Target, To, Told, Tunnel},
     limits::{TunnelLimits, WorkerLimits},
     listen::Listeners,
@@ -68,9 +68,9 @@ pub(crate) enum Control {
     /// List connections, at most this many.
     Conns(usize, oneshot::Sender<Vec<api::Conn>>),
     /// Say what becomes of a call to the service with this key; none if there is none.
-    Explain(Arc<str>, rules::Told, oneshot::Sender<Option<api::routes::Explanation>>),
-    /// Say which calls each instance of the service with this key gets.
-    Shares(Arc<str>, oneshot::Sender<InstanceShares>),
+    Explain(Arc<str>, rules::Told, oneshot::Sender<Option<Explained>>),
+    /// Say how the subsets of the service with this key look that calls without a rule go to.
+    Views(Arc<str>, oneshot::Sender<Vec<View>>),
     /// Answer, to show that the worker is alive.
     Ping(oneshot::Sender<()>),
     /// Take no new connections, finish what is in flight, say when it is done. Services are let go when no worker has
@@ -181,8 +181,8 @@ async fn obey(worker: &Rc<Worker>, mut control: mpsc::Receiver<Control>) {
             Control::Explain(key, call, reply) => {
                 let _ = reply.send(worker.explain(&key, &call));
             }
-            Control::Shares(key, reply) => {
-                let _ = reply.send(worker.shares(&key));
+            Control::Views(key, reply) => {
+                let _ = reply.send(worker.views(&key));
             }
             Control::Ping(reply) => {
                 let _ = reply.send(());
