@@ -348,6 +348,7 @@ impl Worker {
     fn look_after_pools(self: &Rc<Self>) {
         let services = self.services();
         for service in services.all() {
+            service.governed.count_budget(self.now());
             service.warm_pools().for_each(|pool| pool.warm_up(self));
             for pool in service.pools() {
                 pool.close_idle(self.now());
