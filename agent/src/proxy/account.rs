@@ -141,14 +141,23 @@ impl Call {
     /// One try of it has failed at an instance.
     pub(super) fn failed_at(&self, slot: u32, instance: &Instance, now: Instant) {
         let took = now.duration_since(self.tried_at);
-        self.service.loads.fail(slot, took, now.into_std());
+        let average = self.service.loads.fail(slot, took, now.into_std());
+        self.notes_average(average);
         if self.counted {
             instance.record.failed(self.service.route.policy.outlier.consecutive);
         }
     }
 
+    /// For those who look on.
+    fn notes_average(&self, ns: f32) {
+        if let Some(counters) = self.counters() {
+            counters.set_ewma(ns);
+        }
+    }
+
     fn succeeded_at(&self, slot: u32, instance: &Instance, took: Duration, now: Instant) {
-        self.service.loads.observe(slot, took, now.into_std());
+        let average = self.service.loads.observe(slot, took, now.into_std());
+        self.notes_average(average);
         if self.counted {
             instance.record.succeeded();
         }

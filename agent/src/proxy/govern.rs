@@ -154,11 +154,6 @@ impl Governed {
         }
     }
 
-    /// Says what the budget has left.
-    pub(super) fn count_budget(&self, now: Instant) {
-        self.counters.budget_left.set(u64::from(self.budget.borrow().left(now.into_std())));
-    }
-
     /// Whether one more retry is within the budget.
     pub(super) fn may_retry(&self, now: Instant) -> bool {
         let may = self.budget.borrow_mut().take(now.into_std());
@@ -168,6 +163,12 @@ impl Governed {
             self.counters.budget_exhausted.add(1)
         }
         may
+    }
+
+    /// Writes down what of its state is for others to see.
+    pub(super) fn shows(&self, now: Instant) {
+        self.counters.budget_left.set(u64::from(self.budget.borrow().left(now.into_std())));
+        self.counters.limit.set(self.adaptive.as_ref().map_or(0, |adaptive| u64::from(adaptive.borrow().limit())));
     }
 
     /// Whether one more second copy is within the budget.
@@ -190,10 +191,8 @@ impl Governed {
         if let Some(adaptive) = &self.adaptive
             && call.place.slot().is_some()
         {
-            let mut adaptive = adaptive.borrow_mut();
             // The call that ends counts among those in flight.
-            adaptive.observe(took, self.in_flight.get() + 1, failed, now.into_std());
-            self.counters.limit.set(u64::from(adaptive.limit()));
+            adaptive.borrow_mut().observe(took, self.in_flight.get() + 1, failed, now.into_std());
         }
     }
 
@@ -449,7 +448,7 @@ fn choice_of(routed: &Routed<'_>) -> Choice {
 }
 
 /// The subset of another service that a rule of this one means.
-fn meant_by(route: &ServiceRoute, subset: usize, other: &Service) -> u16 {
+pub(super) fn meant_by(route: &ServiceRoute, subset: usize, other: &Service) -> u16 {
     let meant = route.plan.subsets().get(subset).and_then(|subset| other.route.plan.subset_meant(subset));
     // One that is not there has no instances.
     meant.map_or(u16::MAX, number)
@@ -460,7 +459,7 @@ fn number(subset: usize) -> u16 {
     u16::try_from(subset).unwrap_or(u16::MAX)
 }
 
-fn hash_key(route: &ServiceRoute, call: &impl Says) -> Option<u32> {
+pub(super) fn hash_key(route: &ServiceRoute, call: &impl Says) -> Option<u32> {
     if route.policy.balance.policy != BalancePolicy::Ketama {
         return None;
     }

@@ -155,6 +155,8 @@ pub(crate) struct Record {
     /// Failures in a row, over all workers.
     pub(crate) failures: AtomicU32,
     ejected: AtomicBool,
+    /// How often it was taken out.
+    ejections: AtomicU64,
     ejection: Mutex<Option<(Instant, String)>>,
     changes: Changes,
 }
@@ -184,10 +186,17 @@ impl Record {
         self.ejection.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// How often it was taken out of traffic.
+    pub(crate) fn ejections(&self) -> u64 {
+        self.ejections.load(Relaxed)
+    }
+
     /// Takes the instance out of traffic, or lets it back.
     pub(crate) fn set_ejection(&self, ejection: Option<(Instant, String)>) {
         self.failures.store(0, Relaxed);
-        self.ejected.store(ejection.is_some(), Relaxed);
+        if !self.ejected.swap(ejection.is_some(), Relaxed) {
+            self.ejections.fetch_add(u64::from(ejection.is_some()), Relaxed);
+        }
         *self.ejection.lock().unwrap_or_else(PoisonError::into_inner) = ejection;
         self.changes.note();
     }
