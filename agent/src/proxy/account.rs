@@ -8,7 +8,7 @@ use super::{
     dispatch::{Call, Place, code},
     routes::Instance,
     service::Service,
-    stats::CallCounters,
+    stats::{CallCounters, Took},
     worker::Worker,
 };
 use std::rc::Rc;
@@ -170,17 +170,19 @@ impl Worker {
         let now = self.now();
         let counters = elsewhere.or_else(|| call.counters());
         let took = now.duration_since(call.started);
+        let counted = Took::from(took);
         match (counters, end.code) {
-            (Some(counters), Some(code)) if end.by == By::Mesh => counters.failed(took, code),
-            (Some(counters), error) => counters.answered(took, error),
+            (Some(counters), Some(code)) if end.by == By::Mesh => counters.failed(counted, code),
+            (Some(counters), error) => counters.answered(counted, error),
             (None, Some(code)) if call.counted => call.service.unsent.refused(code),
             (None, _) => {}
         }
         let failed = end.is_failure(call);
         if let (Some(slot), Some(instance)) = (call.place.slot(), call.place.instance()) {
-            let tried = now.duration_since(call.tried_at);
+            let once = call.tried_at == call.started;
+            let tried = if once { took } else { now.duration_since(call.tried_at) };
             if let Some(counters) = counters {
-                counters.tried(tried, failed);
+                counters.tried(if once { counted } else { tried.into() }, failed);
             }
             match failed {
                 true => call.failed_at(slot, instance, now),
@@ -189,7 +191,7 @@ impl Worker {
             }
         }
         if call.counted {
-            call.service.governed.ended(call, (took, now), end, failed);
+            call.service.governed.ended(call, (took, counted, now), end, failed);
         }
         self.report(call, took, end);
     }

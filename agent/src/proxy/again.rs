@@ -250,7 +250,7 @@ impl Worker {
             if let (Some(slot), Some(instance)) = (call.place.slot(), call.place.instance()) {
                 if let Some(counters) = call.counters() {
                     counters.retries.add(1);
-                    counters.tried(now.duration_since(call.tried_at), failed);
+                    counters.tried(now.duration_since(call.tried_at).into(), failed);
                 }
                 if failed {
                     call.failed_at(slot, instance, now);
@@ -288,7 +288,7 @@ impl Worker {
                 choice: call.choice,
                 method: call.method,
                 more: Some(Box::new(own)),
-                copies: smallvec::SmallVec::new(),
+                copies: Vec::new(),
             };
             let within = Within { timeout: call.deadline.saturating_duration_since(now), ..call.within };
             if let Some(followed) = &mut more.followed {
@@ -372,13 +372,7 @@ impl Worker {
                 environment: environment_of(&service, choice.subset),
                 ..More::default()
             };
-            let copy = Begun {
-                service: service.clone(),
-                choice,
-                method: 0,
-                more: Some(Box::new(more)),
-                copies: smallvec::SmallVec::new(),
-            };
+            let copy = Begun { service: service.clone(), choice, method: 0, more: Some(Box::new(more)), copies: Vec::new() };
             match self.enter(Caller::Nobody, copy, request.len(), within) {
                 Ok(key) => {
                     counters.shadows.add(1);

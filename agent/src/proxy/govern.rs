@@ -11,7 +11,6 @@ use std::{
 };
 
 use foldhash::fast::RandomState;
-use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::{
@@ -23,7 +22,7 @@ use super::{
     routes::{ServiceRoute, service_key},
     service::Service,
     socket::Peer,
-    stats::{METHODS_MAX, MethodCounters, PolicyCounters},
+    stats::{METHODS_MAX, MethodCounters, PolicyCounters, Took},
     worker::Worker,
 };
 use crate::{
@@ -42,7 +41,7 @@ pub(crate) struct Governed {
     /// Nothing of a call matters but its method.
     is_simple: bool,
     budget: RefCell<Budget>,
-    hedges: RefCell<Budget>,
+    hedges: Option<RefCell<Budget>>,
     adaptive: Option<RefCell<Adaptive>>,
     shares: RefCell<HashMap<Box<str>, Arc<Share>, RandomState>>,
     shares_since: Cell<Instant>,
@@ -84,7 +83,7 @@ pub(crate) struct Begun {
     pub(super) method: u16,
     pub(super) more: Option<Box<More>>,
     /// Copies that go elsewhere.
-    pub(super) copies: SmallVec<[Copied; 1]>,
+    pub(super) copies: Vec<Copied>,
 }
 
 /// A copy of a call, whose answer is dropped.
@@ -132,7 +131,7 @@ impl Governed {
         Rc::new(Self {
             is_simple: plain,
             budget: RefCell::new(Budget::shared(policy.retry.budget_percent, policy.retry.budget_per_s, workers)),
-            hedges: RefCell::new(Budget::new(policy.hedge.budget_percent, 0)),
+            hedges: (policy.hedge.after_ms > 0).then(|| RefCell::new(Budget::new(policy.hedge.budget_percent, 0))),
             adaptive: policy
                 .concurrency
                 .adaptive
@@ -147,10 +146,17 @@ impl Governed {
         })
     }
 
+    /// A call begins, which pays for its share of retries and second copies.
+    fn deposit(&self, now: Instant) {
+        self.budget.borrow_mut().deposit(now.into_std());
+        if let Some(hedges) = &self.hedges {
+            hedges.borrow_mut().deposit(now.into_std());
+        }
+    }
+
     /// Whether one more retry is within the budget.
     pub(super) fn may_retry(&self, now: Instant) -> bool {
-        let mut budget = self.budget.borrow_mut();
-        let may = budget.take(now.into_std());
+        let may = self.budget.borrow_mut().take(now.into_std());
         if may {
             self.counters.retries.add(1)
         } else {
@@ -167,7 +173,7 @@ impl Governed {
 
     /// Whether one more second copy is within the budget.
     pub(super) fn may_hedge(&self, now: Instant) -> bool {
-        let may = self.hedges.borrow_mut().take(now.into_std());
+        let may = self.hedges.as_ref().is_some_and(|hedges| hedges.borrow_mut().take(now.into_std()));
         if may {
             self.counters.hedges.add(1)
         } else {
@@ -177,10 +183,10 @@ impl Governed {
     }
 
     /// A call has ended.
-    pub(super) fn ended(&self, call: &Call, (took, now): (Duration, Instant), end: &End<'_>, failed: bool) {
+    pub(super) fn ended(&self, call: &Call, (took, counted, now): (Duration, Took, Instant), end: &End<'_>, failed: bool) {
         let error = end.code.is_some();
         if let Some(counters) = self.methods.counters.borrow().get(usize::from(call.method)) {
-            counters.ended(took, error && end.by == By::Mesh, error && end.by == By::Service);
+            counters.ended(counted, error && end.by == By::Mesh, error && end.by == By::Service);
         }
         if let Some(adaptive) = &self.adaptive
             && call.place.slot().is_some()
@@ -282,10 +288,9 @@ impl Worker {
         let method = call.get(&Name::Method).unwrap_or_default();
         let number = governed.methods.number(&method, route);
         let mut begun =
-            Begun { service: service.clone(), choice: Choice::default(), method: number, more: None, copies: SmallVec::new() };
+            Begun { service: service.clone(), choice: Choice::default(), method: number, more: None, copies: Vec::new() };
         if origin.scope == Scope::Mesh {
-            governed.budget.borrow_mut().deposit(self.now().into_std());
-            governed.hedges.borrow_mut().deposit(self.now().into_std());
+            governed.deposit(self.now());
         }
         let mut rule = None;
         if governed.is_simple {

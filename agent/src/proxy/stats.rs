@@ -48,6 +48,20 @@ impl Counter {
     }
 }
 
+/// How long something took, as counters have it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Took {
+    ns: u64,
+    bucket: usize,
+}
+
+impl From<Duration> for Took {
+    fn from(took: Duration) -> Self {
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        Self { ns, bucket: bucket(ns) }
+    }
+}
+
 /// What one worker counts for one instance, or for the calls of a service that reached none.
 #[derive(Debug)]
 pub(crate) struct CallCounters {
@@ -90,7 +104,7 @@ impl Default for CallCounters {
 
 impl CallCounters {
     /// A call was answered by the service, with an error code or without.
-    pub(crate) fn answered(&self, took: Duration, error: Option<u16>) {
+    pub(crate) fn answered(&self, took: Took, error: Option<u16>) {
         self.took(took);
         if let Some(code) = error {
             self.service[index(code)].add(1);
@@ -104,7 +118,7 @@ impl CallCounters {
     }
 
     /// A call was answered by the mesh.
-    pub(crate) fn failed(&self, took: Duration, code: u16) {
+    pub(crate) fn failed(&self, took: Took, code: u16) {
         self.took(took);
         self.mesh[index(code)].add(1);
     }
@@ -125,17 +139,16 @@ impl CallCounters {
     }
 
     /// One try has ended at the instance.
-    pub(crate) fn tried(&self, took: Duration, failed: bool) {
+    pub(crate) fn tried(&self, took: Took, failed: bool) {
         self.tries.add(1);
         self.failures.add(u64::from(failed));
-        self.tries_ns.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+        self.tries_ns.add(took.ns);
     }
 
-    fn took(&self, took: Duration) {
-        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+    fn took(&self, took: Took) {
         self.calls.add(1);
-        self.latency_ns.add(ns);
-        self.latency[bucket(ns)].add(1);
+        self.latency_ns.add(took.ns);
+        self.latency[took.bucket].add(1);
     }
 }
 
@@ -441,10 +454,10 @@ mod tests {
     fn quantiles_are_those_of_the_times() {
         let counters = CallCounters::default();
         for ms in 1..=100 {
-            counters.answered(Duration::from_millis(ms), None);
+            counters.answered(Duration::from_millis(ms).into(), None);
         }
-        counters.failed(Duration::from_millis(1), 504);
-        counters.answered(Duration::from_millis(1), Some(777));
+        counters.failed(Duration::from_millis(1).into(), 504);
+        counters.answered(Duration::from_millis(1).into(), Some(777));
         let mut sums = CallSums::default();
         sums.add(&counters);
         let p50 = sums.latency.quantile(0.5).as_millis();

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{BUCKETS, Counter, Histogram, bucket};
+use super::{BUCKETS, Counter, Histogram, Took};
 
 /// What one worker counts for one method of a service.
 #[derive(Debug)]
@@ -32,13 +32,12 @@ impl Default for MethodCounters {
 
 impl MethodCounters {
     /// A call has ended.
-    pub(crate) fn ended(&self, took: Duration, mesh_error: bool, service_error: bool) {
-        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+    pub(crate) fn ended(&self, took: Took, mesh_error: bool, service_error: bool) {
         self.calls.add(1);
         self.mesh_errors.add(u64::from(mesh_error));
         self.service_errors.add(u64::from(service_error));
-        self.latency_ns.add(ns);
-        self.latency[bucket(ns)].add(1);
+        self.latency_ns.add(took.ns);
+        self.latency[took.bucket].add(1);
     }
 }
 
@@ -133,7 +132,7 @@ mod tests {
         let methods = MethodSet::default();
         let long = |end: u8| [vec![b'x'; METHOD_SHOWN_MAX], vec![end]].concat();
         for name in [&[0xff][..], &[0xfe], &long(b'1'), &long(b'2'), b"get", b"get"] {
-            methods.writer(name).expect("room").ended(Duration::from_millis(1), false, true);
+            methods.writer(name).expect("room").ended(Duration::from_millis(1).into(), false, true);
         }
         let sums: Vec<_> = methods.sums().into_iter().map(|sums| (sums.name, sums.calls, sums.latency.count())).collect();
         assert_eq!(sums, [("get".into(), 2, 2), ("x".repeat(METHOD_SHOWN_MAX), 2, 2), ("\u{fffd}".into(), 2, 2)]);
