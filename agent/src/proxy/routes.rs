@@ -502,12 +502,9 @@ impl Draft {
 
 fn limiter(policy: &ServicePolicy) -> Option<Arc<Limiter>> {
     let rate = &policy.rate;
-    let limits = rate.service_per_s > 0 || rate.caller_per_s > 0 || !rate.callers.is_empty();
-    limits.then(|| {
-        let (service_per_s, caller_per_s, callers) = (rate.service_per_s, rate.caller_per_s, rate.callers.clone());
-        let options = RateLimits { service_per_s, caller_per_s, callers, burst: Duration::from_millis(rate.burst_ms) };
-        Arc::new(Limiter::new(&options, Instant::now()))
-    })
+    let (service_per_s, caller_per_s, callers) = (rate.service_per_s, rate.caller_per_s, rate.callers.clone());
+    let options = RateLimits { service_per_s, caller_per_s, callers, burst: Duration::from_millis(rate.burst_ms) };
+    (!options.is_off()).then(|| Arc::new(Limiter::new(&options, Instant::now())))
 }
 
 /// A ring for each subset. One that has the same instances as before is the same.

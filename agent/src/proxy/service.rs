@@ -80,14 +80,6 @@ pub(crate) enum Upstream {
 }
 
 impl Upstream {
-    pub(crate) fn is(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Pool(own), Self::Pool(other)) => Rc::ptr_eq(own, other),
-            (Self::Remote(own), Self::Remote(other)) => Rc::ptr_eq(own, other),
-            _ => false,
-        }
-    }
-
     pub(crate) fn instance(&self) -> &Arc<Instance> {
         match self {
             Self::Pool(pool) => &pool.instance,

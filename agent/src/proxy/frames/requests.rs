@@ -415,7 +415,7 @@ impl Call {
             environment: more.environment.as_deref(),
             application: more.application.as_deref(),
             traceparent: more.followed.as_ref().and_then(|followed| followed.traceparent()),
-            shadow: more.shadow,
+            shadow: more.shadow.is_some(),
         }
     }
 
