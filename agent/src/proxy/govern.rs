@@ -374,19 +374,25 @@ impl Worker {
     /// A call goes to another group than its own.
     fn join_group(&self, begun: &mut Begun, group: &str, routed: &Routed<'_>) -> Result<(), Refused> {
         let route = begun.service.route.clone();
-        match self.service(&service_key(&route.uri, group)) {
-            Some(other) => {
+        let otherwise = begun.choice.otherwise.map(|subset| {
+            let choice = Choice { subset, otherwise: begun.choice.last, last: None, ..begun.choice };
+            (begun.service.clone(), choice)
+        });
+        match (self.service(&service_key(&route.uri, group)), otherwise) {
+            (Some(other), otherwise) => {
                 let subset = meant_by(&route, routed.subset, &other);
                 begun.choice = Choice { subset, otherwise: None, last: None, ..begun.choice };
                 begun.service = other;
+                if let Some(otherwise) = otherwise {
+                    begun.more.get_or_insert_default().fallback = Some(Box::new(otherwise));
+                }
                 Ok(())
             }
-            None if routed.otherwise.is_some() => {
-                let next = begun.choice.otherwise.unwrap_or(0);
-                begun.choice = Choice { subset: next, otherwise: begun.choice.last, last: None, ..begun.choice };
+            (None, Some((_, choice))) => {
+                begun.choice = choice;
                 Ok(())
             }
-            None => {
+            (None, None) => {
                 let rule = routed.rule.unwrap_or_default();
                 let reason = format!("the rule {rule:?} sends it to the group {group:?}, which nobody serves (routes)");
                 Err(Refused { code: code::SERVICE_NOT_FOUND, reason })
