@@ -1,5 +1,8 @@
 //! Services and their instances, as an immutable snapshot that all workers share.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
