@@ -102,7 +102,7 @@ fn other_calls_never_go_to_an_environment() {
 
 #[test]
 fn rules_choose_applications_by_their_labels() {
-    let route = "routes = [{ when = { method = \"new*\" }, to = { labels = { version = \"2\" } } }]";
+    let route = "routes = [{ name = \"new\", when = { method = \"new*\" }, to = { labels = { version = \"2\" } } }]";
     let agent = Agent::start(&format!("{TWO}{}", config::service(USER, &[], route)));
     for version in ["1", "2"] {
         let server = FramePeer::connect(agent.address(), &nth(with(version, of_version(version)), 0));
