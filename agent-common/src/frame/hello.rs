@@ -1,3 +1,5 @@
+use std::{collections::BTreeMap, num::NonZeroU32};
+
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{Header, Kind, VERSION, WINDOW_MAX, WINDOW_MIN, meta::MetaBuilder};
@@ -16,6 +18,9 @@ mod id {
     pub(super) const CALLS_MAX: u8 = 10;
     pub(super) const LANE_TOKEN: u8 = 11;
     pub(super) const LANE_BODY_MAX: u8 = 12;
+    pub(super) const WEIGHT: u8 = 13;
+    pub(super) const ENVIRONMENT: u8 = 14;
+    pub(super) const LABEL: u8 = 15;
 }
 
 /// Who speaks.
@@ -56,6 +61,17 @@ pub struct Lane {
     pub body_max: u32,
 }
 
+/// What is known of an instance that offers services, as agents know it of those in their configuration. Usually nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Traits {
+    /// Its share of the calls, in relation to the others'; up to [`WEIGHT_MAX`]. None: as those that say nothing.
+    pub weight: Option<NonZeroU32>,
+    /// Its environment, such as `pre`: it serves only calls that are meant for it. Empty if it serves all.
+    pub environment: String,
+    /// Whatever else rules can choose it by.
+    pub labels: BTreeMap<String, String>,
+}
+
 /// The first frame each way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
@@ -81,6 +97,8 @@ pub struct Hello {
     pub calls_max: u32,
     /// From an agent: the right to open a lane. From an application: which lane this is.
     pub lane: Option<Lane>,
+    /// From an application that offers services: what is known of it.
+    pub traits: Traits,
 }
 
 /// Why a HELLO is not understood.
@@ -96,6 +114,9 @@ pub enum BadHello {
 
 /// A name may be so long, in bytes.
 const NAME_MAX: usize = 255;
+
+/// The largest weight of an instance. Most have 100.
+pub const WEIGHT_MAX: u32 = 10_000;
 
 impl Hello {
     /// A HELLO of the version that this library speaks.
@@ -113,6 +134,7 @@ impl Hello {
             connections: 0,
             calls_max: 0,
             lane: None,
+            traits: Traits::default(),
         }
     }
 
@@ -142,6 +164,7 @@ impl Hello {
             meta.put(id::LANE_TOKEN, &lane.token);
             meta.put(id::LANE_BODY_MAX, &lane.body_max.to_be_bytes());
         }
+        self.traits.encode(&mut meta)?;
         for offer in &self.offers {
             let mut value = offer.uri.clone().into_bytes();
             if !offer.group.is_empty() {
@@ -187,6 +210,12 @@ impl Hello {
                 id::LANE_TOKEN => token = Some(fixed(value, "lane_token")?),
                 id::LANE_BODY_MAX => body_max = u32::from_be_bytes(fixed(value, "lane_body_max")?),
                 id::OFFER => hello.offers.push(Offer::decode(value)?),
+                id::WEIGHT => hello.traits.weight = Some(weight_of(fixed(value, "weight")?)?),
+                id::ENVIRONMENT => hello.traits.environment = name(value, "environment")?,
+                id::LABEL => {
+                    let (name, value) = label_of(value)?;
+                    hello.traits.labels.insert(name, value);
+                }
                 _ => {}
             }
         }
@@ -227,6 +256,23 @@ impl Offer {
     }
 }
 
+impl Traits {
+    /// Puts what is known; none if the name of a label is too long for its length.
+    fn encode(&self, meta: &mut MetaBuilder) -> Option<()> {
+        if let Some(weight) = self.weight {
+            meta.put(id::WEIGHT, &weight.get().to_be_bytes());
+        }
+        if !self.environment.is_empty() {
+            meta.put(id::ENVIRONMENT, self.environment.as_bytes());
+        }
+        for (name, value) in &self.labels {
+            let len = u8::try_from(name.len()).ok()?;
+            meta.put(id::LABEL, &[&[len], name.as_bytes(), value.as_bytes()].concat());
+        }
+        Some(())
+    }
+}
+
 impl Role {
     const fn number(self) -> u8 {
         match self {
@@ -254,6 +300,17 @@ fn name(value: &[u8], what: &'static str) -> Result<String, BadHello> {
     let text = std::str::from_utf8(value).map_err(|_| BadHello::Value(what))?;
     let fine = value.len() <= NAME_MAX && !text.chars().any(char::is_control);
     if fine { Ok(text.to_owned()) } else { Err(BadHello::Value(what)) }
+}
+
+fn weight_of(bytes: [u8; 4]) -> Result<NonZeroU32, BadHello> {
+    let weight = NonZeroU32::new(u32::from_be_bytes(bytes));
+    weight.filter(|weight| weight.get() <= WEIGHT_MAX).ok_or(BadHello::Value("weight"))
+}
+
+fn label_of(value: &[u8]) -> Result<(String, String), BadHello> {
+    let split = value.split_first().and_then(|(len, rest)| rest.split_at_checked(usize::from(*len)));
+    let (label, value) = split.ok_or(BadHello::Value("label"))?;
+    Ok((name(label, "label")?, name(value, "label")?))
 }
 
 fn windows_of(bytes: [u8; 8]) -> Result<Windows, BadHello> {
@@ -286,6 +343,11 @@ mod tests {
         hello.offers = vec![Offer::new("/service/user"), Offer { uri: "/service/user".to_owned(), group: "blue".to_owned() }];
         (hello.features, hello.connection, hello.connections, hello.calls_max) = (5, Some(1), 2, 1000);
         hello.lane = Some(Lane { token: [7; 16], body_max: 32_768 });
+        hello.traits = Traits {
+            weight: NonZeroU32::new(50),
+            environment: "pre".to_owned(),
+            labels: [("version", "2"), ("", "")].map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+        };
         hello
     }
 
@@ -325,6 +387,36 @@ mod tests {
             let frame = wrong.encode().expect("it fits");
             assert_eq!(Hello::decode(&frame[HEADER_LEN..]), Err(BadHello::Value("windows")));
         }
+    }
+
+    fn with(id: u8, value: &[u8]) -> Result<Hello, BadHello> {
+        let mut meta = hello().encode().expect("it fits")[HEADER_LEN..].to_vec();
+        meta.extend_from_slice(MetaBuilder::new().put(id, value).as_ref());
+        Hello::decode(&meta)
+    }
+
+    #[test]
+    fn weights_have_bounds() {
+        for weight in [1, WEIGHT_MAX] {
+            let read = with(id::WEIGHT, &weight.to_be_bytes()).expect("a weight");
+            assert_eq!(read.traits.weight.map(NonZeroU32::get), Some(weight));
+        }
+        for weight in [0, WEIGHT_MAX + 1, u32::MAX] {
+            assert_eq!(with(id::WEIGHT, &weight.to_be_bytes()), Err(BadHello::Value("weight")));
+        }
+        assert_eq!(with(id::WEIGHT, &[50]), Err(BadHello::Value("weight")));
+    }
+
+    #[test]
+    fn of_labels_with_the_same_name_the_last_counts() {
+        let read = with(id::LABEL, b"\x07version3").expect("a label");
+        assert_eq!(read.traits.labels.get("version").map(String::as_str), Some("3"));
+        assert_eq!(read.traits.labels.len(), 2);
+        for wrong in [&b""[..], b"\x08version", b"\x01\n", b"\x01a\xff"] {
+            assert_eq!(with(id::LABEL, wrong), Err(BadHello::Value("label")), "{wrong:?}");
+        }
+        let too_long = Traits { labels: [("x".repeat(256), String::new())].into(), ..Traits::default() };
+        assert_eq!(Hello { traits: too_long, ..hello() }.encode(), None);
     }
 
     #[test]

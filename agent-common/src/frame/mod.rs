@@ -25,7 +25,7 @@ pub use flags::Flags;
 pub use flow::{Overrun, ReceiveWindow, SendWindow};
 pub use header::{Broken, Header, offset};
 #[cfg(feature = "std")]
-pub use hello::{BadHello, Hello, Lane, Offer, Role, Windows};
+pub use hello::{BadHello, Hello, Lane, Offer, Role, Traits, WEIGHT_MAX, Windows};
 #[cfg(feature = "std")]
 pub use inbox::{Inbox, Violation};
 pub use kind::Kind;

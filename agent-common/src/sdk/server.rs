@@ -1,4 +1,4 @@
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, num::NonZeroU32, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -16,7 +16,7 @@ use super::{
     serve::Service,
     taken::Terms,
 };
-use crate::frame::{Hello, Offer};
+use crate::frame::{Hello, Offer, Traits, WEIGHT_MAX};
 
 /// Offers services through an agent.
 ///
@@ -44,6 +44,7 @@ pub struct Server;
 pub struct ServerBuilder {
     options: Options,
     offers: Vec<Offer>,
+    traits: Traits,
 }
 
 /// A server that runs. Dropped, it ends at once.
@@ -62,6 +63,7 @@ struct Registrar {
     options: Options,
     agents: Vec<Address>,
     offers: Vec<Offer>,
+    traits: Traits,
     terms: Terms,
     serve: Arc<dyn Serve>,
 }
@@ -78,7 +80,7 @@ impl Server {
     pub fn builder(application: &str) -> ServerBuilder {
         let mut options = Options::new(application);
         options.connect_timeout = Duration::from_secs(10);
-        ServerBuilder { options, offers: Vec::new() }
+        ServerBuilder { options, offers: Vec::new(), traits: Traits::default() }
     }
 }
 
@@ -98,13 +100,37 @@ impl ServerBuilder {
         self
     }
 
+    /// Its share of the calls, in relation to other instances': 1 to 10,000; what is less or more counts as the bound.
+    /// Usually not said, which agents take for 100.
+    #[must_use]
+    pub fn weight(mut self, weight: u32) -> Self {
+        self.traits.weight = NonZeroU32::new(weight.clamp(1, WEIGHT_MAX));
+        self
+    }
+
+    /// The environment that it belongs to, such as `pre`: calls that are meant for it come here first, and no others unless a
+    /// rule says so. Up to 255 bytes without control characters; usually, and if it is empty, it serves all calls.
+    #[must_use]
+    pub fn environment(mut self, environment: &str) -> Self {
+        environment.clone_into(&mut self.traits.environment);
+        self
+    }
+
+    /// Something that the agent's rules can choose it by, such as its `version`; of two with the same name the last counts.
+    /// Name and value have up to 255 bytes each, without control characters.
+    #[must_use]
+    pub fn label(mut self, name: &str, value: &str) -> Self {
+        self.traits.labels.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
     /// Connects to the first agent in the list that can be reached, and returns once the services can be called there.
     ///
     /// Each call runs `handler` in a task of its own. The future that it returns is dropped when the caller cancels, when
     /// the deadline passes and when the connection ends.
     ///
     /// # Errors
-    /// When an address is none, or no agent answers.
+    /// When an address is none, what is said does not fit into a HELLO, or no agent answers and takes it.
     pub async fn serve<F, Fut>(self, handler: F) -> Result<Handle, StartError>
     where
         F: Fn(Call) -> Fut + Send + Sync + 'static,
@@ -117,6 +143,7 @@ impl ServerBuilder {
             options: self.options,
             agents,
             offers: self.offers,
+            traits: self.traits,
             terms: Terms { offers: Arc::new(offers) },
             serve: Arc::new(serve),
         };
@@ -214,7 +241,8 @@ impl Registrar {
     async fn open(&self, agent: usize, at: usize) -> Result<Link, String> {
         let calls_max = u32::try_from(self.options.calls_max).unwrap_or(u32::MAX);
         let connection = u16::try_from(at).unwrap_or(u16::MAX);
-        let hello = Hello { offers: self.offers.clone(), connection: Some(connection), calls_max, ..self.options.hello() };
+        let (offers, traits) = (self.offers.clone(), self.traits.clone());
+        let hello = Hello { offers, traits, connection: Some(connection), calls_max, ..self.options.hello() };
         let (terms, serve) = (self.terms.clone(), Some(Arc::clone(&self.serve)));
         Opening { options: &self.options, hello: &hello, terms, serve }.open(&self.agents[agent]).await
     }

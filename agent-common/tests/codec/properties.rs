@@ -1,14 +1,17 @@
 //! Random frames and bytes.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    num::NonZeroU32,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use agent_common::frame::{
-    Flags, HEADER_LEN, Header, Hello, Kind, Lane, MetaBuilder, Offer, Role, WINDOW_MAX, WINDOW_MIN, Windows, entries, find, id,
-    is_after, next_stream, property,
+    Flags, HEADER_LEN, Header, Hello, Kind, Lane, MetaBuilder, Offer, Role, Traits, WEIGHT_MAX, WINDOW_MAX, WINDOW_MIN, Windows,
+    entries, find, id, is_after, next_stream, property,
 };
 use proptest::{
     array,
-    collection::vec,
+    collection::{btree_map, vec},
     option,
     prelude::*,
     sample::{Index, select},
@@ -123,7 +126,7 @@ fn hello() -> impl Strategy<Value = Hello> {
     let lane = option::of((array::uniform16(any::<u8>()), any::<u32>()));
     let who = (any::<(u8, u8)>(), role, name(), name(), vec(offer, 0..5));
     let numbers = (size(), size(), any::<u64>(), option::of(any::<u16>()), any::<u16>(), any::<u32>());
-    (who, numbers, lane).prop_map(|((versions, role, application, instance, offers), numbers, lane)| {
+    (who, numbers, lane, traits()).prop_map(|((versions, role, application, instance, offers), numbers, lane, traits)| {
         let (stream, connection_window, features, connection, connections, calls_max) = numbers;
         Hello {
             versions: (versions.0.min(versions.1), versions.0.max(versions.1)),
@@ -137,8 +140,15 @@ fn hello() -> impl Strategy<Value = Hello> {
             connections,
             calls_max,
             lane: lane.map(|(token, body_max)| Lane { token, body_max }),
+            traits,
         }
     })
+}
+
+fn traits() -> impl Strategy<Value = Traits> {
+    let weight = option::of(1..=WEIGHT_MAX).prop_map(|weight| weight.and_then(NonZeroU32::new));
+    let labels = btree_map(name(), name(), 0..4);
+    (weight, name(), labels).prop_map(|(weight, environment, labels)| Traits { weight, environment, labels })
 }
 
 /// Bytes with a few of them changed, dropped or put in.
@@ -255,7 +265,7 @@ fn hellos_come_back_as_they_were() {
 
 #[test]
 fn entries_of_a_hello_that_are_not_known_are_skipped_wherever_they_are() {
-    let unknown = vec((any::<Index>(), 13..=u8::MAX, vec(any::<u8>(), 0..9)), 1..4);
+    let unknown = vec((any::<Index>(), 16..=u8::MAX, vec(any::<u8>(), 0..9)), 1..4);
     for_all((hello(), unknown), |(hello, unknown)| {
         let frame = hello.encode().unwrap();
         let mut all: Vec<_> =

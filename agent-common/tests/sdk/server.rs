@@ -1,6 +1,7 @@
 //! What a server does, with an agent that follows a script.
 
 use std::{
+    num::NonZeroU32,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -287,6 +288,29 @@ async fn as_many_connections_as_the_agent_says() {
     // One that is lost is opened again, and is the same one.
     drop(second);
     assert_eq!(agent.connected().await.hello.connection, Some(1));
+}
+
+#[tokio::test]
+async fn every_connection_says_what_is_known_of_the_instance() {
+    let agent = Agent::listen().await;
+    let builder = builder([agent.address()]).weight(20_000).environment("pre").label("version", "1").label("version", "2");
+    let starting = tokio::spawn(builder.serve(|_| async { Reply::new("") }));
+    for _ in 0..2 {
+        let mut peer = agent.accept().await;
+        let traits = &peer.hello.traits;
+        assert_eq!((traits.weight.map(NonZeroU32::get), &*traits.environment), (Some(10_000), "pre"));
+        assert_eq!(traits.labels, [("version".to_owned(), "2".to_owned())].into());
+        peer.greet_with(&Hello { connections: 2, ..agent_hello() }).await;
+    }
+    soon("the server", starting).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_label_that_does_not_fit_is_an_error_of_the_server() {
+    let agent = Agent::listen().await;
+    let builder = builder([agent.address()]).label(&"x".repeat(256), "");
+    let error = builder.serve(|_| async { Reply::new("") }).await.unwrap_err();
+    assert!(error.to_string().contains("do not fit into a HELLO"), "{error}");
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! The shape of the file. `vectors/README.md` says it in words.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, num::NonZeroU32, path::Path};
 
 use agent_common::frame::Header;
 use serde::{Deserialize, Deserializer, de::Error};
@@ -88,6 +88,11 @@ pub(crate) struct HelloFields {
     pub(crate) connections: u16,
     pub(crate) calls_max: u32,
     pub(crate) lane: Option<Lane>,
+    pub(crate) weight: Option<NonZeroU32>,
+    #[serde(default)]
+    pub(crate) environment: String,
+    #[serde(default)]
+    pub(crate) labels: BTreeMap<String, String>,
     /// The reference writes the same with other entries, or in another order.
     #[serde(default)]
     pub(crate) read_only: bool,

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent_common::frame::{
-    FRAME_MAX, Flags, HEADER_LEN, Header, Hello, Kind, Lane, MetaBuilder, Offer, Role, VERSION, Windows, entries, id, offset,
-    service_hash,
+    FRAME_MAX, Flags, HEADER_LEN, Header, Hello, Kind, Lane, MetaBuilder, Offer, Role, Traits, VERSION, Windows, entries, id,
+    offset, service_hash,
 };
 
 use crate::file::{Entry, Fields, File, Frame, HelloFields, Hex};
@@ -56,7 +56,7 @@ const METADATA: [(u8, &str); 18] = [
 ];
 
 /// The codec keeps these numbers to itself; that they are right is seen by what it reads and writes.
-const HELLO: [(u8, &str); 12] = [
+const HELLO: [(u8, &str); 15] = [
     (1, "versions"),
     (2, "role"),
     (3, "application"),
@@ -69,6 +69,9 @@ const HELLO: [(u8, &str); 12] = [
     (10, "calls_max"),
     (11, "lane_token"),
     (12, "lane_body_max"),
+    (13, "weight"),
+    (14, "environment"),
+    (15, "label"),
 ];
 
 #[test]
@@ -208,5 +211,6 @@ fn hello(fields: &HelloFields) -> Hello {
         connections: fields.connections,
         calls_max: fields.calls_max,
         lane: fields.lane.as_ref().map(|lane| Lane { token: lane.token.0[..].try_into().unwrap(), body_max: lane.body_max }),
+        traits: Traits { weight: fields.weight, environment: fields.environment.clone(), labels: fields.labels.clone() },
     }
 }

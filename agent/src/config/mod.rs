@@ -21,8 +21,9 @@ mod tests;
 pub mod traffic;
 mod words;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU32, path::PathBuf};
 
+use agent_common::frame;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use check::wrong_uri;
@@ -137,6 +138,14 @@ impl CheckedService {
 impl Default for Traits {
     fn default() -> Self {
         Self { weight: 100, zone: String::new(), data_centre: String::new(), environment: String::new(), labels: BTreeMap::new() }
+    }
+}
+
+/// What an application says of itself counts as if it stood in the file.
+impl From<&frame::Traits> for Traits {
+    fn from(said: &frame::Traits) -> Self {
+        let (usual, environment, labels) = (Self::default(), said.environment.clone(), said.labels.clone());
+        Self { weight: said.weight.map_or(usual.weight, NonZeroU32::get), environment, labels, ..usual }
     }
 }
 

@@ -1,5 +1,8 @@
 //! Services and their instances, as an immutable snapshot that all workers share.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
@@ -131,6 +134,8 @@ pub(crate) struct Offered {
     pub(crate) application: Arc<str>,
     pub(crate) instance: Arc<str>,
     pub(crate) offers: Vec<Offer>,
+    /// What it says of its process, which all that it offers shares.
+    pub(crate) traits: Arc<Traits>,
 }
 
 /// What applications offer, by the connection.
@@ -411,6 +416,10 @@ fn plans(drafts: &BTreeMap<String, Draft>) -> HashMap<String, Plan> {
     plans
 }
 
+/// Environments of a service that calls find. Applications say what theirs is, and each costs every change of routes a look
+/// at all instances; those in the configuration come first.
+const ENVIRONMENTS_MAX: usize = 256;
+
 /// A service that is being put together.
 struct Draft {
     uri: Arc<str>,
@@ -424,7 +433,7 @@ struct DraftMember {
     /// Of an agent, which all its services share.
     health: Option<Arc<Health>>,
     conns: Vec<ConnAt>,
-    traits: Traits,
+    traits: Arc<Traits>,
     level: u8,
 }
 
@@ -434,7 +443,7 @@ impl Draft {
             endpoint: Endpoint::Redis(one.address),
             health: None,
             conns: Vec::new(),
-            traits: one.traits.clone(),
+            traits: Arc::new(one.traits.clone()),
             level: here.level_of(one),
         });
         let serves = |peer: &CheckedPeer| service.agents.contains(&peer.name);
@@ -442,7 +451,7 @@ impl Draft {
             endpoint: Endpoint::Agent(agent.name.clone()),
             health: Some(agent.health.clone()),
             conns: Vec::new(),
-            traits: Traits { zone: peer.zone.clone(), data_centre: peer.data_centre.clone(), ..Traits::default() },
+            traits: Arc::new(Traits { zone: peer.zone.clone(), data_centre: peer.data_centre.clone(), ..Traits::default() }),
             level: here.level(&peer.zone, &peer.data_centre, 1),
         });
         let (uri, group) = (service.uri.as_str().into(), service.group.as_str().into());
@@ -455,17 +464,22 @@ impl Draft {
 
     fn offer(&mut self, offered: &Offered, conn: ConnAt) {
         let endpoint = Endpoint::Application(offered.application.clone(), offered.instance.clone());
+        let traits = offered.traits.clone();
         match self.members.iter_mut().find(|other| other.endpoint == endpoint) {
-            Some(member) => member.conns.push(conn),
-            None => {
-                self.members.push(DraftMember { endpoint, health: None, conns: vec![conn], traits: Traits::default(), level: 0 })
+            Some(member) => {
+                member.conns.push(conn);
+                // All connections of a process should say the same. If not, the one with the highest number counts, of one
+                // worker's the newest: a process that was replaced under the same name is what it says now.
+                member.traits = traits;
             }
+            None => self.members.push(DraftMember { endpoint, health: None, conns: vec![conn], traits, level: 0 }),
         }
     }
 
     fn plan(&self) -> Plan {
-        let environments: BTreeSet<&str> = self.members.iter().map(|member| &*member.traits.environment).collect();
-        let environments: Vec<_> = environments.into_iter().filter(|environment| !environment.is_empty()).collect();
+        let mut seen = BTreeSet::from([""]);
+        let all = self.members.iter().map(|member| &*member.traits.environment);
+        let environments: Vec<_> = all.filter(|environment| seen.insert(environment)).take(ENVIRONMENTS_MAX).collect();
         Plan::new(&self.policy, &environments)
     }
 
@@ -484,7 +498,7 @@ impl Draft {
                 .get(&endpoint)
                 .filter(|known| health.as_ref().is_none_or(|health| Arc::ptr_eq(health, &known.instance.health)));
             let instance = same.map_or_else(|| Instance::new(endpoint, health, changes), |known| known.instance.clone());
-            Member { instance, conns, traits: Arc::new(traits), level }
+            Member { instance, conns, traits, level }
         };
         let members: Vec<_> = self.members.into_iter().map(member).collect();
         let plan = Arc::new(plan);

@@ -1,6 +1,6 @@
 //! Who is at the other end of a connection, what it offers, and to which worker it belongs.
 
-use std::{io, rc::Rc};
+use std::{io, rc::Rc, sync::Arc};
 
 use agent_common::frame::{
     HEADER_LEN, Header, Hello, Role, Windows,
@@ -12,7 +12,7 @@ use super::{
     conn::{About, Bounds, FrameConn, Side},
     task::Handoff,
 };
-use crate::config::wrong_uri;
+use crate::config::{Traits, wrong_uri};
 use crate::proxy::{routes::Offered, socket::Peer, stats::CloseReason, worker::Worker};
 
 /// How long a peer may take nothing when the worker holds as many bytes as it may.
@@ -113,6 +113,7 @@ impl Worker {
             // Who does not say which process it is counts as one of its own.
             instance: if hello.instance.is_empty() { format!("connection {}", conn.id) } else { hello.instance.clone() }.into(),
             offers,
+            traits: Arc::new(Traits::from(&hello.traits)),
         };
         let (done, registered) = oneshot::channel();
         self.tell(Told::Offered(conn.id, offered, done));
