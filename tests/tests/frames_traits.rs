@@ -122,7 +122,6 @@ fn rules_choose_applications_by_their_labels() {
 }
 
 #[test]
-#[ignore = "a worker that gets a call from another one chooses anew, by the environment alone"]
 fn rules_choose_applications_of_other_workers_by_their_labels() {
     rule_by_label(1);
 }

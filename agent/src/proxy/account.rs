@@ -76,7 +76,8 @@ impl Call {
         if let Some(slot) = self.place.slot() {
             self.service.loads.begin(slot);
         }
-        if self.service.route.policy.breaker.instance_calls_max > 0
+        if self.counted
+            && self.service.route.policy.breaker.instance_calls_max > 0
             && let Some(instance) = self.place.instance()
         {
             instance.in_flight.fetch_add(1, Relaxed);

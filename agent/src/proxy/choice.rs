@@ -29,6 +29,8 @@ pub(crate) struct Choice {
     pub(crate) last: Option<u16>,
     /// What its hash key hashes to.
     pub(crate) key: Option<u32>,
+    /// Another worker has picked the instance that has this connection; 0 if none has.
+    pub(crate) pin: u32,
     /// It is not part of the traffic policy: any instance by chance.
     pub(crate) plain: bool,
 }

@@ -449,6 +449,7 @@ fn choice_of(routed: &Routed<'_>) -> Choice {
         otherwise: routed.otherwise.map(number),
         last: routed.last.map(number),
         key: None,
+        pin: 0,
         plain: routed.plain,
     }
 }

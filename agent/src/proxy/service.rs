@@ -182,14 +182,26 @@ impl Service {
     pub(crate) fn pick(&self, aim: Aim<'_>, tried: &[u32], dice: &mut SmallRng) -> Option<Upstream> {
         let Aim { choice, scope, now } = aim;
         let fit = |slot: u32| if tried.contains(&slot) { Fit::No } else { self.fit(slot, scope, now) };
+        if choice.pin != 0
+            && let Some(pinned) = self.pinned(choice.pin).filter(|pinned| fit(pinned.slot()) != Fit::No)
+        {
+            return Some(pinned);
+        }
         let slot = self.sets.borrow_mut().pick(self, (choice, scope, now), dice, fit)?;
         self.upstream(self.entry(slot)?, slot).cloned()
+    }
+
+    /// The instance that another worker has picked.
+    fn pinned(&self, pin: u32) -> Option<Upstream> {
+        let is_pinned = |upstream: &&Upstream| matches!(upstream, Upstream::Remote(remote) if remote.is_pinned(pin));
+        self.entries().filter_map(|entry| entry.upstream.get()).find(is_pinned).cloned()
     }
 
     /// Whether the instance in this slot can take a call now.
     fn fit(&self, slot: u32, scope: Scope, now: Instant) -> Fit {
         let Some(entry) = self.entry(slot).filter(|entry| entry.is_within(scope)) else { return Fit::No };
-        if self.is_full(entry) {
+        // Another worker has counted the call already.
+        if scope != Scope::Worker && self.is_full(entry) {
             return Fit::No;
         }
         match (entry.upstream.get(), &entry.instance.endpoint) {

@@ -29,7 +29,7 @@ use super::{
     calls::CallTable,
     dispatch::Call,
     explain::{Explained, View},
-    frames::{self, Bounds, FrameConn, Handoff, Remote, Side, Target, To, Told, Tunnel},
+    frames::{self, Bounds, FrameConn, Handoff, Remote, Side, Target, To, Told, Tunnel, pin_of},
     limits::{TunnelLimits, WorkerLimits},
     listen::Listeners,
     path::KernelPath,
@@ -324,6 +324,7 @@ impl Worker {
 
     /// The way to an instance that is reached in frames.
     fn remote(self: &Rc<Self>, member: &Member, slot: u32, counters: Arc<CallCounters>) -> Option<Remote> {
+        let mut pin = 0;
         let target = match &member.instance.endpoint {
             Endpoint::Redis(_) => return None,
             Endpoint::Agent(name) => Target::By(self.tunnels.borrow().get(name)?.1.clone()),
@@ -337,12 +338,15 @@ impl Worker {
                         counters.connections.set(conns.len() as u64);
                         Target::Here(conns)
                     }
-                    Some(conn) if conn.worker != self.id => Target::By(self.tunnel_to_worker(conn.worker)),
+                    Some(conn) if conn.worker != self.id => {
+                        pin = pin_of(conn.id);
+                        Target::By(self.tunnel_to_worker(conn.worker))
+                    }
                     _ => return None,
                 }
             }
         };
-        Some(Remote { instance: member.instance.clone(), counters, slot, target })
+        Some(Remote { instance: member.instance.clone(), counters, slot, pin, target })
     }
 
     /// The way to another worker, which is opened when it is first needed.

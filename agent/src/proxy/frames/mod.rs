@@ -14,7 +14,7 @@ pub(crate) use greet::Told;
 pub(crate) use streams::Streams;
 pub(crate) use task::{Handoff, start_in};
 pub(crate) use tunnel::{To, Tunnel};
-pub(crate) use upstream::{Remote, Target, Way};
+pub(crate) use upstream::{Remote, Target, Way, pin_of};
 
 /// How far a call may go, by where it came from: it never goes in circles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

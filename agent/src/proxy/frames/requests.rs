@@ -89,7 +89,12 @@ impl Worker {
             (code::POOL_FULL, conn.why_crowded())
         } else {
             match self.govern_framed(&service, conn, (frame, method)) {
-                Ok(begun) => return Ok(begun),
+                Ok(mut begun) => {
+                    if conn.side == Side::Worker {
+                        begun.choice.pin = frame.header.receipt;
+                    }
+                    return Ok(begun);
+                }
                 Err(Refused { code, reason }) => (code, reason),
             }
         };
@@ -200,7 +205,7 @@ impl Worker {
             let Caller::Frames(framed) = &call.caller else { return false };
             let numbers = call.header_to(key, to.next_stream(), Kind::Request);
             let flags = vouched(frame.header.flags, &framed.conn);
-            Header { flags, word: call.left_ms(self.now()), ..numbers.sized_as(&frame.header) }
+            Header { flags, word: call.left_ms(self.now()), receipt: remote.pin, ..numbers.sized_as(&frame.header) }
         };
         if !to.try_whole(&header, frame.rest()) {
             return false;
@@ -280,7 +285,7 @@ impl Worker {
         let first = self.with_call(key, |call| {
             call.streams = Some(streams);
             let numbers = call.header_to(key, UNNUMBERED, Kind::Request).sized_as(&frame.header);
-            let header = Header { flags, word: call.left_ms(self.now()), ..numbers };
+            let header = Header { flags, word: call.left_ms(self.now()), receipt: remote.pin, ..numbers };
             call.noted(frame.frame(header))
         });
         self.placed(key, Place::Framed(remote.clone(), to.clone(), UNNUMBERED));
@@ -302,7 +307,8 @@ impl Worker {
         let streamed = self.with_call(key, |call| {
             let streams = call.streams.as_deref_mut()?;
             let (gathered, ends) = (streams.gathered.take()?, streams.request.is_none());
-            let numbers = Header { word: call.left_ms(self.now()), ..call.header_to(key, UNNUMBERED, Kind::Request) };
+            let numbers = call.header_to(key, UNNUMBERED, Kind::Request);
+            let numbers = Header { word: call.left_ms(self.now()), receipt: remote.pin, ..numbers };
             Some((gathered, ends, numbers))
         });
         let Some((gathered, ends, numbers)) = streamed.flatten() else {
@@ -369,7 +375,7 @@ impl Worker {
         to.begin();
         let given = self.with_call(key, |call| {
             let header = call.header_to(key, UNNUMBERED, Kind::Request);
-            let header = Header { word: call.left_ms(self.now()), ..header };
+            let header = Header { word: call.left_ms(self.now()), receipt: remote.pin, ..header };
             request.frames(header, &call.service.meta, &call.notes(), |frame| to.push(frame));
         });
         if given.is_none() {

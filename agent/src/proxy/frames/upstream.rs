@@ -18,6 +18,8 @@ pub(crate) struct Remote {
     pub(crate) counters: Arc<CallCounters>,
     /// Where the instance stands among those of its service.
     pub(crate) slot: u32,
+    /// Tells another worker which instance is meant, in the field `receipt` of a REQUEST's header; else 0.
+    pub(crate) pin: u32,
     pub(crate) target: Target,
 }
 
@@ -41,7 +43,17 @@ pub(crate) enum Way {
     Wait(Rc<Tunnel>),
 }
 
+/// What stands for a connection that an instance offers services by, on the way to its worker; never 0.
+pub(crate) fn pin_of(conn: u64) -> u32 {
+    u32::try_from(conn % u64::from(u32::MAX)).map_or(1, |number| number + 1)
+}
+
 impl Remote {
+    /// Whether the instance has the connection that this stands for.
+    pub(crate) fn is_pinned(&self, pin: u32) -> bool {
+        matches!(&self.target, Target::Here(conns) if conns.iter().any(|conn| pin_of(conn.id) == pin))
+    }
+
     /// Where the next call can go.
     pub(crate) fn way(&self) -> Result<Way, fn(Request) -> Refused> {
         let (conns, tunnel) = match &self.target {
