@@ -21,6 +21,7 @@ pub mod mesh;
 pub mod mixed;
 pub mod mux;
 pub mod netns;
+pub mod otlp;
 pub mod process;
 pub mod resp;
 pub mod seed;

@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -18,26 +19,25 @@ use bytes::Bytes;
 use hyper::body::Frame;
 use serde::Deserialize;
 
-use super::{
-    routes::{Admin, error},
-    serve::Lasting,
-};
-use crate::trace::{Filter, Line, TapReader};
+use super::{routes::error, serve::Lasting};
+use crate::trace::{Filter, Line, TapReader, Taps};
 
 /// How many bytes of lines are written at a time, about.
 const FRAME_BYTES: usize = 16 << 10;
 
+/// Which calls.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct CallsQuery {
+pub(crate) struct CallsQuery {
     service: Option<String>,
     #[serde(default)]
     errors: bool,
     slower_than_ms: Option<u64>,
 }
 
-pub(super) async fn calls(
-    State(admin): State<Admin>,
+/// Answers it.
+pub(crate) async fn calls(
+    State(taps): State<Arc<Taps>>,
     Extension(lasting): Extension<Lasting>,
     query: Result<Query<CallsQuery>, QueryRejection>,
 ) -> Response {
@@ -48,7 +48,7 @@ pub(super) async fn calls(
             return error(StatusCode::BAD_REQUEST, format!("{}; {text}", wrong.body_text()));
         }
     };
-    match admin.node.taps.open(query.into()) {
+    match taps.open(query.into()) {
         Ok(reader) => {
             lasting.set();
             ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::new(Lines(reader))).into_response()

@@ -2,7 +2,7 @@
 //!
 //! [`Node`] is the running agent as both see it. Both speak HTTP with bounds on everything ([`serve()`]): connections, time, bodies.
 
-mod calls;
+pub(crate) mod calls;
 mod health;
 mod metrics;
 mod node;

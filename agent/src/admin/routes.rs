@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    extract::{Query, State, rejection::QueryRejection},
+    extract::{FromRef, Query, State, rejection::QueryRejection},
     http::{Method, StatusCode, Uri},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -12,7 +12,7 @@ use axum::{
 use serde::Deserialize;
 
 use super::{Node, Reloader, calls};
-use crate::{api, config::effective};
+use crate::{api, config::effective, trace::Taps};
 
 /// Connections that are listed unless the caller says how many.
 const CONNS_DEFAULT: usize = 1000;
@@ -22,6 +22,12 @@ const CONNS_DEFAULT: usize = 1000;
 pub(super) struct Admin {
     pub(super) node: Arc<Node>,
     pub(super) reloader: Reloader,
+}
+
+impl FromRef<Admin> for Arc<Taps> {
+    fn from_ref(admin: &Admin) -> Self {
+        admin.node.taps.clone()
+    }
 }
 
 pub(super) fn routes(admin: Admin) -> Router {

@@ -54,7 +54,7 @@ impl Server {
 
 /// Given to a handler, to say that its answer goes on for as long as both ends want it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Lasting(Arc<AtomicBool>);
+pub(crate) struct Lasting(Arc<AtomicBool>);
 
 impl Lasting {
     pub(super) fn set(&self) {

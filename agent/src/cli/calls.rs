@@ -47,11 +47,9 @@ impl Calls {
         let client = global.client();
         let most = self.count.or((!self.follow).then_some(COUNT)).unwrap_or(u64::MAX);
         let mut table = Growing::new();
+        let title = if out.json { String::new() } else { table.title() };
         let mut seen = 0;
-        if !out.json {
-            out.text(&table.title())?;
-        }
-        let ended = client.lines(&self.path(), (!self.follow).then_some(WITHIN), |text| {
+        let each = |text: &[u8]| {
             let line = serde_json::from_slice(text).context("a line that is not known here: is the agent of another version?")?;
             let shown = match &line {
                 _ if out.json => format!("{}\n", String::from_utf8_lossy(text)),
@@ -62,7 +60,8 @@ impl Calls {
             seen += u64::from(matches!(line, Line::Call(_)));
             let more = out.more(&shown)?;
             Ok(if seen < most { more } else { ControlFlow::Break(()) })
-        })?;
+        };
+        let ended = client.lines(&self.path(), (!self.follow).then_some(WITHIN), || out.text(&title), each)?;
         match ended {
             Ended::Agent => bail!("the agent {} has ended", global.name),
             Ended::Enough => {}
@@ -254,7 +253,28 @@ fn encoded(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        fs,
+        future::pending,
+        path::Path,
+        sync::{Arc, LazyLock, mpsc},
+        thread,
+        time::Instant,
+    };
+
+    use axum::{Router, routing::get};
+
     use super::*;
+    use crate::{
+        admin,
+        instance::{Name, RunDir},
+        trace::Taps,
+    };
+
+    /// How long anything may take that a test waits for.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    static DEFAULT: LazyLock<Name> = LazyLock::new(|| "test".parse().expect("a name"));
 
     fn record() -> Record {
         Record {
@@ -309,6 +329,64 @@ TIME (UTC)    CODE  BY           TOOK  TRIES  CALL                      INSTANCE
         };
         let expected = "web 127.0.0.1:40404, fault drill, environment pre, hedged, shadow, stress, trace 4bf9";
         assert_eq!(notes(&record), expected);
+    }
+
+    /// Those who look on, by way of an agent's admin socket in a folder.
+    fn admin_socket(folder: &Path, taps: Arc<Taps>) -> Client {
+        let (run_dir, name): (_, Name) = (RunDir::of_agent(Some(folder.to_owned()), &DEFAULT), DEFAULT.clone());
+        let socket = run_dir.socket(&name);
+        fs::create_dir_all(socket.parent().expect("a folder")).expect("made");
+        let (ready, is_ready) = mpsc::channel();
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let routes = Router::new().route("/v1/calls", get(admin::calls::calls)).with_state(taps);
+                let _server = admin::serve(admin::bind(&socket).expect("bound"), move |_| routes.clone());
+                ready.send(()).expect("awaited");
+                pending::<()>().await;
+            });
+        });
+        is_ready.recv().expect("ready");
+        Client::new(run_dir, name)
+    }
+
+    #[test]
+    fn calls_come_from_a_worker_to_the_operator() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let taps = Arc::new(Taps::default());
+        let client = admin_socket(folder.path(), taps.clone());
+        let calls =
+            Calls { service: Some("/service/user#two".into()), follow: true, errors: true, slower_than: None, count: None };
+        let user = taps.watch("/service/user#two");
+        let mut offered = 0;
+        let begins = || {
+            assert!(user.is_on());
+            for code in 0..100 {
+                user.offer(Record { code, group: Some("two".into()), ..record() });
+            }
+            Ok(())
+        };
+        let each = |text: &[u8]| {
+            offered += 1;
+            let Line::Call(record) = serde_json::from_slice(text)? else { panic!("{}", String::from_utf8_lossy(text)) };
+            assert_eq!((record.code, record.group.as_deref()), (offered, Some("two")));
+            Ok(if offered == 99 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        };
+        let ended = client.lines(&calls.path(), Some(PATIENCE), begins, each).expect("lines");
+        assert_eq!(ended, Ended::Enough);
+        let deadline = Instant::now() + PATIENCE;
+        while user.is_on() {
+            assert!(Instant::now() < deadline, "that the operator hung up was not noticed");
+            thread::yield_now();
+        }
+        let ended = client.lines(&calls.path(), Some(Duration::from_millis(1)), || Ok(()), |_| panic!("nothing was called"));
+        assert_eq!(ended.expect("time is over"), Ended::Time);
+        let close = || {
+            taps.close();
+            Ok(())
+        };
+        let ended = client.lines(&calls.path(), Some(PATIENCE), close, |_| panic!("nothing was called"));
+        assert_eq!(ended.expect("the agent ends"), Ended::Agent);
     }
 
     #[test]

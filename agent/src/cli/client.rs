@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use tokio::{
     net::UnixStream,
     runtime::{self, Runtime},
-    signal::ctrl_c,
+    signal::unix::{SignalKind, signal},
     task::AbortHandle,
     time::{sleep, timeout},
 };
@@ -86,16 +86,20 @@ impl Client {
         self.ask(Method::POST, path)
     }
 
-    /// Asks for what goes on, and hands on each line of it until that has seen enough, time is over, or either end has had enough.
+    /// Asks for what goes on. Says when it begins, and hands on each line of it until that has seen enough, time is over, or either
+    /// end has had enough.
     pub(super) fn lines(
         &self,
         path: &str,
         within: Option<Duration>,
+        begins: impl FnOnce() -> Result<()>,
         each: impl FnMut(&[u8]) -> Result<ControlFlow<()>>,
     ) -> Result<Ended> {
         runtime()?.block_on(async {
             let opened = timeout(ANSWER_WITHIN, self.send(Method::GET, path)).await;
             let (response, _connection) = opened.map_err(|_| self.silent())??;
+            let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for signals")?;
+            begins()?;
             let time = async {
                 match within {
                     Some(within) => sleep(within).await,
@@ -105,7 +109,7 @@ impl Client {
             tokio::select! {
                 ended = self.read_lines(response.into_body(), each) => ended,
                 () = time => Ok(Ended::Time),
-                interrupted = ctrl_c() => interrupted.map(|()| Ended::Interrupt).context("can't listen for signals"),
+                _ = interrupt.recv() => Ok(Ended::Interrupt),
             }
         })
     }

@@ -87,6 +87,7 @@ struct Sending {
     resource: Resource,
     scope: InstrumentationScope,
     interval: Duration,
+    flush_within: Duration,
     batch: Vec<Span>,
     /// Times in a row that the collector was away.
     away: u32,
@@ -98,6 +99,10 @@ impl Exporter {
     /// # Errors
     /// The endpoint is no URL of HTTP.
     pub fn start(options: &Options) -> Result<(Spans, Self), BadEndpoint> {
+        Self::start_with(options, FLUSH_WITHIN)
+    }
+
+    pub(super) fn start_with(options: &Options, flush_within: Duration) -> Result<(Spans, Self), BadEndpoint> {
         let endpoint: Endpoint = options.endpoint.parse()?;
         let (sender, queue) = channel(options.queue_max.max(1));
         let shared = Arc::new(Shared::default());
@@ -108,6 +113,7 @@ impl Exporter {
             resource: otlp::resource(options),
             scope: otlp::scope(options),
             interval: options.interval,
+            flush_within,
             batch: Vec::new(),
             away: 0,
         };
@@ -124,7 +130,7 @@ impl Exporter {
 }
 
 impl Spans {
-    /// Gives a span away. Never waits: if the queue is full, the span is dropped, and counted.
+    /// Gives a span away, of a trace that is sampled. Never waits: if the queue is full, the span is dropped, and counted.
     pub fn offer(&self, span: Span) {
         if self.queue.try_send(span).is_err() {
             self.shared.dropped.fetch_add(1, Relaxed);
@@ -169,7 +175,7 @@ impl Sending {
         }
         self.queue.close();
         // Else it has been said how many were lost.
-        let _ = timeout(FLUSH_WITHIN, self.flush()).await;
+        let _ = timeout(self.flush_within, self.flush()).await;
         self.count_lost();
     }
 
@@ -230,7 +236,7 @@ impl Sending {
                     tracing::warn!("spans wait, as their collector is away: {why}");
                 }
                 self.away = self.away.saturating_add(1);
-                return Some(after.map(|after| after.min(BACKOFF.1)));
+                return Some(after.map(|after| after.clamp(BACKOFF.0, BACKOFF.1)));
             }
         }
         if mem::take(&mut self.away) > 0 {

@@ -39,6 +39,9 @@ fn every_answer_is_json() {
         ("GET /v1/config/reload", 405, "does not take GET"),
         ("GET /v1/conns?limit=many", 400, "limit=NUMBER"),
         ("GET /v1/conns?limits=3", 400, "limit=NUMBER"),
+        ("GET /v1/calls?errors=some", 400, "errors=true"),
+        ("GET /v1/calls?of=/service/demo", 400, "service=URI"),
+        ("POST /v1/calls", 405, "does not take POST"),
     ];
     for (request, status, says) in wrong {
         let (got, body) = ask(&agent, request);

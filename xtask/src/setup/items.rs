@@ -142,6 +142,13 @@ fn tests() -> Vec<Item> {
             there: |place| has_python_package(&place.test_venv(), "redis"),
             get: Get::Python { venv: Place::test_venv, package: "redis==8.1.0" },
         },
+        Item {
+            name: "opentelemetry-proto",
+            why: "as a collector of spans in the tests",
+            purpose: Test,
+            there: |place| has_python_package(&place.test_venv(), "opentelemetry/proto"),
+            get: Get::Python { venv: Place::test_venv, package: "opentelemetry-proto==1.45.2" },
+        },
         Item::packaged("Node", "for a client of the tests", Test, |_| program("node").is_some(), &["nodejs"]),
         Item::packaged("npm", "to install node-redis", Test, |place| has_node_redis(place) || program("npm").is_some(), &["npm"]),
         Item {
