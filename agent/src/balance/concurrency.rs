@@ -1,17 +1,32 @@
 //! A bound on calls in flight that finds out what a service can take.
 //!
-//! Of the latency without load and the latency now it makes a gradient: as long as calls take no more than half as long again as they
-//! do without load the bound grows, if it is used at all; beyond that it falls in proportion. A service of `c` places, each of which
-//! takes a call for `s`, thus has `1.5 × c + √bound` calls in flight or a little more: enough that no place is idle, and a wait of
-//! `s` at most. What a call takes without load is the least that was seen; it is measured again when it is doubtful: after 30 s with
-//! half as many calls, or after 2 s at the least bound.
+//! Of the latency without load and the latency now it makes a gradient, as Netflix's and Envoy's limits do: as long as calls take no
+//! more than half as long again as they do without load the bound grows, if it is used at all (at least half of it); beyond that it
+//! falls in proportion, and is halved where they take three times as long. What a call takes without load is the least average that
+//! was seen; it is measured again when it is doubtful: every 20 s (or 100 times what a call takes) with a third of the calls for a
+//! moment, unless the average came near it meanwhile, and after 2 s at the least bound.
+//!
+//! # Bounds
+//! - The bound never leaves `min..=max`.
+//! - A service of `c` places, each of which takes a call for `s`, and more load than it can take: the bound settles near the `b` with
+//!   `b = 1.5 × c + √b` if that is above `min`, so no place is idle and a call takes `b / c × s` on average (`c` of 100: 163 calls,
+//!   `1.63 × s`). Measured with times and arrivals by chance (M/M/c): within `c..=2.5 × c`, at least 95 % of what the service can do
+//!   (90 % where a call takes a second), at most `2.5 × s`.
+//! - A service that takes its load is left alone: no call is refused once the bound has grown to twice what is in flight.
+//! - After a slow phase, or timeouts, the bound is back within 5 s; where calls last longer, within 50 of them.
 
 use std::time::{Duration, Instant};
 
-/// Latencies are looked at so often at most; where a call takes longer, once in that time.
+use serde::{Deserialize, Serialize};
+
+/// Latencies are looked at so often at most.
 const WINDOW: Duration = Duration::from_millis(100);
+/// A look takes as long as so many calls: while fewer have ended, the quick ones are too many.
+const CALLS: f64 = 4.0;
+/// The longest latency that is waited for.
+const LONG: f64 = 10.0;
 /// Calls that a look needs.
-const SAMPLES: u32 = 20;
+const SAMPLES: u32 = 40;
 /// How much longer than without load calls may take before the bound falls.
 const TOLERANCE: f64 = 1.5;
 /// How much of a step is made at once.
@@ -20,8 +35,12 @@ const STEP: f64 = 0.3;
 const AVERAGE: f64 = 0.2;
 /// How near the latency without load an average must come for it to be believed.
 const NEAR: f64 = 1.1;
+/// How much less a measurement must show than what was believed, for the next one to be made at once.
+const CLEARLY: f64 = 1.25;
 /// How long it is believed otherwise.
-const DOUBTFUL: Duration = Duration::from_secs(30);
+const DOUBTFUL: Duration = Duration::from_secs(20);
+/// It is believed for so many calls one after the other at least: measuring takes longer where they do.
+const DOUBTFUL_CALLS: f64 = 100.0;
 /// How long the bound is at its least before what is seen there counts as without load.
 const AT_LEAST: Duration = Duration::from_secs(2);
 
@@ -31,17 +50,32 @@ pub(crate) struct Adaptive {
     min: f64,
     max: f64,
     bound: f64,
-    /// It has never fallen yet: it is doubled with each look.
+    /// A look was taken.
+    warm: bool,
+    /// It has not fallen since it was at its least: it is doubled with each look.
     starting: bool,
+    /// It goes on after it fell for nothing.
+    restarted: bool,
     /// Latencies, in seconds.
     unloaded: Option<f64>,
     average: Option<f64>,
+    /// What was last measured.
+    measured: Option<f64>,
     window: Option<Window>,
     /// When an average was last near what calls take without load.
     believed: Option<Instant>,
-    /// Since when the bound is at its least.
-    least_since: Option<Instant>,
+    /// Since when the bound is at its least, and what calls take there.
+    least: Option<(Instant, f64)>,
     probe: Option<Probe>,
+}
+
+/// What is remembered of a bound, for another process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Saved {
+    pub(crate) bound: u32,
+    /// What a call takes without load; 0 is not known.
+    pub(crate) unloaded_us: u64,
 }
 
 /// What was seen since the last look.
@@ -49,6 +83,7 @@ pub(crate) struct Adaptive {
 struct Window {
     began: Instant,
     samples: u32,
+    failures: u32,
     sum: f64,
     /// The most calls in flight.
     peak: u32,
@@ -60,6 +95,8 @@ struct Probe {
     bound: f64,
     /// When the calls that had waited with more of them are gone.
     clear: Option<Instant>,
+    /// Whether it is about what stopped the start.
+    of_start: bool,
 }
 
 impl Adaptive {
@@ -70,14 +107,39 @@ impl Adaptive {
             min,
             max: f64::from(max).max(min),
             bound: min,
+            warm: false,
             starting: true,
+            restarted: false,
             unloaded: None,
             average: None,
+            measured: None,
             window: None,
             believed: None,
-            least_since: None,
+            least: None,
             probe: None,
         }
+    }
+
+    /// A bound that goes on where another process was.
+    pub(crate) fn resume(min: u32, max: u32, saved: &Saved, now: Instant) -> Self {
+        let mut adaptive = Self::new(min, max);
+        if saved.unloaded_us > 0 {
+            (adaptive.warm, adaptive.starting) = (true, false);
+            adaptive.bound = f64::from(saved.bound).clamp(adaptive.min, adaptive.max);
+            adaptive.believe(Duration::from_micros(saved.unloaded_us).as_secs_f64(), now);
+        }
+        adaptive
+    }
+
+    /// What another process needs to go on.
+    pub(crate) fn save(&self) -> Saved {
+        let unloaded = Duration::from_secs_f64(self.unloaded.unwrap_or(0.0));
+        Saved { bound: whole(self.bound), unloaded_us: u64::try_from(unloaded.as_micros()).unwrap_or(u64::MAX) }
+    }
+
+    /// What a call takes without load, as far as is known.
+    pub(crate) fn unloaded(&self) -> Option<Duration> {
+        self.unloaded.map(Duration::from_secs_f64)
     }
 
     /// Whether one more call may be made while so many are in flight.
@@ -96,21 +158,20 @@ impl Adaptive {
     /// A failure counts only if it took long: a quick one says nothing about what the service can take.
     pub(crate) fn observe(&mut self, took: Duration, in_flight: u32, failed: bool, now: Instant) {
         let took = took.as_secs_f64();
-        if failed && self.unloaded.is_none_or(|unloaded| took < unloaded) {
+        if (failed && self.unloaded.is_none_or(|unloaded| took < unloaded)) || self.is_settling(in_flight, now) {
             return;
         }
-        if self.is_settling(in_flight, now) {
-            return;
-        }
-        let least = WINDOW.max(Duration::from_secs_f64(self.unloaded.unwrap_or(0.0).min(10.0)));
-        let window = self.window.get_or_insert_with(|| Window { began: now, samples: 0, sum: 0.0, peak: 0 });
+        let window = self.window.get_or_insert(Window { began: now, samples: 0, failures: 0, sum: 0.0, peak: 0 });
         window.samples += 1;
+        window.failures += u32::from(failed);
         window.sum += took;
         window.peak = window.peak.max(in_flight);
+        let mean = window.sum / f64::from(window.samples);
+        let least = Duration::from_secs_f64(CALLS * mean.min(LONG)).max(WINDOW);
         if window.samples >= SAMPLES && now.saturating_duration_since(window.began) >= least {
-            let (mean, peak) = (window.sum / f64::from(window.samples), window.peak);
+            let (peak, failed) = (f64::from(window.peak), window.failures * 2 > window.samples);
             self.window = None;
-            self.look(mean.max(1e-9), f64::from(peak), now);
+            self.look(mean.max(1e-9), peak, failed, now);
         }
     }
 
@@ -118,69 +179,119 @@ impl Adaptive {
     fn is_settling(&mut self, in_flight: u32, now: Instant) -> bool {
         let Some(probe) = &mut self.probe else { return false };
         if probe.clear.is_none() && f64::from(in_flight) <= probe.bound {
-            probe.clear = Some(now + Duration::from_secs_f64(2.0 * self.average.unwrap_or(0.0).min(10.0)));
+            probe.clear = Some(now + Duration::from_secs_f64(2.0 * self.average.unwrap_or(0.0).min(LONG)));
         }
         probe.clear.is_none_or(|clear| now < clear)
     }
 
     /// Moves the bound by what a window shows.
-    fn look(&mut self, mean: f64, peak: f64, now: Instant) {
-        if self.probe.take().is_some() {
-            self.believe(mean, now);
+    fn look(&mut self, mean: f64, peak: f64, failed: bool, now: Instant) {
+        let probe = self.probe.take();
+        if failed {
+            // It was long, and nothing is to be learned of what an answer takes.
+            self.step(mean, 0.5, now);
+            self.least = None;
             return;
         }
-        let average = self.average.map_or(mean, |average| average + (mean - average) * AVERAGE);
+        if !std::mem::replace(&mut self.warm, true) {
+            // The first one has too many quick calls.
+            return;
+        }
+        let higher = self.unloaded.is_some_and(|unloaded| mean > unloaded * NEAR);
+        let lower = self.unloaded.is_some_and(|unloaded| mean * CLEARLY < unloaded);
+        match probe {
+            // Even with fewer calls it may still have been loaded: once more.
+            Some(_) if lower => {
+                self.bound = (self.bound * mean / self.unloaded.unwrap_or(mean)).max(self.min);
+                self.unloaded = Some(mean);
+            }
+            Some(probe) => {
+                self.believe(mean, now);
+                // What stopped the start was a wrong measurement; if that happens again it was not.
+                self.starting = probe.of_start && higher && !self.restarted;
+                self.restarted = self.starting;
+            }
+            None => {
+                let average = self.average.map_or(mean, |average| average + (mean - average) * AVERAGE);
+                self.compare(mean, average, peak, now);
+            }
+        }
+    }
+
+    fn compare(&mut self, mean: f64, average: f64, peak: f64, now: Instant) {
         self.average = Some(average);
         let unloaded = self.unloaded.map_or(average, |unloaded| unloaded.min(average));
         self.unloaded = Some(unloaded);
         let used = peak * 2.0 >= self.bound;
-        if average <= unloaded * NEAR {
+        let faster = self.measured.is_some_and(|measured| average * 2.0 < measured);
+        if average <= unloaded * NEAR && !faster {
             self.believed = Some(now);
-        } else if self.is_doubtful(now) {
+        } else if faster || self.is_doubtful(now) {
             if used && self.bound > self.min {
-                self.probe = Some(Probe { bound: (self.bound / 2.0).max(self.min), clear: None });
+                self.probe(3.0, false);
             } else {
                 self.believe(average, now);
             }
         }
         if used {
-            self.step((TOLERANCE * unloaded / mean).clamp(0.5, 1.0), now);
+            self.step(mean, (TOLERANCE * unloaded / mean).clamp(0.5, 1.2), now);
         }
-        if self.least_since.is_some_and(|since| now.saturating_duration_since(since) >= AT_LEAST) {
-            self.believe(mean, now);
+        if let Some((since, seen)) = &mut self.least {
+            *seen += (mean - *seen) / 2.0;
+            if now.saturating_duration_since(*since) >= AT_LEAST {
+                let seen = *seen;
+                self.believe(seen, now);
+            }
         }
     }
 
-    fn step(&mut self, gradient: f64, now: Instant) {
-        self.starting &= gradient == 1.0;
-        let to = if self.starting {
-            self.bound * 2.0
-        } else {
-            self.bound + (self.bound * gradient + self.bound.sqrt() - self.bound) * STEP
-        };
-        let to = to.clamp(self.min, self.max);
-        if to > self.min {
-            self.least_since = None;
-        } else if to < self.bound || gradient < 1.0 {
-            self.least_since.get_or_insert(now);
+    /// Measures with so much fewer calls.
+    fn probe(&mut self, part: f64, of_start: bool) {
+        self.probe = Some(Probe { bound: (self.bound / part).max(self.min), clear: None, of_start });
+    }
+
+    fn step(&mut self, mean: f64, gradient: f64, now: Instant) {
+        if self.starting && gradient < 1.0 && self.bound > self.min {
+            // Half as many were all right: with a quarter nothing waits.
+            self.starting = false;
+            self.probe(4.0, true);
+            self.bound = (self.bound / 2.0).max(self.min);
+            return;
         }
-        self.bound = to;
+        self.starting &= gradient >= 1.0;
+        let next = self.bound * gradient.min(1.0) + self.bound.sqrt();
+        let to = match gradient {
+            _ if self.starting => self.bound * 2.0,
+            ..=0.5 => self.bound / 2.0,
+            // Far from where it would fall.
+            1.2.. => next,
+            _ => self.bound + (next - self.bound) * STEP,
+        };
+        self.bound = to.clamp(self.min, self.max);
+        if self.bound > self.min {
+            self.least = None;
+        } else {
+            self.starting = true;
+            self.least.get_or_insert((now, mean));
+        }
     }
 
     fn is_doubtful(&self, now: Instant) -> bool {
-        self.believed.is_none_or(|believed| now.saturating_duration_since(believed) >= DOUBTFUL)
+        let long = DOUBTFUL.max(Duration::from_secs_f64(DOUBTFUL_CALLS * self.unloaded.unwrap_or(0.0).min(LONG)));
+        self.believed.is_none_or(|believed| now.saturating_duration_since(believed) >= long)
     }
 
     /// Takes a latency for the one without load.
     fn believe(&mut self, latency: f64, now: Instant) {
         self.unloaded = Some(latency);
         self.average = Some(latency);
+        self.measured = Some(latency);
         self.believed = Some(now);
-        self.least_since = None;
+        self.least = None;
     }
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "is a count between two that fit")]
+#[expect(clippy::cast_possible_truncation, reason = "is a count between two that fit")]
 fn whole(bound: f64) -> u32 {
     bound as u32
 }

@@ -5,7 +5,7 @@
 //! - The `k`-th time in a row an instance is out for `min(k × ejection, ejection_max)`. For each `ejection` that it then spends in
 //!   traffic one time is forgotten.
 //! - An instance is out for its success rate only if it had more failures than chance explains: with `e` failures expected of its
-//!   calls at the average rate, more than `e + 4 × √e + 2`. Of instances that are all alike fewer than one in 5,000 has so many.
+//!   calls at the average rate, more than `e + 5 × √e + 3`. Of instances that are all alike fewer than one in 100,000 has so many.
 
 use std::{
     fmt::{self, Display},
@@ -184,7 +184,7 @@ impl Outliers {
     pub(crate) fn check(&mut self, now: Instant, samples: &[Sample]) -> Vec<Change> {
         let mut seen: Vec<Seen> = Vec::new();
         if self.policy.samples() {
-            let of = |(index, sample): (u32, &Sample)| (self.out(index).is_none()).then(|| Seen::of(index, sample));
+            let of = |(index, sample): (u32, &Sample)| self.out(index).is_none().then(|| Seen::of(index, sample));
             let enough = |seen: &Seen| seen.calls >= f64::from(self.policy.calls_min.max(1));
             seen = (0..).zip(samples).take(self.states.len()).filter_map(of).filter(enough).collect();
         }
@@ -234,7 +234,7 @@ impl Outliers {
         if self.policy.latency_percent == 0 {
             return Vec::new();
         }
-        seen.sort_by(|one, other| other.latency.cmp(&one.latency));
+        seen.sort_by_key(|one| std::cmp::Reverse(one.latency));
         let median = seen[seen.len() / 2].latency;
         let most = median.mul_f64(f64::from(self.policy.latency_percent) / 100.0);
         let slower = seen.iter().take_while(|one| one.latency > most && one.latency > median);
@@ -279,7 +279,6 @@ struct Seen {
 }
 
 impl Seen {
-    #[expect(clippy::cast_precision_loss, reason = "shares need no more than 52 bits of a count")]
     fn of(index: u32, sample: &Sample) -> Self {
         let calls = sample.calls.max(1) as f64;
         Self {
@@ -293,7 +292,7 @@ impl Seen {
 
 /// How many failures chance explains where so many are expected.
 fn by_chance(expected: f64) -> f64 {
-    expected + 4.0 * expected.sqrt() + 2.0
+    expected + 5.0 * expected.sqrt() + 3.0
 }
 
 /// A share of one, for people.

@@ -17,7 +17,7 @@ use super::{
     service::Service,
     worker::Worker,
 };
-use crate::{balance::backoff, config::traffic::RetryOn};
+use crate::{balance::backoff, config::traffic::RetryOn, rules::Fault};
 
 /// What only calls have that are sent again, copied, held up, marked or followed.
 #[derive(Debug, Default)]
@@ -35,9 +35,8 @@ pub(crate) struct More {
     pub(super) try_timeout: Option<Duration>,
     /// After how long a second copy goes.
     pub(super) hedge_after: Option<Duration>,
-    /// How long a fault holds it up, and what it is answered with then.
-    pub(super) delay: Option<Duration>,
-    pub(super) fault: Option<(u16, Arc<str>)>,
+    /// What holds it up.
+    pub(super) fault: Option<Fault>,
     send_at: Option<Instant>,
     try_until: Option<Instant>,
     hedge_at: Option<Instant>,
@@ -98,7 +97,7 @@ impl Call {
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if is_due(more.send_at) {
             more.send_at = None;
-            if let Some((code, name)) = more.fault.take() {
+            if let Some(Fault { name, code: Some(code), .. }) = more.fault.take() {
                 return Due::Fault(code, name);
             }
             return more.kept.clone().map_or(Due::Nothing, |request| Due::Send(self.service.clone(), request));
@@ -120,8 +119,7 @@ impl Worker {
     pub(super) fn launch(self: &Rc<Self>, key: CallKey, service: &Rc<Service>, request: Request) {
         let delay = self.with_call(key, |call| {
             let more = call.more.as_deref_mut()?;
-            let delay = more.delay.take()?;
-            more.send_at = Some(self.now() + delay);
+            more.send_at = Some(self.now() + more.fault.as_ref()?.delay);
             more.kept = Some(request.clone().owned());
             Some(())
         });

@@ -283,7 +283,13 @@ impl AppConn {
                 let text = self.worker.error_text(&refused.uri, None, &refused.reason);
                 match refused.service {
                     Some(service) => service.unsent.refused(refused.code),
-                    None => self.worker.counters.unrouted.add(refused.code),
+                    None => {
+                        self.worker.counters.unrouted.add(refused.code);
+                        let told = |origin: &Origin<'_>| {
+                            self.worker.report_unknown(&refused.uri, origin, (refused.code, &refused.reason));
+                        };
+                        self.with_origin(told);
+                    }
                 }
                 self.app.push(error_envelope(refused.code, &text));
             }
@@ -323,11 +329,17 @@ impl AppConn {
 
     /// What the service's policy says about the call.
     fn govern(&self, service: &Rc<Service>, envelope: Envelope<'_>) -> Result<Begun, Refused> {
+        self.with_origin(|origin| {
+            let call = RedisCall { envelope, application: origin.application };
+            self.worker.govern(service, &call, origin)
+        })
+    }
+
+    fn with_origin<T>(&self, with: impl FnOnce(&Origin<'_>) -> T) -> T {
         let session = self.app.session.borrow();
         let application = session.as_deref().and_then(Session::own_name).unwrap_or_default();
-        let origin =
-            Origin { scope: self.app.side.scope(), application, peer: self.app.peer, protocol: "redis", idempotent: false };
-        self.worker.govern(service, &RedisCall { envelope, application }, &origin)
+        let scope = self.app.side.scope();
+        with(&Origin { scope, application, peer: self.app.peer, protocol: "redis", idempotent: false })
     }
 
     fn find(&self, action: &JsonStr<'_>) -> Option<Rc<Service>> {

@@ -314,6 +314,9 @@ impl Worker {
             Some(call) => {
                 if let Place::Waiting(pool) = &call.place {
                     call.place = Place::Sent(pool.clone(), link.clone());
+                    if let Some(followed) = call.more.as_mut().and_then(|more| more.followed.as_mut()) {
+                        followed.queued(self.now().duration_since(call.tried_at));
+                    }
                 }
                 true
             }

@@ -32,8 +32,9 @@ use crate::{
     rules::{self, Access, Name, Pattern, Routed, Says, Shadow, is_stress},
 };
 
-/// Callers of one service that a worker remembers the shares of.
+/// Callers of one service that a worker remembers the shares of, and for how long.
 const SHARES_MAX: usize = 10_000;
+const SHARES_FOR: Duration = Duration::from_secs(60);
 
 /// What one worker keeps of a service's policy. It stays while the policy does.
 #[derive(Debug)]
@@ -44,6 +45,7 @@ pub(crate) struct Governed {
     hedges: RefCell<Budget>,
     adaptive: Option<RefCell<Adaptive>>,
     shares: RefCell<HashMap<Box<str>, Arc<Share>, RandomState>>,
+    shares_since: Cell<Instant>,
     /// Copies in flight, by the shadow's place in the plan.
     shadows: Vec<Rc<Cell<u32>>>,
     /// Methods that may be executed twice.
@@ -136,6 +138,7 @@ impl Governed {
                 .adaptive
                 .then(|| RefCell::new(Adaptive::new(policy.concurrency.min, policy.concurrency.max))),
             shares: RefCell::default(),
+            shares_since: Cell::new(Instant::now()),
             shadows: (0..shadows).map(|_| Rc::default()).collect(),
             idempotent: policy.retry.methods.iter().map(|pattern| Pattern::new(pattern)).collect(),
             methods: former.map_or_else(|| Rc::new(Methods::new(route)), |former| former.methods.clone()),
@@ -178,7 +181,8 @@ impl Governed {
             && call.place.slot().is_some()
         {
             let mut adaptive = adaptive.borrow_mut();
-            adaptive.observe(took, self.in_flight.get(), failed, now.into_std());
+            // The call that ends counts among those in flight.
+            adaptive.observe(took, self.in_flight.get() + 1, failed, now.into_std());
             self.counters.limit.set(u64::from(adaptive.limit()));
         }
     }
@@ -189,8 +193,10 @@ impl Governed {
         if let Some(share) = shares.get(application) {
             return Some(share.clone());
         }
-        if shares.len() >= SHARES_MAX {
+        // The limiter forgets only callers that nobody remembers.
+        if shares.len() >= SHARES_MAX || now.duration_since(self.shares_since.get()) > SHARES_FOR {
             shares.clear();
+            self.shares_since.set(now);
         }
         let share = limiter.caller(application, now.into_std());
         shares.insert(application.into(), share.clone());
@@ -200,12 +206,6 @@ impl Governed {
     /// Whether there is room for one more call.
     fn admits(&self, route: &ServiceRoute, origin: &Origin<'_>, now: Instant) -> Result<(), Refused> {
         let full = |reason: String| Refused { code: code::POOL_FULL, reason };
-        if let (Some(limiter), Some(share)) = (&route.limiter, self.share(origin.application, route, now)) {
-            limiter.admit(&share, now.into_std()).map_err(|refused| {
-                self.counters.rate_limited.add(1);
-                full(refused.to_string())
-            })?;
-        }
         let max = route.policy.breaker.service_calls_max;
         if max > 0 && route.under_way.calls.load(Relaxed) >= max {
             self.counters.broken.add(1);
@@ -349,8 +349,7 @@ impl Worker {
             {
                 return Err(Refused { code, reason: format!("the fault {:?} (faults)", fault.name) });
             }
-            let more = begun.more.get_or_insert_default();
-            (more.delay, more.fault) = (Some(fault.delay), fault.code.map(|code| (code, fault.name.clone())));
+            begun.more.get_or_insert_default().fault = Some(fault.clone());
         }
         governed.counters.stress.add(u64::from(is_stress(call)));
         self.copies(begun, call, dice, &service);

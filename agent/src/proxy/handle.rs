@@ -164,6 +164,7 @@ impl Proxy {
                     told: told.clone(),
                     kernel: options.kernel.clone(),
                     spans: options.telemetry.spans.clone(),
+                    unknown: options.telemetry.taps.watch(""),
                 };
                 let thread = spawn(start).map_err(|source| StartError::Thread { worker: id, source })?;
                 Ok(WorkerHandle { control, counters, thread: Mutex::new(Some(thread)) })

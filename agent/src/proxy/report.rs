@@ -47,6 +47,11 @@ impl Followed {
         self.events.push(Event::hedge(SystemTime::now(), instance.map_or("", |instance| &instance.name), "its answer is late"));
     }
 
+    /// It has waited so long for a connection.
+    pub(super) fn queued(&mut self, waited: Duration) {
+        self.record.queued_us = micros(waited);
+    }
+
     /// The `traceparent` that the instance gets.
     pub(super) fn traceparent(&self) -> Option<[u8; Context::TEXT_BYTES]> {
         self.span.as_ref().map(|(context, ..)| context.text())
@@ -68,6 +73,7 @@ impl Worker {
         let mut record = self.record_of(&begun.service.route, call, origin, method);
         record.rule = rule.map(Into::into);
         record.tries = 1;
+        record.fault = begun.more.as_ref().and_then(|more| more.fault.as_ref()).map(|fault| fault.name.clone());
         if let Some((context, ..)) = &span {
             (record.trace_id, record.sampled) = (Some(context.trace()), true);
         }
@@ -88,6 +94,24 @@ impl Worker {
             Some(parent) => parent.sampled.then(|| (parent.child(dice), Some(parent.span_id), kind)),
             None => (kind == Kind::Client && Context::sample(sample, dice)).then(|| (Context::root(true, dice), None, kind)),
         })
+    }
+
+    /// A call was refused, as nobody knows its service.
+    pub(super) fn report_unknown(&self, service: &str, origin: &Origin<'_>, (code, reason): (u16, &str)) {
+        if self.unknown.is_on() {
+            self.unknown.offer(Record {
+                unix_ms: unix_ms(SystemTime::now()),
+                worker: self.id(),
+                protocol: origin.protocol.into(),
+                peer: origin.peer.to_string(),
+                application: origin.application.to_owned(),
+                service: service.into(),
+                code: code.into(),
+                by: trace::By::Mesh,
+                reason: reason.to_owned(),
+                ..Record::default()
+            });
+        }
     }
 
     fn record_of(&self, route: &ServiceRoute, call: &impl Says, origin: &Origin<'_>, method: &[u8]) -> Record {

@@ -42,7 +42,11 @@ use super::{
     stream::Stream,
     timer::Timer,
 };
-use crate::{api, trace::Spans, wire::resp};
+use crate::{
+    api,
+    trace::{Spans, Watch},
+    wire::resp,
+};
 
 /// Deadlines are kept to this.
 const TICK: Duration = Duration::from_millis(8);
@@ -91,6 +95,7 @@ pub(crate) struct Start {
     pub(crate) told: mpsc::UnboundedSender<Told>,
     pub(crate) kernel: Option<Arc<dyn KernelPath>>,
     pub(crate) spans: Option<Spans>,
+    pub(crate) unknown: Watch,
 }
 
 /// Another agent, and the way to it.
@@ -124,6 +129,8 @@ pub(crate) struct Worker {
     shared: Rc<Shared>,
     kernel: Option<Arc<dyn KernelPath>>,
     spans: Option<Spans>,
+    /// Whoever looks on at calls of services that nobody knows.
+    pub(super) unknown: Watch,
     dice: RefCell<SmallRng>,
     started: Instant,
     now: Cell<Instant>,
@@ -247,6 +254,7 @@ impl Worker {
             shared: Rc::default(),
             kernel: start.kernel.clone(),
             spans: start.spans.clone(),
+            unknown: start.unknown.clone(),
             dice: RefCell::new(rand::make_rng()),
             started: now,
             now: Cell::new(now),

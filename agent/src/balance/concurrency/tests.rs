@@ -3,7 +3,8 @@ use std::{
     collections::{BinaryHeap, VecDeque},
 };
 
-use rand::rngs::StdRng;
+use proptest::prelude::*;
+use rand::{SeedableRng, rngs::StdRng};
 
 use super::*;
 use crate::balance::seed;
@@ -116,61 +117,126 @@ fn s(s: u64) -> Duration {
     Duration::from_secs(s)
 }
 
+fn server(places: usize, takes_ms: u64, load: f64, dice: &mut StdRng) -> Server {
+    let capacity = places as f64 / (takes_ms as f64 / 1000.0);
+    Server::new(places, takes_ms, capacity * load, Adaptive::new(8, 10_000), StdRng::from_rng(dice))
+}
+
 #[test]
 fn converges_near_capacity() {
     let mut dice = seed::rng("converges_near_capacity");
-    for (places, takes_ms) in [(4, 5), (20, 10), (100, 10), (100, 100), (1000, 20), (16, 1000)] {
-        let capacity = places as f64 / (takes_ms as f64 / 1000.0);
+    for (places, takes_ms) in [(20, 10), (100, 10), (100, 100), (1000, 20), (32, 1000)] {
         for load in [1.2, 3.0] {
-            let fork = rand::SeedableRng::from_rng(&mut dice);
-            let mut server = Server::new(places, takes_ms, capacity * load, Adaptive::new(8, 10_000), fork);
-            let long = s(if takes_ms == 1000 { 400 } else { 60 });
-            let mut first = server.run(long / 6);
-            first.report(&format!("{places} places of {takes_ms} ms at {load} × capacity, first"));
-            let mut then = server.run(long);
+            let mut server = server(places, takes_ms, load, &mut dice);
+            server
+                .run(s(takes_ms.max(100) / 10))
+                .report(&format!("{places} places of {takes_ms} ms at {load} × capacity, first"));
+            let time = s(takes_ms.max(100) * 6 / 10);
+            let mut then = server.run(time);
             then.report("  then");
-            let served = then.took.len() as f64 / (capacity * long.as_secs_f64());
-            println!("  {served:.3} of capacity, latency × {:.2}", then.mean().as_secs_f64() * 1000.0 / takes_ms as f64);
+            let served = then.took.len() as f64 / (places as f64 * time.as_secs_f64() * 1000.0 / takes_ms as f64);
+            let slower = then.mean().as_secs_f64() * 1000.0 / takes_ms as f64;
+            println!("  {served:.3} of capacity, latency × {slower:.2}");
+            let bound = then.limit(50) as usize;
+            assert!((places..=places * 5 / 2).contains(&bound), "{bound} for {places} places");
+            assert!(
+                served >= if takes_ms < 1000 { 0.95 } else { 0.9 } && slower <= 2.5,
+                "{served} of capacity, latency × {slower}"
+            );
         }
     }
 }
 
+/// With fewer places than the least bound there is no more to wait than that says.
 #[test]
-fn leaves_a_service_alone_that_can_take_it() {
-    let mut dice = seed::rng("leaves");
+fn keeps_the_least_bound() {
+    let mut dice = seed::rng("keeps_the_least_bound");
+    let mut server = server(4, 5, 2.0, &mut dice);
+    server.run(s(10));
+    let mut then = server.run(s(60));
+    then.report("4 places");
+    assert!(then.limit(0) >= 8 && then.limit(50) <= 24);
+}
+
+#[test]
+fn leaves_a_service_alone_that_can_take_its_load() {
+    let mut dice = seed::rng("leaves_a_service_alone_that_can_take_its_load");
     for (places, takes_ms, load) in [(100, 10, 0.5), (100, 10, 0.8), (20, 10, 0.7), (1000, 20, 0.9)] {
-        let capacity = places as f64 / (takes_ms as f64 / 1000.0);
-        let fork = rand::SeedableRng::from_rng(&mut dice);
-        let mut server = Server::new(places, takes_ms, capacity * load, Adaptive::new(8, 10_000), fork);
-        server.run(s(5)).report("first");
+        let mut server = server(places, takes_ms, load, &mut dice);
+        let first = server.run(s(10));
         let mut then = server.run(s(120));
-        then.report("then");
-        println!("{:.5} refused", f64::from(then.refused) / (f64::from(then.refused) + then.took.len() as f64));
+        then.report(&format!("{places} places at {load} × capacity, {} refused in the beginning", first.refused));
+        assert!(f64::from(first.refused) <= 0.1 * first.took.len() as f64);
+        assert!(f64::from(then.refused) <= 0.001 * then.took.len() as f64, "{} refused", then.refused);
     }
 }
 
 #[test]
 fn recovers_after_a_slow_phase() {
-    let dice = seed::rng("recovers");
-    let mut server = Server::new(100, 10, 12_000.0, Adaptive::new(8, 10_000), dice);
-    server.run(s(10)).report("before");
-    server.takes *= 10;
-    server.run(s(5)).report("slow");
-    server.run(s(20)).report("slow later");
-    server.run(s(60)).report("slow later");
-    server.takes /= 10;
-    server.run(s(2)).report("after 2");
-    server.run(s(5)).report("after 5");
-    server.run(s(60)).report("after 60");
+    let mut dice = seed::rng("recovers_after_a_slow_phase");
+    let mut server = server(100, 10, 1.2, &mut dice);
+    let mut settle = |what: &str, change: &dyn Fn(&mut Server), seconds, served: f64| {
+        change(&mut server);
+        server.run(s(seconds)).report(&format!("{what}, first {seconds} s"));
+        let mut then = server.run(s(20));
+        then.report(&format!("{what}, then"));
+        assert!(then.took.len() as f64 >= served * 20.0 * 0.9, "{what}: {} served", then.took.len());
+        assert!((100..=250).contains(&then.limit(50)), "{what}: {}", then.limit(50));
+    };
+    settle("healthy", &|_| {}, 5, 10_000.0);
+    settle("ten times as slow", &|server| server.takes *= 10, 10, 1_000.0);
+    settle("healthy again", &|server| server.takes /= 10, 5, 10_000.0);
+}
+
+#[test]
+fn recovers_after_an_outage() {
+    let mut dice = seed::rng("recovers_after_an_outage");
+    let mut server = server(100, 10, 1.2, &mut dice);
+    server.run(s(10)).report("healthy");
     server.fails = Some(s(1));
-    server.run(s(20)).report("timeouts");
-    server.fails = Some(Duration::from_micros(10));
-    server.run(s(20)).report("quick failures");
+    server.run(s(40)).report("timeouts");
+    assert_eq!(server.bound.limit(), 8, "what does not answer gets no more than the least");
     server.fails = None;
-    server.run(s(5)).report("after 5");
-    server.run(s(60)).report("after 60");
-    server.load = 100.0;
-    server.run(s(60)).report("little load");
-    server.load = 20000.0;
-    server.run(s(60)).report("much load");
+    server.run(s(5)).report("healthy again, first 5 s");
+    let mut then = server.run(s(20));
+    then.report("healthy again, then");
+    assert!((100..=250).contains(&then.limit(50)));
+    server.fails = Some(Duration::from_micros(10));
+    server.run(s(1));
+    let before = server.bound.limit();
+    server.run(s(20));
+    assert_eq!(server.bound.limit(), before, "quick failures say nothing");
+}
+
+#[test]
+fn goes_on_in_another_process() {
+    let mut dice = seed::rng("goes_on_in_another_process");
+    let mut server = server(100, 10, 1.2, &mut dice);
+    server.run(s(10));
+    let json = serde_json::to_string(&server.bound.save()).unwrap();
+    let before = server.bound.limit();
+    server.bound = Adaptive::resume(8, 10_000, &serde_json::from_str(&json).unwrap(), server.now);
+    assert_eq!(server.bound.limit(), before);
+    let mut then = server.run(s(10));
+    then.report("resumed");
+    assert!((100..=250).contains(&then.limit(1)) && (100..=250).contains(&then.limit(99)));
+    let nothing = Adaptive::resume(3, 10, &Saved::default(), server.now);
+    assert_eq!((nothing.limit(), nothing.unloaded()), (3, None));
+}
+
+proptest! {
+    #[test]
+    fn never_leaves_its_range(
+        min in 0_u32..50,
+        max in 0_u32..100,
+        calls in proptest::collection::vec((0_u64..2_000_000_000_000, 0_u32..200, any::<bool>(), 0_u64..10_000_000), 1..500),
+    ) {
+        let (mut bound, mut now) = (Adaptive::new(min, max), Instant::now());
+        for (took, in_flight, failed, after) in calls {
+            now += Duration::from_micros(after);
+            bound.observe(Duration::from_nanos(took), in_flight, failed, now);
+            prop_assert!((min.max(1)..=max.max(min).max(1)).contains(&bound.limit()));
+            prop_assert!(bound.admits(0) && !bound.admits(bound.limit()));
+        }
+    }
 }

@@ -85,7 +85,9 @@ fn one_failure_of_a_hundred_calls_is_chance() {
     samples[0].failures = 1;
     assert_eq!(outliers.check(start, &samples), [], "although it is two standard deviations");
     samples[0].failures = 10;
-    assert_eq!(ejected(&outliers.check(start, &samples)), [(0, "success rate 90.0 % against 98.0 % on average")]);
+    assert_eq!(outliers.check(start, &samples), [], "ten of a hundred could be chance where two are expected");
+    samples[0].failures = 15;
+    assert_eq!(ejected(&outliers.check(start, &samples)), [(0, "success rate 85.0 % against 97.0 % on average")]);
 }
 
 /// Instances that are all alike are hardly ever taken out, whatever their failure rate.
@@ -103,7 +105,7 @@ fn instances_that_are_alike_stay() {
         }
     }
     println!("{out} of {looks} healthy instances were taken out");
-    assert!(out <= 4 + looks as usize / 5000, "{out} of {looks}");
+    assert!(out <= 2, "{out} of {looks}");
 }
 
 #[test]

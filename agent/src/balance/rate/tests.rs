@@ -143,7 +143,7 @@ fn compete(modest: usize, greedy: usize, per_s: u32, together: bool, dice: &mut 
     let n = modest + greedy;
     let share = f64::from(per_s) / n as f64;
     let mut meter = Meter::new(per_s.into(), start);
-    let mut caller = |i: usize| Caller {
+    let caller = |i: usize| Caller {
         share: limiter.caller(&i.to_string(), start),
         next: start + Duration::from_secs_f64(if together { 0.0 } else { dice.random_range(0.0..1.0) / share }),
         modest: i < modest,
@@ -153,11 +153,11 @@ fn compete(modest: usize, greedy: usize, per_s: u32, together: bool, dice: &mut 
     let mut callers: Vec<_> = (0..n).map(caller).collect();
     // All are active from the beginning.
     callers.iter().for_each(|caller| _ = limiter.touch(&caller.share, 2));
-    let clump = (share * 0.1).floor().max(1.0);
+    let clump = (u64::from(per_s) / 10 / n as u64).max(1);
     let end = start + Duration::from_secs(20);
     while let Some(caller) = callers.iter_mut().min_by_key(|caller| caller.next).filter(|caller| caller.next < end) {
         let now = caller.next;
-        let calls = if caller.modest { dice.random_range(1..=clump as u64) } else { 1 };
+        let calls = if caller.modest { dice.random_range(1..=clump) } else { 1 };
         for _ in 0..calls {
             caller.asked += 1;
             if limiter.admit(&caller.share, now).is_ok() {
@@ -221,16 +221,17 @@ fn a_caller_comes_and_goes() {
     for i in 0..50_000_u64 {
         let (now, tenth) = (start + us(i * 100), usize::try_from(i / 1000).unwrap());
         // 20,000 calls each second; the other one is there from the 1st to the 2nd second.
-        had[tenth][0] += (0..2).filter(|_| limiter.admit(&greedy, now).is_ok()).count() as u32;
+        let ask = |share: &Share| (0..2).map(|_| u32::from(limiter.admit(share, now).is_ok())).sum::<u32>();
+        had[tenth][0] += ask(&greedy);
         if (10_000..20_000).contains(&i) {
-            had[tenth][1] += (0..2).filter(|_| limiter.admit(&new, now).is_ok()).count() as u32;
+            had[tenth][1] += ask(&new);
         }
     }
     println!("{:?} {:?} {:?} {:?}", had[9], had[10], had[11], had[40]);
     assert_eq!(had[9], [1000, 0]);
     assert!(had[10][1] >= 250 && had[11..20].iter().all(|had| had[1] >= 499), "{had:?}");
     let all = |tenths: &[[u32; 2]]| tenths.iter().flatten().sum::<u32>();
-    assert!((1..50).all(|tenth| all(&had[..tenth]) >= 1000 * tenth as u32 - 1), "nothing is wasted: {had:?}");
+    assert!((1..50).zip(1..).all(|(tenths, count)| all(&had[..tenths]) >= 1000 * count - 1), "nothing is wasted: {had:?}");
     assert!(had[21..].iter().all(|had| had[0] >= 999), "nor on one that is gone: {had:?}");
 }
 
@@ -282,8 +283,8 @@ fn from_several_threads() {
     let mut dice = seed::rng("from_several_threads");
     let seeds: Vec<u64> = (0..THREADS).map(|_| dice.random()).collect();
     thread::scope(|scope| {
-        for thread in 0..THREADS {
-            let (limiter, shares, barrier, refused, had, seed) = (&limiter, &shares, &barrier, &refused, &had, seeds[thread]);
+        for (thread, seed) in seeds.into_iter().enumerate() {
+            let (limiter, shares, barrier, refused, had) = (&limiter, &shares, &barrier, &refused, &had);
             scope.spawn(move || {
                 let mut dice = StdRng::seed_from_u64(seed);
                 for step in 0..STEPS {

@@ -63,7 +63,10 @@ impl Worker {
                     // Another worker has counted the call.
                     _ if conn.side == Side::Worker => {}
                     Some(service) => service.unsent.refused(code),
-                    None => self.counters.unrouted.add(code),
+                    None => {
+                        self.counters.unrouted.add(code);
+                        self.report_unknown(&name, &Origin::of(conn, "", false), (code, &reason));
+                    }
                 }
                 let text = self.error_text(&name, None, &reason);
                 framed.fail(Failure { code, text: &text, not_executed: true }, false);
@@ -105,13 +108,7 @@ impl Worker {
             own.unwrap_or_default()
         };
         let call = FrameCall { meta: frame.meta(), application, instance };
-        let origin = Origin {
-            scope: conn.side.scope(),
-            application,
-            peer: conn.peer,
-            protocol: "frames",
-            idempotent: frame.header.flags.has(Flags::IDEMPOTENT),
-        };
+        let origin = Origin::of(conn, application, frame.header.flags.has(Flags::IDEMPOTENT));
         self.govern(service, &call, &origin)
     }
 
@@ -212,7 +209,7 @@ impl Worker {
             Caller::Frames(framed) => Some((
                 framed.conn.bounds.windows.stream,
                 vouched(frame.header.flags, &framed.conn),
-                call.more.as_ref().is_some_and(|more| more.delay.is_some()),
+                call.more.as_ref().is_some_and(|more| more.fault.is_some()),
             )),
             _ => None,
         });
@@ -394,6 +391,12 @@ enum Went {
     Whole(Rc<Service>, Gathered),
     /// More has come than whom it is for takes.
     TooLong(String),
+}
+
+impl<'a> Origin<'a> {
+    fn of(conn: &FrameConn, application: &'a str, idempotent: bool) -> Self {
+        Self { scope: conn.side.scope(), application, peer: conn.peer, protocol: "frames", idempotent }
+    }
 }
 
 impl Call {
