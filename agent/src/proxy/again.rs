@@ -17,7 +17,7 @@ use super::{
     service::Service,
     worker::Worker,
 };
-use crate::{balance::backoff, config::traffic::RetryOn, rules::Fault};
+use crate::{balance::backoff, config::traffic::RetryOn, rules::Fault, trace::Context};
 
 /// What only calls have that are sent again, copied, held up, marked or followed.
 #[derive(Debug, Default)]
@@ -46,8 +46,13 @@ pub(crate) struct More {
     pub(super) guard: Option<Guard>,
     /// What the next agent is told.
     pub(super) environment: Option<Arc<str>>,
-    pub(super) application: Option<Arc<str>>,
+    /// Who calls: the application, and its process.
+    pub(super) source: Option<(Arc<str>, Arc<str>)>,
+    /// It goes to another service, or group, than it names.
+    pub(super) moved: bool,
     pub(super) shadow: bool,
+    /// What a second copy says of its trace; the first one is told of.
+    pub(super) traceparent: Option<[u8; Context::TEXT_BYTES]>,
     /// What is told of it when it ends.
     pub(super) followed: Option<Box<super::report::Followed>>,
 }
@@ -280,7 +285,9 @@ impl Worker {
                 tried: Tried::from_slice(&[slot]),
                 twin: Some(key),
                 environment: more.environment.clone(),
-                application: more.application.clone(),
+                source: more.source.clone(),
+                moved: more.moved,
+                traceparent: more.followed.as_ref().and_then(|followed| followed.traceparent()),
                 ..More::default()
             };
             let begun = Begun {
@@ -365,10 +372,12 @@ impl Worker {
 
     /// Sends the copies of a call that is about to begin.
     pub(super) fn copy(self: &Rc<Self>, begun: &mut Begun, request: &Request, within: Within) {
-        for Copied { service, choice, guard, counters } in std::mem::take(&mut begun.copies) {
+        for Copied { service, choice, moved, followed, guard, counters, .. } in std::mem::take(&mut begun.copies) {
             let more = More {
                 guard: Some(guard),
                 shadow: true,
+                moved,
+                followed,
                 environment: environment_of(&service, choice.subset),
                 ..More::default()
             };

@@ -20,8 +20,9 @@ use super::{
     choice::Choice,
     dispatch::{Call, code},
     frames::Scope,
+    report::Followed,
     routes::{ServiceRoute, service_key},
-    service::Service,
+    service::{Aim, Service},
     socket::Peer,
     stats::{METHODS_MAX, MethodCounters, PolicyCounters},
     worker::Worker,
@@ -29,7 +30,7 @@ use super::{
 use crate::{
     balance::{self, Adaptive, Budget, Share},
     config::traffic::{BalancePolicy, RetryOn},
-    rules::{self, Access, Name, Pattern, Routed, Says, Shadow, is_stress},
+    rules::{self, Access, Name, Pattern, Plan, Routed, Says, Shadow, is_stress},
 };
 
 /// Callers of one service that a worker remembers the shares of, and for how long.
@@ -74,6 +75,8 @@ pub(super) struct Origin<'a> {
     pub(super) protocol: &'static str,
     /// The caller says that it may be executed twice.
     pub(super) idempotent: bool,
+    /// It is a copy, whose answer nobody reads.
+    pub(super) shadow: bool,
 }
 
 /// A call that is to be made.
@@ -92,6 +95,12 @@ pub(crate) struct Begun {
 pub(super) struct Copied {
     pub(super) service: Rc<Service>,
     pub(super) choice: Choice,
+    /// It is another service than the call's.
+    pub(super) moved: bool,
+    /// The rule that wants it.
+    pub(super) name: Arc<str>,
+    /// What is told of it when it ends.
+    pub(super) followed: Option<Box<Followed>>,
     pub(super) guard: Guard,
     pub(super) counters: Arc<PolicyCounters>,
 }
@@ -288,13 +297,17 @@ impl Worker {
             let decided = self.decide(service, call, origin, dice);
             let routed = decided.inspect_err(|refused| self.report_refused(service, call, origin, refused))?;
             rule = routed.rule;
-            begun.choice = Choice { key: hash_key(route, call), ..choice_of(&routed) };
+            begun.choice = Choice { key: hash_key(route, call), ..choice_of(&routed, &route.plan) };
             if origin.scope == Scope::Mesh && !routed.plain {
-                self.prepare(&mut begun, (call, origin, &method, dice), &routed)?;
+                let prepared = self.prepare(&mut begun, (call, origin, &method, dice), &routed);
+                prepared.inspect_err(|refused| self.report_refused(service, call, origin, refused))?;
             }
         }
         if self.is_followed(service) {
             self.follow(&mut begun, call, origin, &method, rule);
+        }
+        for copied in &mut begun.copies {
+            copied.followed = self.follow_copy(copied, call, origin, &method);
         }
         Ok(begun)
     }
@@ -332,15 +345,17 @@ impl Worker {
         let service = begun.service.clone();
         let (governed, route) = (&service.governed, &service.route);
         if let Some(group) = routed.group {
-            self.join_group(begun, group, routed)?;
+            self.join_group(begun, group, (routed, method))?;
         }
         begun.repeats(origin, method);
-        let subset = route.plan.subsets().get(usize::from(begun.choice.subset));
+        let subset = begun.service.route.plan.subsets().get(usize::from(begun.choice.subset));
         if let Some(environment) = subset.and_then(|subset| subset.environment.as_ref()) {
             begun.more.get_or_insert_default().environment = Some(environment.clone());
         }
         if (!route.plan.is_open() || route.limiter.is_some()) && !origin.application.is_empty() {
-            begun.more.get_or_insert_default().application = Some(origin.application.into());
+            let instance = call.get(&Name::Instance).unwrap_or_default();
+            let source = (origin.application.into(), String::from_utf8_lossy(&instance).into());
+            begun.more.get_or_insert_default().source = Some(source);
         }
         if let Some(fault) = route.plan.fault(call, dice) {
             governed.counters.faults.add(1);
@@ -352,28 +367,35 @@ impl Worker {
             begun.more.get_or_insert_default().fault = Some(fault.clone());
         }
         governed.counters.stress.add(u64::from(is_stress(call)));
-        self.copies(begun, call, dice, &service);
+        if !origin.shadow {
+            self.copies(begun, call, dice, &service);
+        }
         Ok(())
     }
 
     /// A call goes to another group than its own.
-    fn join_group(&self, begun: &mut Begun, group: &str, routed: &Routed<'_>) -> Result<(), Refused> {
+    fn join_group(&self, begun: &mut Begun, group: &str, (routed, method): (&Routed<'_>, &[u8])) -> Result<(), Refused> {
         let route = begun.service.route.clone();
-        match self.service(&service_key(&route.uri, group)) {
-            Some(other) => {
-                let wanted = route.plan.subsets().get(routed.subset).map(|subset| (&subset.environment, &subset.labels));
-                let own = other.route.plan.subsets();
-                let same = own.iter().position(|subset| Some((&subset.environment, &subset.labels)) == wanted);
-                begun.choice = Choice { subset: number(same.unwrap_or(0)), otherwise: None, last: None, ..begun.choice };
+        let other = self.service(&service_key(&route.uri, group)).map(|other| {
+            let subset = subset_at(&other, &route, routed.subset);
+            (other, Choice { subset, otherwise: None, last: None, rule: None, ..begun.choice })
+        });
+        // Another service's instances can't be tried later, behind those of this one.
+        let takes = |other: &Service, choice| other.can_take(Aim { choice, scope: Scope::Mesh, now: self.now() });
+        match other {
+            Some((other, choice)) if routed.otherwise.is_none() || takes(&other, &choice) => {
+                begun.choice = choice;
+                begun.method = other.governed.methods.number(method, &other.route);
+                begun.more.get_or_insert_default().moved = true;
                 begun.service = other;
                 Ok(())
             }
-            None if routed.otherwise.is_some() => {
+            _ if routed.otherwise.is_some() => {
                 let next = begun.choice.otherwise.unwrap_or(0);
                 begun.choice = Choice { subset: next, otherwise: begun.choice.last, last: None, ..begun.choice };
                 Ok(())
             }
-            None => {
+            _ => {
                 let rule = routed.rule.unwrap_or_default();
                 let reason = format!("the rule {rule:?} sends it to the group {group:?}, which nobody serves (routes)");
                 Err(Refused { code: code::SERVICE_NOT_FOUND, reason })
@@ -404,9 +426,10 @@ impl Worker {
     /// Decides about the copies of a call.
     fn copies(&self, begun: &mut Begun, call: &impl Says, dice: u32, service: &Rc<Service>) {
         let governed = &service.governed;
-        for Shadow { service: other, subset, in_flight_max, index, .. } in service.route.plan.shadows(call, dice) {
-            let to = match other {
-                Some(key) => self.service(key),
+        let plan = &service.route.plan;
+        for Shadow { name, subset, in_flight_max, index, .. } in plan.shadows(call, dice) {
+            let to = match plan.subsets().get(*subset).and_then(|subset| subset.elsewhere(&service.route.uri)) {
+                Some(key) => self.service(&key),
                 None => Some(service.clone()),
             };
             let count = &governed.shadows[*index];
@@ -415,16 +438,26 @@ impl Worker {
                 continue;
             };
             count.set(count.get() + 1);
-            let same = Rc::ptr_eq(&to, service);
-            let subset = if same { u16::try_from(*subset).unwrap_or(0) } else { 0 };
+            let moved = !Rc::ptr_eq(&to, service);
+            let subset = if moved { subset_at(&to, &service.route, *subset) } else { number(*subset) };
             let choice = Choice { subset, key: begun.choice.key, ..Choice::default() };
-            begun.copies.push(Copied { service: to, choice, guard: Guard(count.clone()), counters: governed.counters.clone() });
+            let (guard, counters) = (Guard(count.clone()), governed.counters.clone());
+            begun.copies.push(Copied { service: to, choice, moved, name: name.clone(), followed: None, guard, counters });
         }
     }
 }
 
-fn choice_of(routed: &Routed<'_>) -> Choice {
+/// The number at another service of a subset that is its own; one that nobody has if it does not know it.
+fn subset_at(other: &Service, route: &ServiceRoute, subset: usize) -> u16 {
+    let wanted = route.plan.subsets().get(subset).map(rules::Subset::at_home);
+    let same = other.route.plan.subsets().iter().position(|own| Some(own) == wanted.as_ref());
+    same.map_or(u16::MAX, number)
+}
+
+fn choice_of(routed: &Routed<'_>, plan: &Plan) -> Choice {
+    let last_word = routed.rule.filter(|_| routed.otherwise.is_none());
     Choice {
+        rule: last_word.and_then(|rule| plan.position(rule)).map(number),
         subset: number(routed.subset),
         otherwise: routed.otherwise.map(number),
         last: routed.last.map(number),

@@ -112,8 +112,21 @@ pub(crate) struct Member {
     /// The connections by which an application offers the service.
     pub(crate) conns: Vec<ConnAt>,
     pub(crate) traits: Arc<Traits>,
+    /// The environments that instances have here, if it is another agent.
+    pub(crate) others: Option<Arc<BTreeSet<String>>>,
     /// How far it is: 0 on this node, 1 in this zone, 2 in this data centre, 3 elsewhere.
     pub(crate) level: u8,
+}
+
+impl Member {
+    /// Whether it belongs to a subset. Another agent has what environments nobody has here, as far as is known; it is told which one
+    /// a call is for.
+    pub(crate) fn is_of(&self, subset: &Subset) -> bool {
+        let may_have = |others: &Arc<BTreeSet<String>>| {
+            subset.labels.is_empty() && subset.environment.as_deref().is_some_and(|name| !others.contains(name))
+        };
+        subset.fits(&self.traits) || self.others.as_ref().is_some_and(may_have)
+    }
 }
 
 /// A connection of an application that offers services.
@@ -304,9 +317,16 @@ impl Routes {
                 draft.offer(offered, ConnAt { worker: offered.worker, id: *id });
             }
         }
+        let mut wanted: HashMap<String, Vec<Subset>> = HashMap::new();
+        for draft in drafts.values() {
+            for (key, subset) in elsewhere(draft) {
+                wanted.entry(key).or_default().push(subset);
+            }
+        }
         let services = drafts.into_iter().map(|(key, draft)| {
             let former = known.get(&*key).copied();
-            Arc::new(draft.finish(key, former, &changes, taps))
+            let wanted = wanted.remove(&key).unwrap_or_default();
+            Arc::new(draft.finish(key, &wanted, former, (&changes, taps)))
         });
         Self { services: services.collect(), checked, agents, changes }
     }
@@ -424,21 +444,30 @@ impl Draft {
         }
     }
 
-    fn finish(self, key: String, former: Option<&Arc<ServiceRoute>>, changes: &Changes, taps: &Taps) -> ServiceRoute {
+    /// `wanted`: the instances of it that rules of other services mean.
+    fn finish(
+        self,
+        key: String,
+        wanted: &[Subset],
+        former: Option<&Arc<ServiceRoute>>,
+        (changes, taps): (&Changes, &Taps),
+    ) -> ServiceRoute {
         let known: HashMap<&Endpoint, &Member> =
             former.into_iter().flat_map(|former| &former.members).map(|member| (&member.instance.endpoint, member)).collect();
+        let named = self.members.iter().map(|member| &member.traits.environment).filter(|name| !name.is_empty());
+        let named: Arc<BTreeSet<String>> = Arc::new(named.cloned().collect());
         let member = |draft: DraftMember| {
             let DraftMember { endpoint, health, conns, traits, level } = draft;
+            let others = matches!(endpoint, Endpoint::Agent(_)).then(|| named.clone());
             let same = known
                 .get(&endpoint)
                 .filter(|known| health.as_ref().is_none_or(|health| Arc::ptr_eq(health, &known.instance.health)));
             let instance = same.map_or_else(|| Instance::new(endpoint, health, changes), |known| known.instance.clone());
-            Member { instance, conns, traits: Arc::new(traits), level }
+            Member { instance, conns, traits: Arc::new(traits), others, level }
         };
         let members: Vec<_> = self.members.into_iter().map(member).collect();
-        let environments: BTreeSet<&str> = members.iter().map(|member| &*member.traits.environment).collect();
-        let environments: Vec<_> = environments.into_iter().filter(|environment| !environment.is_empty()).collect();
-        let plan = Arc::new(Plan::new(&self.policy, &environments));
+        let environments: Vec<_> = named.iter().map(|name| &**name).collect();
+        let plan = Arc::new(Plan::new(&self.policy, &environments).also(wanted));
         let same_policy = former.filter(|former| former.policy.rate == self.policy.rate);
         let limiter = same_policy.map_or_else(|| limiter(&self.policy), |former| former.limiter.clone());
         ServiceRoute {
@@ -460,6 +489,16 @@ impl Draft {
     }
 }
 
+/// The instances of other services and groups that a service's rules mean.
+fn elsewhere(draft: &Draft) -> Vec<(String, Subset)> {
+    // Most services have no such rules, and there are many services.
+    if draft.policy.routes.is_empty() && draft.policy.shadows.is_empty() {
+        return Vec::new();
+    }
+    let plan = Plan::new(&draft.policy, &[]);
+    plan.subsets().iter().filter_map(|subset| Some((subset.elsewhere(&draft.uri)?, subset.at_home()))).collect()
+}
+
 fn limiter(policy: &ServicePolicy) -> Option<Arc<Limiter>> {
     let rate = &policy.rate;
     let limits = rate.service_per_s > 0 || rate.caller_per_s > 0 || !rate.callers.is_empty();
@@ -476,7 +515,7 @@ fn rings(policy: &ServicePolicy, plan: &Plan, members: &[Member], former: Option
         return Vec::new();
     }
     let names = |subset: &Subset, members: &[Member]| -> Vec<Arc<str>> {
-        members.iter().filter(|member| subset.fits(&member.traits)).map(|member| member.instance.name.clone()).collect()
+        members.iter().filter(|member| member.is_of(subset)).map(|member| member.instance.name.clone()).collect()
     };
     let known: Vec<_> = former
         .into_iter()

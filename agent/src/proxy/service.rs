@@ -213,8 +213,28 @@ impl Service {
         self.sets.borrow_mut().look(self, subset, now).map(look)
     }
 
+    /// Whether any instance could be tried.
+    pub(crate) fn can_take(&self, aim: Aim<'_>) -> bool {
+        let Aim { choice, scope, now } = aim;
+        let subsets = self.route.plan.subsets();
+        let chosen: Vec<_> = choice.subsets().filter_map(|subset| subsets.get(usize::from(subset))).collect();
+        self.slots().any(|(slot, entry)| {
+            let member = self.route.members.iter().find(|member| Arc::ptr_eq(&member.instance, &entry.instance));
+            member.is_some_and(|member| chosen.iter().any(|subset| member.is_of(subset)))
+                && entry.is_within(scope)
+                && entry.instance.is_usable()
+                && self.upstream(entry, slot).is_some_and(|upstream| upstream.fit(now) != Fit::No)
+        })
+    }
+
     /// Why no instance could be tried: the code, and a text.
     pub(crate) fn why_unavailable(&self, aim: Aim<'_>) -> (u16, String) {
+        let (code, text) = self.why_none(aim);
+        let rule = aim.choice.rule.and_then(|rule| self.route.policy.routes.get(usize::from(rule)));
+        (code, rule.map_or_else(|| text.clone(), |rule| format!("{text} (routes, rule {:?})", rule.name)))
+    }
+
+    fn why_none(&self, aim: Aim<'_>) -> (u16, String) {
         let Aim { choice, scope, now } = aim;
         let within: Vec<_> = self.slots().filter(|(_, entry)| entry.is_within(scope)).collect();
         if within.is_empty() {
@@ -224,12 +244,12 @@ impl Service {
         let fits = |subset: u16, entry: &Entry| {
             let member = self.route.members.iter().find(|member| Arc::ptr_eq(&member.instance, &entry.instance));
             let subset = subsets.get(usize::from(subset));
-            subset.zip(member).is_none_or(|(subset, member)| subset.fits(&member.traits))
+            subset.zip(member).is_none_or(|(subset, member)| member.is_of(subset))
         };
         let chosen: Vec<_> = within.into_iter().filter(|(_, entry)| choice.subsets().any(|of| fits(of, entry))).collect();
         if chosen.is_empty() {
             let what = subsets.get(usize::from(choice.subset)).map(ToString::to_string).unwrap_or_default();
-            return (code::REMOTING, format!("no instance is {what}"));
+            return (code::REMOTING, format!("there are no {what}"));
         }
         let calls_max = self.route.policy.breaker.instance_calls_max;
         let is_full = |entry: &Entry| calls_max > 0 && entry.instance.in_flight.load(Relaxed) >= calls_max;

@@ -157,6 +157,19 @@ impl Plan {
         }
     }
 
+    /// With these subsets too, which rules of other services send calls to.
+    pub(crate) fn also(mut self, subsets: &[Subset]) -> Self {
+        for other in subsets {
+            subset::index(&mut self.subsets, other.clone());
+        }
+        self
+    }
+
+    /// The position of a route.
+    pub(crate) fn position(&self, route: &str) -> Option<usize> {
+        self.routes.iter().position(|rule| &*rule.name == route)
+    }
+
     /// Whether there is nothing to ask it: every call is allowed, and goes to the default subset without a fault or a copy.
     pub(crate) fn is_plain(&self) -> bool {
         self.is_open()

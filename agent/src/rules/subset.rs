@@ -34,6 +34,24 @@ impl Subset {
         }
     }
 
+    /// What the service is found by whose instances they are, if it is another one than the plan's own, which has this URI.
+    pub(crate) fn elsewhere(&self, uri: &str) -> Option<String> {
+        if self.service.is_none() && self.group.is_none() {
+            return None;
+        }
+        let (uri, group) = self.service.as_deref().map_or((uri, None), |service| match service.split_once('#') {
+            Some((uri, group)) => (uri, Some(group)),
+            None => (service, None),
+        });
+        let group = self.group.as_deref().or(group).unwrap_or_default();
+        Some(if group.is_empty() { uri.to_owned() } else { format!("{uri}\0{group}") })
+    }
+
+    /// The same among the instances of the service that they are of.
+    pub(crate) fn at_home(&self) -> Self {
+        Self { service: None, group: None, ..self.clone() }
+    }
+
     /// Whether an instance of the service and group belongs to it.
     pub(crate) fn fits(&self, traits: &Traits) -> bool {
         self.environment.as_deref().unwrap_or_default() == traits.environment
