@@ -230,6 +230,13 @@ impl Governed {
                 )));
             }
         }
+        // Last: a call that is refused for something else has used up nothing.
+        if let (Some(limiter), Some(share)) = (&route.limiter, self.share(origin.application, route, now)) {
+            limiter.admit(&share, now.into_std()).map_err(|refused| {
+                self.counters.rate_limited.add(1);
+                full(refused.to_string())
+            })?;
+        }
         Ok(())
     }
 }
@@ -377,7 +384,7 @@ impl Worker {
     fn join_group(&self, begun: &mut Begun, group: &str, (routed, method): (&Routed<'_>, &[u8])) -> Result<(), Refused> {
         let route = begun.service.route.clone();
         let other = self.service(&service_key(&route.uri, group)).map(|other| {
-            let subset = subset_at(&other, &route, routed.subset);
+            let subset = meant_by(&route, routed.subset, &other);
             (other, Choice { subset, otherwise: None, last: None, rule: None, ..begun.choice })
         });
         // Another service's instances can't be tried later, behind those of this one.
@@ -426,10 +433,11 @@ impl Worker {
     /// Decides about the copies of a call.
     fn copies(&self, begun: &mut Begun, call: &impl Says, dice: u32, service: &Rc<Service>) {
         let governed = &service.governed;
-        let plan = &service.route.plan;
-        for Shadow { name, subset, in_flight_max, index, .. } in plan.shadows(call, dice) {
-            let to = match plan.subsets().get(*subset).and_then(|subset| subset.elsewhere(&service.route.uri)) {
-                Some(key) => self.service(&key),
+        let route = &service.route;
+        for Shadow { name, subset, in_flight_max, index, .. } in route.plan.shadows(call, dice) {
+            let elsewhere = route.plan.subsets().get(*subset).and_then(|subset| subset.elsewhere(&route.uri, &route.group));
+            let to = match elsewhere {
+                Some((uri, group)) => self.service(&service_key(uri, group)),
                 None => Some(service.clone()),
             };
             let count = &governed.shadows[*index];
@@ -439,19 +447,12 @@ impl Worker {
             };
             count.set(count.get() + 1);
             let moved = !Rc::ptr_eq(&to, service);
-            let subset = if moved { subset_at(&to, &service.route, *subset) } else { number(*subset) };
+            let subset = meant_by(route, *subset, &to);
             let choice = Choice { subset, key: begun.choice.key, ..Choice::default() };
             let (guard, counters) = (Guard(count.clone()), governed.counters.clone());
             begun.copies.push(Copied { service: to, choice, moved, name: name.clone(), followed: None, guard, counters });
         }
     }
-}
-
-/// The number at another service of a subset that is its own; one that nobody has if it does not know it.
-fn subset_at(other: &Service, route: &ServiceRoute, subset: usize) -> u16 {
-    let wanted = route.plan.subsets().get(subset).map(rules::Subset::at_home);
-    let same = other.route.plan.subsets().iter().position(|own| Some(own) == wanted.as_ref());
-    same.map_or(u16::MAX, number)
 }
 
 fn choice_of(routed: &Routed<'_>, plan: &Plan) -> Choice {
@@ -464,6 +465,13 @@ fn choice_of(routed: &Routed<'_>, plan: &Plan) -> Choice {
         key: None,
         plain: routed.plain,
     }
+}
+
+/// The subset of another service that a rule of this one means.
+fn meant_by(route: &ServiceRoute, subset: usize, other: &Service) -> u16 {
+    let meant = route.plan.subsets().get(subset).and_then(|subset| other.route.plan.subset_meant(subset));
+    // One that is not there has no instances.
+    meant.map_or(u16::MAX, number)
 }
 
 /// The number of a subset. There are never as many as that.

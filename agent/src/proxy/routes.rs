@@ -317,16 +317,11 @@ impl Routes {
                 draft.offer(offered, ConnAt { worker: offered.worker, id: *id });
             }
         }
-        let mut wanted: HashMap<String, Vec<Subset>> = HashMap::new();
-        for draft in drafts.values() {
-            for (key, subset) in elsewhere(draft) {
-                wanted.entry(key).or_default().push(subset);
-            }
-        }
+        let mut plans = plans(&drafts);
         let services = drafts.into_iter().map(|(key, draft)| {
             let former = known.get(&*key).copied();
-            let wanted = wanted.remove(&key).unwrap_or_default();
-            Arc::new(draft.finish(key, &wanted, former, (&changes, taps)))
+            let plan = plans.remove(&key).unwrap_or_else(|| draft.plan());
+            Arc::new(draft.finish(key, (plan, former), &changes, taps))
         });
         Self { services: services.collect(), checked, agents, changes }
     }
@@ -392,6 +387,25 @@ impl<'a> Place<'a> {
     }
 }
 
+/// The plan of each service, with the subsets that rules of others mean.
+fn plans(drafts: &BTreeMap<String, Draft>) -> HashMap<String, Plan> {
+    let mut plans: HashMap<String, Plan> = drafts.iter().map(|(key, draft)| (key.clone(), draft.plan())).collect();
+    for (key, draft) in drafts {
+        let Some(plan) = plans.get(key) else { continue };
+        let meant = |subset: &Subset| {
+            let (uri, group) = subset.elsewhere(&draft.uri, &draft.group)?;
+            Some((service_key(uri, group), subset.at_home()))
+        };
+        let meant: Vec<_> = plan.subsets().iter().filter_map(meant).collect();
+        for (other, subset) in meant {
+            if let Some(plan) = plans.remove(&other) {
+                plans.insert(other, plan.with_subsets([subset]));
+            }
+        }
+    }
+    plans
+}
+
 /// A service that is being put together.
 struct Draft {
     uri: Arc<str>,
@@ -444,13 +458,18 @@ impl Draft {
         }
     }
 
-    /// `wanted`: the instances of it that rules of other services mean.
+    fn plan(&self) -> Plan {
+        let environments: BTreeSet<&str> = self.members.iter().map(|member| &*member.traits.environment).collect();
+        let environments: Vec<_> = environments.into_iter().filter(|environment| !environment.is_empty()).collect();
+        Plan::new(&self.policy, &environments)
+    }
+
     fn finish(
         self,
         key: String,
-        wanted: &[Subset],
-        former: Option<&Arc<ServiceRoute>>,
-        (changes, taps): (&Changes, &Taps),
+        (plan, former): (Plan, Option<&Arc<ServiceRoute>>),
+        changes: &Changes,
+        taps: &Taps,
     ) -> ServiceRoute {
         let known: HashMap<&Endpoint, &Member> =
             former.into_iter().flat_map(|former| &former.members).map(|member| (&member.instance.endpoint, member)).collect();
@@ -466,8 +485,7 @@ impl Draft {
             Member { instance, conns, traits: Arc::new(traits), others, level }
         };
         let members: Vec<_> = self.members.into_iter().map(member).collect();
-        let environments: Vec<_> = named.iter().map(|name| &**name).collect();
-        let plan = Arc::new(Plan::new(&self.policy, &environments).also(wanted));
+        let plan = Arc::new(plan);
         let same_policy = former.filter(|former| former.policy.rate == self.policy.rate);
         let limiter = same_policy.map_or_else(|| limiter(&self.policy), |former| former.limiter.clone());
         ServiceRoute {
@@ -487,16 +505,6 @@ impl Draft {
             changes: changes.clone(),
         }
     }
-}
-
-/// The instances of other services and groups that a service's rules mean.
-fn elsewhere(draft: &Draft) -> Vec<(String, Subset)> {
-    // Most services have no such rules, and there are many services.
-    if draft.policy.routes.is_empty() && draft.policy.shadows.is_empty() {
-        return Vec::new();
-    }
-    let plan = Plan::new(&draft.policy, &[]);
-    plan.subsets().iter().filter_map(|subset| Some((subset.elsewhere(&draft.uri)?, subset.at_home()))).collect()
 }
 
 fn limiter(policy: &ServicePolicy) -> Option<Arc<Limiter>> {

@@ -249,7 +249,7 @@ impl Service {
         let chosen: Vec<_> = within.into_iter().filter(|(_, entry)| choice.subsets().any(|of| fits(of, entry))).collect();
         if chosen.is_empty() {
             let what = subsets.get(usize::from(choice.subset)).map(ToString::to_string).unwrap_or_default();
-            return (code::REMOTING, format!("there are no {what}"));
+            return (code::REMOTING, format!("it has no {what}"));
         }
         let calls_max = self.route.policy.breaker.instance_calls_max;
         let is_full = |entry: &Entry| calls_max > 0 && entry.instance.in_flight.load(Relaxed) >= calls_max;

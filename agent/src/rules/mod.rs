@@ -157,12 +157,18 @@ impl Plan {
         }
     }
 
-    /// With these subsets too, which rules of other services send calls to.
-    pub(crate) fn also(mut self, subsets: &[Subset]) -> Self {
-        for other in subsets {
-            subset::index(&mut self.subsets, other.clone());
+    /// The same plan with more subsets: those that rules of other services and groups send calls to.
+    pub(crate) fn with_subsets(mut self, more: impl IntoIterator<Item = Subset>) -> Self {
+        for subset in more {
+            subset::index(&mut self.subsets, subset);
         }
         self
+    }
+
+    /// The subset of this plan that a rule of another service or group means.
+    pub(crate) fn subset_meant(&self, by: &Subset) -> Option<usize> {
+        let meant = by.at_home();
+        self.subsets.iter().position(|subset| *subset == meant)
     }
 
     /// The position of a route.

@@ -34,22 +34,16 @@ impl Subset {
         }
     }
 
-    /// What the service is found by whose instances they are, if it is another one than the plan's own, which has this URI.
-    pub(crate) fn elsewhere(&self, uri: &str) -> Option<String> {
-        if self.service.is_none() && self.group.is_none() {
-            return None;
-        }
-        let (uri, group) = self.service.as_deref().map_or((uri, None), |service| match service.split_once('#') {
-            Some((uri, group)) => (uri, Some(group)),
-            None => (service, None),
-        });
-        let group = self.group.as_deref().or(group).unwrap_or_default();
-        Some(if group.is_empty() { uri.to_owned() } else { format!("{uri}\0{group}") })
+    /// The same as a rule of the service and group that it is about would say it.
+    pub(crate) fn at_home(&self) -> Self {
+        Self { service: None, group: None, environment: self.environment.clone(), labels: self.labels.clone() }
     }
 
-    /// The same among the instances of the service that they are of.
-    pub(crate) fn at_home(&self) -> Self {
-        Self { service: None, group: None, ..self.clone() }
+    /// The service and the group that it is about, seen from these; none if it is about themselves.
+    pub(crate) fn elsewhere<'s>(&'s self, uri: &'s str, group: &'s str) -> Option<(&'s str, &'s str)> {
+        let own_group = if self.service.is_some() { "" } else { group };
+        let there = (self.service.as_deref().unwrap_or(uri), self.group.as_deref().unwrap_or(own_group));
+        (there != (uri, group)).then_some(there)
     }
 
     /// Whether an instance of the service and group belongs to it.
