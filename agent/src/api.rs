@@ -206,10 +206,11 @@ pub struct KernelProbe {
     pub found: String,
 }
 
-/// `GET /v1/services`: one service.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+/// `GET /v1/services`: one service. With `?service=URI` only those of this name or URI, with each instance's share of the calls; with
+/// `&methods=true` also with their methods.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq)]
 pub struct Service {
-    /// Its URI.
+    /// Its URI, and behind a `#` its group if it has one.
     pub uri: String,
     /// How long a call may take.
     pub timeout_ms: u64,
@@ -219,14 +220,30 @@ pub struct Service {
     pub stats: CallStats,
     /// Its instances.
     pub instances: Vec<Instance>,
+    /// How an instance is picked, as `balance.policy` has it.
+    #[serde(default)]
+    pub balance: String,
+    /// Its methods: 64 of them, and one without a name for all others. Only if they were asked for.
+    #[serde(default)]
+    pub methods: Vec<Method>,
+}
+
+/// The calls of one method of a service.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+pub struct Method {
+    /// Its name; empty for all that are not counted by themselves.
+    pub name: String,
+    /// Its calls. In flight and retries are not counted by method.
+    pub stats: CallStats,
 }
 
 /// One instance of a service.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq)]
 pub struct Instance {
     /// `host:port`.
     pub address: String,
-    /// Whether it gets calls.
+    /// Whether it is healthy. It gets calls if it is not `ejected` besides.
     pub healthy: bool,
     /// Why it is healthy or not: the latest finding of its health check, or the latest error.
     pub reason: String,
@@ -236,6 +253,75 @@ pub struct Instance {
     pub queued: u64,
     /// Its calls.
     pub stats: CallStats,
+    /// Its share of the calls, in relation to the others'.
+    #[serde(default)]
+    pub weight: u32,
+    /// How far it is.
+    #[serde(default)]
+    pub level: Option<Level>,
+    /// Its zone; empty if it is not known.
+    #[serde(default)]
+    pub zone: String,
+    /// Its data centre; empty if it is not known.
+    #[serde(default)]
+    pub data_centre: String,
+    /// Its environment; empty if it serves all.
+    #[serde(default)]
+    pub environment: String,
+    /// Whatever else rules can choose it by.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// What the balancer takes its latency for, on average over the workers; 0 before anything was seen.
+    #[serde(default)]
+    pub ewma_us: u64,
+    /// Set while it is out of traffic for what its calls showed.
+    #[serde(default)]
+    pub ejected: Option<Ejected>,
+    /// How often it was taken out of traffic so.
+    #[serde(default)]
+    pub ejections: u64,
+    /// Which calls it gets, as one worker sees it. Only if one service was asked for.
+    #[serde(default)]
+    pub share: Option<InstanceShare>,
+}
+
+/// How far an instance is.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// On this node.
+    Node,
+    /// In this zone.
+    Zone,
+    /// In this data centre.
+    DataCentre,
+    /// Further away.
+    Elsewhere,
+}
+
+/// That an instance is out of traffic for what its calls showed.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+pub struct Ejected {
+    /// For how long still.
+    pub for_ms: u64,
+    /// Why.
+    pub reason: String,
+}
+
+/// Which calls an instance gets.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, PartialEq)]
+#[serde(default)]
+pub struct InstanceShare {
+    /// Its part of the calls that go where it is without a rule, from 0 to 1, if all instances are equally busy: of those for its
+    /// environment, or of those for none.
+    pub share: f64,
+    /// What it weighs now: less than `weight` while it starts slowly.
+    pub weight_now: f64,
+    /// Whether it gets calls.
+    pub used: bool,
+    /// Whether so few can be used that all are (`balance.panic_percent`).
+    pub panic: bool,
 }
 
 /// `GET /v1/conns`: one application's connection.

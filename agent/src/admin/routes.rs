@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Node, Reloader, calls};
 use crate::{api, config::effective, trace::Taps};
@@ -33,7 +33,9 @@ impl FromRef<Admin> for Arc<Taps> {
 pub(super) fn routes(admin: Admin) -> Router {
     Router::new()
         .route("/v1/status", get(async |State(admin): State<Admin>| Json(admin.node.status())))
-        .route("/v1/services", get(async |State(admin): State<Admin>| Json(admin.node.proxy.services())))
+        .route("/v1/services", get(services))
+        .route("/v1/routes", get(policies))
+        .route("/v1/routes/explain", get(explain))
         .route("/v1/conns", get(conns))
         .route("/v1/calls", get(calls::calls))
         .route("/v1/kernel", get(async |State(admin): State<Admin>| kernel(admin.node.kernel())))
@@ -56,6 +58,87 @@ async fn conns(State(admin): State<Admin>, query: Result<Query<ConnsQuery>, Quer
     match query {
         Ok(Query(query)) => Json(admin.node.proxy.conns(query.limit.unwrap_or(CONNS_DEFAULT)).await).into_response(),
         Err(wrong) => error(StatusCode::BAD_REQUEST, format!("{}; the one parameter is limit=NUMBER", wrong.body_text())),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServicesQuery {
+    service: Option<String>,
+    #[serde(default)]
+    methods: bool,
+}
+
+async fn services(State(admin): State<Admin>, query: Result<Query<ServicesQuery>, QueryRejection>) -> Response {
+    match query {
+        Ok(Query(query)) => found(admin.node.proxy.services(query.service.as_deref(), query.methods).await),
+        Err(wrong) => {
+            let text = format!("{}; the parameters are service=URI and methods=true", wrong.body_text());
+            error(StatusCode::BAD_REQUEST, text)
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PoliciesQuery {
+    service: Option<String>,
+}
+
+async fn policies(State(admin): State<Admin>, query: Result<Query<PoliciesQuery>, QueryRejection>) -> Response {
+    match query {
+        Ok(Query(query)) => found(admin.node.proxy.policies(query.service.as_deref())),
+        Err(wrong) => error(StatusCode::BAD_REQUEST, format!("{}; the one parameter is service=URI", wrong.body_text())),
+    }
+}
+
+async fn explain(State(admin): State<Admin>, query: Result<Query<Vec<(String, String)>>, QueryRejection>) -> Response {
+    let asked = query.map_err(|wrong| wrong.body_text()).and_then(|Query(pairs)| Asked::of(pairs));
+    match asked {
+        Ok(Asked { uri, group, says }) => found(admin.node.proxy.explain((&uri, &group), says).await),
+        Err(wrong) => {
+            let text =
+                format!("{wrong}; the parameters are uri=URI, group=NAME and meta=NAME=VALUE, the last as often as needed");
+            error(StatusCode::BAD_REQUEST, text)
+        }
+    }
+}
+
+/// A call that is asked about.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Asked {
+    uri: String,
+    group: String,
+    /// What it says of itself, by the names that rules use.
+    says: Vec<(String, String)>,
+}
+
+impl Asked {
+    fn of(pairs: Vec<(String, String)>) -> Result<Self, String> {
+        let mut asked = Self::default();
+        for (name, value) in pairs {
+            match &*name {
+                "uri" => asked.uri = value,
+                "group" => asked.group = value,
+                "meta" => {
+                    let says = value.split_once('=').filter(|(name, _)| !name.is_empty());
+                    let (name, value) = says.ok_or_else(|| format!("meta={value} is no NAME=VALUE"))?;
+                    asked.says.push((name.to_owned(), value.to_owned()));
+                }
+                _ => return Err(format!("unknown parameter {name}")),
+            }
+        }
+        if let (true, Some((uri, group))) = (asked.group.is_empty(), asked.uri.split_once('#')) {
+            (asked.uri, asked.group) = (uri.to_owned(), group.to_owned());
+        }
+        if asked.uri.is_empty() { Err("the service is missing".to_owned()) } else { Ok(asked) }
+    }
+}
+
+fn found<T: Serialize>(found: Result<T, String>) -> Response {
+    match found {
+        Ok(found) => Json(found).into_response(),
+        Err(why) => error(StatusCode::NOT_FOUND, why),
     }
 }
 
@@ -88,4 +171,28 @@ async fn wrong_method(method: Method, uri: Uri) -> Response {
 
 pub(super) fn error(status: StatusCode, error: String) -> Response {
     (status, Json(api::Error { error })).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(pairs: &[(&str, &str)]) -> Result<Asked, String> {
+        Asked::of(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+    }
+
+    #[test]
+    fn a_call_that_is_asked_about_has_a_service_and_says_something() {
+        let all = asked(&[("uri", "/s#two"), ("meta", "moa.env.pre="), ("meta", "a=b=c")]).expect("well-formed");
+        let says = [("moa.env.pre", ""), ("a", "b=c")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(all, Asked { uri: "/s".into(), group: "two".into(), says: says.to_vec() });
+        for (pairs, says) in [
+            (&[("meta", "a=b")][..], "the service is missing"),
+            (&[("uri", "/s"), ("meta", "a")], "meta=a is no NAME=VALUE"),
+            (&[("uri", "/s"), ("meta", "=a")], "meta==a is no NAME=VALUE"),
+            (&[("uri", "/s"), ("method", "m")], "unknown parameter method"),
+        ] {
+            assert_eq!(asked(pairs), Err(says.to_owned()), "{pairs:?}");
+        }
+    }
 }

@@ -4,6 +4,90 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::Level;
+
+/// `GET /v1/routes`: what the policy of one service says, and what it did.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+pub struct Policy {
+    /// The service's URI, and behind a `#` its group if it has one.
+    pub uri: String,
+    /// Its group; empty for the default one.
+    pub group: String,
+    /// How an instance is picked, as `balance.policy` has it.
+    pub balance: String,
+    /// The bounds that are set, by their key.
+    pub limits: BTreeMap<String, u64>,
+    /// What the policy did since the agent started, by kind.
+    pub events: BTreeMap<String, u64>,
+    /// Retries that the budget has left, over all workers.
+    pub budget_left: u64,
+    /// Calls that may be in flight now by `concurrency.adaptive`, over all workers; 0 if there is no such limit.
+    pub concurrency_limit: u64,
+    /// Instances.
+    pub instances: usize,
+    /// Those of them that are out of traffic for what their calls showed.
+    pub ejected: usize,
+    /// How often one was taken out so.
+    pub ejections: u64,
+    /// Its rules, in the order in which they count for a call.
+    pub rules: Vec<Rule>,
+}
+
+/// `GET /v1/routes/explain?uri=…&group=…&meta=NAME=VALUE…`: what becomes of a call that an application of this node makes.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq)]
+#[serde(default)]
+pub struct Explanation {
+    /// The service's URI, and behind a `#` its group if it has one.
+    pub uri: String,
+    /// How an instance is picked, as `balance.policy` has it.
+    pub balance: String,
+    /// The worker that was asked: what it can reach, and which shares instances have, is its own view.
+    pub worker: usize,
+    /// What the rules say.
+    pub rules: Explained,
+    /// Where the call and its copies can go: each of the subsets that `rules` names in `route`, `outside` and `shadow`.
+    pub ways: Vec<Way>,
+}
+
+/// One of the places that a call can go to.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq)]
+#[serde(default)]
+pub struct Way {
+    /// Which.
+    pub subset: Subset,
+    /// The service whose instances they are, which differs from the call's if a rule sends it to another group.
+    pub service: String,
+    /// Why there is nobody, if the service isn't there at all.
+    pub missing: Option<String>,
+    /// Whether so few can be used that all are (`balance.panic_percent`).
+    pub panic: bool,
+    /// The instance that the call's hash key leads to, if it has one and the service goes by it.
+    pub picked: Option<String>,
+    /// Every instance of the service.
+    pub candidates: Vec<Candidate>,
+}
+
+/// An instance that a call could go to.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq)]
+#[serde(default)]
+pub struct Candidate {
+    /// What it is called in lists.
+    pub address: String,
+    /// Whether it belongs to the subset.
+    pub fits: bool,
+    /// Whether it can take the call now.
+    pub takes: bool,
+    /// Why not; or what is to be said of one that does.
+    pub why: String,
+    /// Its part of the calls that go this way, from 0 to 1, if all instances are equally busy; with hash keys, of all keys.
+    pub share: f64,
+    /// What it weighs now: less than configured while it starts slowly.
+    pub weight: f64,
+    /// How far it is.
+    pub level: Option<Level>,
+}
+
 /// A rule of a service, in the list of all.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(default)]
@@ -189,4 +273,18 @@ pub struct Misfit {
     pub expected: Vec<String>,
     /// What it says instead; none if nothing.
     pub found: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_yet_is_left_out() {
+        assert_eq!(serde_json::from_str::<Policy>("{}").ok(), Some(Policy::default()));
+        let way = r#"{"ways":[{"candidates":[{"address":"10.0.0.1:1","later":1}]}],"later":true}"#;
+        let explanation: Explanation = serde_json::from_str(way).expect("of another version");
+        assert_eq!(explanation.ways[0].candidates[0].address, "10.0.0.1:1");
+        assert_eq!(explanation.rules, Explained::default());
+    }
 }

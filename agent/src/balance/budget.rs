@@ -31,6 +31,8 @@ pub(crate) struct Budget {
     slots: [u64; SLOTS],
     slot: usize,
     slot_began: Option<Instant>,
+    /// When the slots were looked at last: most calls come at the same time as others.
+    turned: Option<Instant>,
     /// What is there in any case; grows by `per_s` each nanosecond.
     reserve: u64,
     filled: Option<Instant>,
@@ -51,6 +53,7 @@ impl Budget {
             slots: [0; SLOTS],
             slot: 0,
             slot_began: None,
+            turned: None,
             reserve: 0,
             filled: None,
         };
@@ -97,6 +100,10 @@ impl Budget {
 
     /// Forgets the slots whose time is over.
     fn turn(&mut self, now: Instant) {
+        if self.turned == Some(now) {
+            return;
+        }
+        self.turned = Some(now);
         let mut began = *self.slot_began.get_or_insert(now);
         let mut turned = 0;
         while now.saturating_duration_since(began) >= SLOT {

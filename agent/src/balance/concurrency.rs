@@ -17,8 +17,6 @@
 
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
 /// Latencies are looked at so often at most.
 const WINDOW: Duration = Duration::from_millis(100);
 /// A look takes as long as so many calls: while fewer have ended, the quick ones are too many.
@@ -69,15 +67,6 @@ pub(crate) struct Adaptive {
     probe: Option<Probe>,
 }
 
-/// What is remembered of a bound, for another process.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct Saved {
-    pub(crate) bound: u32,
-    /// What a call takes without load; 0 is not known.
-    pub(crate) unloaded_us: u64,
-}
-
 /// What was seen since the last look.
 #[derive(Debug)]
 struct Window {
@@ -118,28 +107,6 @@ impl Adaptive {
             least: None,
             probe: None,
         }
-    }
-
-    /// A bound that goes on where another process was.
-    pub(crate) fn resume(min: u32, max: u32, saved: &Saved, now: Instant) -> Self {
-        let mut adaptive = Self::new(min, max);
-        if saved.unloaded_us > 0 {
-            (adaptive.warm, adaptive.starting) = (true, false);
-            adaptive.bound = f64::from(saved.bound).clamp(adaptive.min, adaptive.max);
-            adaptive.believe(Duration::from_micros(saved.unloaded_us).as_secs_f64(), now);
-        }
-        adaptive
-    }
-
-    /// What another process needs to go on.
-    pub(crate) fn save(&self) -> Saved {
-        let unloaded = Duration::from_secs_f64(self.unloaded.unwrap_or(0.0));
-        Saved { bound: whole(self.bound), unloaded_us: u64::try_from(unloaded.as_micros()).unwrap_or(u64::MAX) }
-    }
-
-    /// What a call takes without load, as far as is known.
-    pub(crate) fn unloaded(&self) -> Option<Duration> {
-        self.unloaded.map(Duration::from_secs_f64)
     }
 
     /// Whether one more call may be made while so many are in flight.

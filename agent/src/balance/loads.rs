@@ -21,6 +21,8 @@ const UNKNOWN_NS: f32 = 3.6e12;
 #[derive(Debug)]
 pub(crate) struct Loads {
     base: Instant,
+    /// The time that was asked for last, as `stamp` has it: most calls come at the same time as others.
+    stamped: Cell<(Instant, u64)>,
     decay_per_ns: Cell<f32>,
     seen: RefCell<Vec<Seen>>,
 }
@@ -44,7 +46,12 @@ impl Loads {
 
     /// Nothing seen of `n` instances yet. After `decay` without a call a third of what was seen is left.
     pub(crate) fn new(n: usize, decay: Duration, now: Instant) -> Self {
-        let loads = Self { base: now, decay_per_ns: Cell::default(), seen: RefCell::new(vec![Seen::default(); n]) };
+        let loads = Self {
+            base: now,
+            stamped: Cell::new((now, 0)),
+            decay_per_ns: Cell::default(),
+            seen: RefCell::new(vec![Seen::default(); n]),
+        };
         loads.set_decay(decay);
         loads
     }
@@ -109,7 +116,13 @@ impl Loads {
 
     /// `now` as `cost` takes it.
     pub(crate) fn stamp(&self, now: Instant) -> u64 {
-        nanos(now.saturating_duration_since(self.base))
+        let (then, stamp) = self.stamped.get();
+        if then == now {
+            return stamp;
+        }
+        let stamp = nanos(now.saturating_duration_since(self.base));
+        self.stamped.set((now, stamp));
+        stamp
     }
 
     /// How long a call would take there, roughly: latency times what is in flight already, which counts `scale` each, and `extra`.

@@ -12,8 +12,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::{Deserialize, Serialize};
-
 /// When an instance is taken out of traffic, and for how long. What the numbers mean is said where they are configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Policy {
@@ -84,20 +82,6 @@ struct Out {
     reason: String,
 }
 
-/// What is remembered of an instance, for another process. Times are counted from now.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct Saved {
-    /// How often in a row it was out.
-    pub(crate) times: u32,
-    /// For how long it is out yet, if it is.
-    pub(crate) out_ms: Option<u64>,
-    /// Why.
-    pub(crate) reason: String,
-    /// For how long it has been in traffic since it came back.
-    pub(crate) since_ms: u64,
-}
-
 /// Which instances of a service are out of traffic. An instance is known by its place in the service's list.
 #[derive(Debug)]
 pub(crate) struct Outliers {
@@ -126,32 +110,6 @@ impl Outliers {
         next
     }
 
-    /// The same as saved by another process; `saved` are the instances' places now with what was saved of them.
-    pub(crate) fn restore<'a>(&mut self, now: Instant, saved: impl IntoIterator<Item = (u32, &'a Saved)>) {
-        for (index, saved) in saved {
-            if let Some(state) = self.states.get_mut(index as usize) {
-                // Nobody may be out for longer than this policy says.
-                let left = |ms| Duration::from_millis(ms).min(self.policy.ejection_max.max(self.policy.ejection));
-                state.times = saved.times;
-                state.out = saved.out_ms.map(|ms| Out { until: now + left(ms), reason: saved.reason.clone() });
-                state.since = now.checked_sub(Duration::from_millis(saved.since_ms));
-            }
-        }
-        self.settle();
-    }
-
-    /// What is remembered of each instance.
-    pub(crate) fn save(&self, now: Instant) -> Vec<Saved> {
-        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let saved = |state: &State| Saved {
-            times: state.times,
-            out_ms: state.out.as_ref().map(|out| ms(out.until.saturating_duration_since(now))),
-            reason: state.out.as_ref().map(|out| out.reason.clone()).unwrap_or_default(),
-            since_ms: state.since.map_or(0, |since| ms(now.saturating_duration_since(since))),
-        };
-        self.states.iter().map(saved).collect()
-    }
-
     /// Until when an instance is out and why, if it is.
     pub(crate) fn out(&self, index: u32) -> Option<(Instant, &str)> {
         let out = self.states.get(index as usize)?.out.as_ref()?;
@@ -159,13 +117,9 @@ impl Outliers {
     }
 
     /// How many are out.
+    #[cfg(test)]
     pub(crate) fn ejected(&self) -> usize {
         self.ejected
-    }
-
-    /// When the first of them returns.
-    pub(crate) fn next_return(&self) -> Option<Instant> {
-        self.states.iter().filter_map(|state| state.out.as_ref()).map(|out| out.until).min()
     }
 
     /// An instance had as many failures in a row as the policy allows.

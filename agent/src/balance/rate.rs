@@ -173,12 +173,14 @@ impl Limiter {
     }
 
     /// How many callers are active, of those that a service's rate is shared by.
+    #[cfg(test)]
     pub(crate) fn active(&self, now: Instant) -> u32 {
         let second = second(ticks(now.saturating_duration_since(self.began)));
         self.active_in(second)
     }
 
     /// How many callers are told apart.
+    #[cfg(test)]
     pub(crate) fn known(&self) -> usize {
         self.callers.lock().unwrap_or_else(PoisonError::into_inner).known.len()
     }

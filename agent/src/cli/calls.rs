@@ -7,10 +7,10 @@ use clap::Args;
 
 use super::{
     Global, Out,
-    client::{Client, Ended},
+    client::{Client, Ended, encoded},
     out::OUT,
     table::Side::{self, Left, Right},
-    units::{count, micros},
+    units::{count, micros, printable},
 };
 use crate::{
     api::Service,
@@ -229,26 +229,6 @@ fn calls(seen: u64) -> String {
 
 fn left_out(dropped: u64) -> String {
     format!("{} left out, as they came faster than they could be shown", calls(dropped))
-}
-
-/// What callers say can't move the terminal's cursor.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
-
-/// A text as the value of a parameter.
-fn encoded(text: &str) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => out.push(byte.into()),
-            _ => {
-                // Writing to a string does not fail.
-                let _ = write!(out, "%{byte:02X}");
-            }
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Asks a running agent over its admin socket.
 
 use std::{
+    fmt::Write,
     future::pending,
     io::{self, ErrorKind},
     ops::ControlFlow,
@@ -205,4 +206,19 @@ impl Client {
 
 fn runtime() -> Result<Runtime> {
     runtime::Builder::new_current_thread().enable_all().build().context("can't make a runtime")
+}
+
+/// A text as the value of a parameter.
+pub(super) fn encoded(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => out.push(byte.into()),
+            _ => {
+                // Writing to a string does not fail.
+                let _ = write!(out, "%{byte:02X}");
+            }
+        }
+    }
+    out
 }

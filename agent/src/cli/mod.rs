@@ -14,6 +14,7 @@ mod doctor;
 mod kernel;
 mod out;
 mod redis;
+mod routes;
 mod services;
 mod status;
 mod table;
@@ -59,6 +60,8 @@ enum Verb {
     Status,
     /// Show services, their instances and their calls.
     Services(services::Services),
+    /// Show what the policies of services say about calls, and what they did; explain what becomes of one.
+    Routes(routes::Routes),
     /// Show the connections of applications.
     Conns(conns::Conns),
     /// Show calls as they end.
@@ -103,6 +106,7 @@ fn run(verb: Verb, global: &Global, out: &Out) -> anyhow::Result<ExitCode> {
         Verb::Agent(agent) => agent.run(global),
         Verb::Status => status::run(global, out),
         Verb::Services(services) => services.run(global, out),
+        Verb::Routes(routes) => routes.run(global, out),
         Verb::Conns(conns) => conns.run(global, out),
         Verb::Calls(calls) => calls.run(global, out),
         Verb::Call(call) => call.run(global, out),

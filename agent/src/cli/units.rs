@@ -42,6 +42,16 @@ pub(super) fn count(count: u64) -> String {
     out
 }
 
+/// A share from 0 to 1, as `12.5 %`.
+pub(super) fn percent(share: f64) -> String {
+    if share > 0.0 && share < 0.000_5 { "< 0.1 %".to_owned() } else { format!("{} %", (share * 1000.0).round() / 10.0) }
+}
+
+/// What callers say can't move the terminal's cursor.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
 fn tenths(value: u64, unit: u64) -> String {
     let tenths = u128::from(value) * 10 / u128::from(unit);
     format!("{}.{}", tenths / 10, tenths % 10)
@@ -56,6 +66,7 @@ mod tests {
         assert_eq!([0, 870, 1_234, 3_456_789].map(micros), ["-", "870 µs", "1.2 ms", "3.4 s"]);
         assert_eq!([850, 12_345, 192_000, 18_420_000, 183_600_000].map(age), ["850ms", "12s", "3m12s", "5h7m", "2d3h"]);
         assert_eq!([0, 1023, 1024, 3_565_158, u64::MAX].map(bytes), ["0 B", "1023 B", "1.0 KiB", "3.3 MiB", "16777215.9 TiB"]);
+        assert_eq!([0.0, 0.00005, 0.125, 1.0 / 3.0, 1.0].map(percent), ["0 %", "< 0.1 %", "12.5 %", "33.3 %", "100 %"]);
         assert_eq!([0, 999, 1_000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
     }
 }

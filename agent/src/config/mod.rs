@@ -34,6 +34,7 @@ pub use problem::{ConfigError, Problem, Report};
 pub use reference::{default_file, reference, with_reference};
 pub use schema::schema;
 pub use sections::{Agent, App, Kernel, KernelMode, Metrics, Tracing, Tunnel};
+pub(crate) use words::suggestion;
 
 /// The sections with every key filled in, peers and services aside.
 ///

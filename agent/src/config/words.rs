@@ -84,7 +84,7 @@ pub(super) fn advice(value: &DeValue<'_>, schema: &Value) -> String {
 }
 
 /// Asks whether the most similar of the names that there are was meant, if one is similar at all.
-pub(super) fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+pub(crate) fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
     let similar = known.map(|known| (strsim::jaro_winkler(name, known), known));
     let (similarity, known) = similar.max_by(|a, b| a.0.total_cmp(&b.0))?;
     (similarity >= SIMILARITY_MIN).then(|| format!("did you mean `{known}`?"))

@@ -8,7 +8,7 @@ use super::{
     dispatch::{Call, Place, code},
     routes::Instance,
     service::Service,
-    stats::CallCounters,
+    stats::{CallCounters, Took},
     worker::Worker,
 };
 use std::rc::Rc;
@@ -143,14 +143,23 @@ impl Call {
     /// One try of it has failed at an instance.
     pub(super) fn failed_at(&self, slot: u32, instance: &Instance, now: Instant) {
         let took = now.duration_since(self.tried_at);
-        self.service.loads.fail(slot, took, now.into_std());
+        let average = self.service.loads.fail(slot, took, now.into_std());
+        self.notes_average(average);
         if self.counted {
             instance.record.failed(self.service.route.policy.outlier.consecutive);
         }
     }
 
+    /// For those who look on.
+    fn notes_average(&self, ns: f32) {
+        if let Some(counters) = self.counters() {
+            counters.set_ewma(ns);
+        }
+    }
+
     fn succeeded_at(&self, slot: u32, instance: &Instance, took: Duration, now: Instant) {
-        self.service.loads.observe(slot, took, now.into_std());
+        let average = self.service.loads.observe(slot, took, now.into_std());
+        self.notes_average(average);
         if self.counted {
             instance.record.succeeded();
         }
@@ -163,17 +172,19 @@ impl Worker {
         let now = self.now();
         let counters = elsewhere.or_else(|| call.counters());
         let took = now.duration_since(call.started);
+        let counted = Took::from(took);
         match (counters, end.code) {
-            (Some(counters), Some(code)) if end.by == By::Mesh => counters.failed(took, code),
-            (Some(counters), error) => counters.answered(took, error),
+            (Some(counters), Some(code)) if end.by == By::Mesh => counters.failed(counted, code),
+            (Some(counters), error) => counters.answered(counted, error),
             (None, Some(code)) if call.counted => call.service.unsent.refused(code),
             (None, _) => {}
         }
         let failed = end.is_failure(call);
         if let (Some(slot), Some(instance)) = (call.place.slot(), call.place.instance()) {
-            let tried = now.duration_since(call.tried_at);
+            let once = call.tried_at == call.started;
+            let tried = if once { took } else { now.duration_since(call.tried_at) };
             if let Some(counters) = counters {
-                counters.tried(tried, failed);
+                counters.tried(if once { counted } else { tried.into() }, failed);
             }
             match failed {
                 true => call.failed_at(slot, instance, now),
@@ -182,7 +193,7 @@ impl Worker {
             }
         }
         if call.counted {
-            call.service.governed.ended(call, (took, now), end, failed);
+            call.service.governed.ended(call, (took, counted, now), end, failed);
         }
         self.report(call, took, end);
     }

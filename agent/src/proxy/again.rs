@@ -12,6 +12,7 @@ use super::{
     dispatch::{Call, Place, Within, code},
     govern::{Begun, Copied, Guard, retries},
     link::Forgotten,
+    report::Followed,
     request::Request,
     routes::Instance,
     service::Service,
@@ -42,20 +43,24 @@ pub(crate) struct More {
     hedge_at: Option<Instant>,
     /// The other copy, of which the first answer counts.
     twin: Option<CallKey>,
-    /// A copy whose answer is dropped.
-    pub(super) guard: Option<Guard>,
+    /// It is a copy whose answer is dropped, and counted for as long as it is in flight.
+    pub(super) shadow: Option<Guard>,
+    /// Another agent says that it is one.
+    pub(super) copied: bool,
     /// What the next agent is told.
     pub(super) environment: Option<Arc<str>>,
     /// Who calls: the application, and its process.
     pub(super) source: Option<(Arc<str>, Arc<str>)>,
     /// It goes to another service, or group, than it names.
     pub(super) moved: bool,
-    pub(super) shadow: bool,
     /// What a second copy says of its trace; the first one is told of.
     pub(super) traceparent: Option<[u8; Context::TEXT_BYTES]>,
     /// What is told of it when it ends.
-    pub(super) followed: Option<Box<super::report::Followed>>,
+    pub(super) followed: Option<Box<Followed>>,
 }
+
+/// What one copy of a call leaves to the other: when the call began, and what is told of it.
+type LeftOff = (Instant, Option<Box<Followed>>);
 
 /// What is to be done about a call at this time.
 enum Due {
@@ -85,6 +90,11 @@ impl More {
         self.kept = None;
     }
 
+    /// Whether it is a copy whose answer is dropped.
+    pub(super) fn is_shadow(&self) -> bool {
+        self.shadow.is_some() || self.copied
+    }
+
     fn next(&self) -> Option<Instant> {
         [self.send_at, self.try_until, self.hedge_at].into_iter().flatten().min()
     }
@@ -95,6 +105,10 @@ impl Call {
     pub(super) fn alarm(&self) -> Instant {
         let next = self.more.as_deref().and_then(More::next);
         next.map_or(self.deadline, |next| next.min(self.deadline))
+    }
+
+    fn leaves_off(&mut self) -> LeftOff {
+        (self.started, self.more.as_mut().and_then(|more| more.followed.take()))
     }
 
     fn due(&mut self, now: Instant) -> Due {
@@ -255,7 +269,7 @@ impl Worker {
             if let (Some(slot), Some(instance)) = (call.place.slot(), call.place.instance()) {
                 if let Some(counters) = call.counters() {
                     counters.retries.add(1);
-                    counters.tried(now.duration_since(call.tried_at), failed);
+                    counters.tried(now.duration_since(call.tried_at).into(), failed);
                 }
                 if failed {
                     call.failed_at(slot, instance, now);
@@ -295,7 +309,7 @@ impl Worker {
                 choice: call.choice,
                 method: call.method,
                 more: Some(Box::new(own)),
-                copies: smallvec::SmallVec::new(),
+                copies: Vec::new(),
             };
             let within = Within { timeout: call.deadline.saturating_duration_since(now), ..call.within };
             if let Some(followed) = &mut more.followed {
@@ -314,13 +328,33 @@ impl Worker {
     /// A copy of a call gets its answer: the other one is given up.
     pub(super) fn wins(self: &Rc<Self>, key: CallKey) {
         let Some(twin) = self.part(key) else { return };
-        let started = self.with_call(twin, |call| {
+        let was = self.with_call(twin, |call| {
             call.caller = Caller::Nobody;
             call.uncount();
-            (call.started, call.more.as_mut().and_then(|more| more.followed.take()))
+            call.leaves_off()
         });
+        self.takes_over(key, was);
+        self.give_up(twin, status::CANCELLED);
+    }
+
+    /// Whether a copy of a call ends without an answer, as the other one may still get one.
+    pub(super) fn leaves_to_twin(&self, key: CallKey) -> bool {
+        let Some(twin) = self.part(key) else { return false };
+        let was = self.with_call(key, |call| {
+            if let (Some(slot), Some(instance)) = (call.place.slot(), call.place.instance()) {
+                call.failed_at(slot, instance, self.now());
+            }
+            call.leaves_off()
+        });
+        drop(self.remove(key));
+        self.takes_over(twin, was);
+        true
+    }
+
+    /// A copy of a call is the only one from now on.
+    fn takes_over(&self, key: CallKey, was: Option<LeftOff>) {
         self.with_call(key, |call| {
-            if let Some((started, followed)) = started {
+            if let Some((started, followed)) = was {
                 call.started = call.started.min(started);
                 if followed.is_some() {
                     call.more.get_or_insert_default().followed = followed;
@@ -332,33 +366,6 @@ impl Worker {
                 Caller::Nobody => {}
             }
         });
-        self.give_up(twin, status::CANCELLED);
-    }
-
-    /// Whether a copy of a call ends without an answer, as the other one may still get one.
-    pub(super) fn leaves_to_twin(&self, key: CallKey) -> bool {
-        let Some(twin) = self.part(key) else { return false };
-        let followed = self.with_call(key, |call| {
-            if let (Some(slot), Some(instance)) = (call.place.slot(), call.place.instance()) {
-                call.failed_at(slot, instance, self.now());
-            }
-            (call.started, call.more.as_mut().and_then(|more| more.followed.take()))
-        });
-        drop(self.remove(key));
-        self.with_call(twin, |call| {
-            if let Some((started, followed)) = followed {
-                call.started = call.started.min(started);
-                if followed.is_some() {
-                    call.more.get_or_insert_default().followed = followed;
-                }
-            }
-            match &call.caller {
-                Caller::Redis(app, seq) => app.set_call(*seq, twin),
-                Caller::Frames(framed) => framed.conn.made(framed.via, twin),
-                Caller::Nobody => {}
-            }
-        });
-        true
     }
 
     /// Parts a call from its other copy, which is returned if there is one.
@@ -374,20 +381,13 @@ impl Worker {
     pub(super) fn copy(self: &Rc<Self>, begun: &mut Begun, request: &Request, within: Within) {
         for Copied { service, choice, moved, followed, guard, counters, .. } in std::mem::take(&mut begun.copies) {
             let more = More {
-                guard: Some(guard),
-                shadow: true,
+                shadow: Some(guard),
                 moved,
                 followed,
                 environment: environment_of(&service, choice.subset),
                 ..More::default()
             };
-            let copy = Begun {
-                service: service.clone(),
-                choice,
-                method: 0,
-                more: Some(Box::new(more)),
-                copies: smallvec::SmallVec::new(),
-            };
+            let copy = Begun { service: service.clone(), choice, method: 0, more: Some(Box::new(more)), copies: Vec::new() };
             match self.enter(Caller::Nobody, copy, request.len(), within) {
                 Ok(key) => {
                     counters.shadows.add(1);

@@ -11,7 +11,6 @@ use std::{
 };
 
 use foldhash::fast::RandomState;
-use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::{
@@ -24,7 +23,7 @@ use super::{
     routes::{ServiceRoute, service_key},
     service::{Aim, Service},
     socket::Peer,
-    stats::{METHODS_MAX, MethodCounters, PolicyCounters},
+    stats::{METHODS_MAX, MethodCounters, PolicyCounters, Took},
     worker::Worker,
 };
 use crate::{
@@ -43,7 +42,7 @@ pub(crate) struct Governed {
     /// Nothing of a call matters but its method.
     is_simple: bool,
     budget: RefCell<Budget>,
-    hedges: RefCell<Budget>,
+    hedges: Option<RefCell<Budget>>,
     adaptive: Option<RefCell<Adaptive>>,
     shares: RefCell<HashMap<Box<str>, Arc<Share>, RandomState>>,
     shares_since: Cell<Instant>,
@@ -87,7 +86,7 @@ pub(crate) struct Begun {
     pub(super) method: u16,
     pub(super) more: Option<Box<More>>,
     /// Copies that go elsewhere.
-    pub(super) copies: SmallVec<[Copied; 1]>,
+    pub(super) copies: Vec<Copied>,
 }
 
 /// A copy of a call, whose answer is dropped.
@@ -141,7 +140,7 @@ impl Governed {
         Rc::new(Self {
             is_simple: plain,
             budget: RefCell::new(Budget::shared(policy.retry.budget_percent, policy.retry.budget_per_s, workers)),
-            hedges: RefCell::new(Budget::new(policy.hedge.budget_percent, 0)),
+            hedges: (policy.hedge.after_ms > 0).then(|| RefCell::new(Budget::new(policy.hedge.budget_percent, 0))),
             adaptive: policy
                 .concurrency
                 .adaptive
@@ -156,11 +155,17 @@ impl Governed {
         })
     }
 
+    /// A call begins, which pays for its share of retries and second copies.
+    fn deposit(&self, now: Instant) {
+        self.budget.borrow_mut().deposit(now.into_std());
+        if let Some(hedges) = &self.hedges {
+            hedges.borrow_mut().deposit(now.into_std());
+        }
+    }
+
     /// Whether one more retry is within the budget.
     pub(super) fn may_retry(&self, now: Instant) -> bool {
-        let mut budget = self.budget.borrow_mut();
-        let may = budget.take(now.into_std());
-        self.counters.budget_left.set(u64::from(budget.left(now.into_std())));
+        let may = self.budget.borrow_mut().take(now.into_std());
         if may {
             self.counters.retries.add(1)
         } else {
@@ -169,9 +174,15 @@ impl Governed {
         may
     }
 
+    /// Writes down what of its state is for others to see.
+    pub(super) fn shows(&self, now: Instant) {
+        self.counters.budget_left.set(u64::from(self.budget.borrow().left(now.into_std())));
+        self.counters.limit.set(self.adaptive.as_ref().map_or(0, |adaptive| u64::from(adaptive.borrow().limit())));
+    }
+
     /// Whether one more second copy is within the budget.
     pub(super) fn may_hedge(&self, now: Instant) -> bool {
-        let may = self.hedges.borrow_mut().take(now.into_std());
+        let may = self.hedges.as_ref().is_some_and(|hedges| hedges.borrow_mut().take(now.into_std()));
         if may {
             self.counters.hedges.add(1)
         } else {
@@ -181,18 +192,16 @@ impl Governed {
     }
 
     /// A call has ended.
-    pub(super) fn ended(&self, call: &Call, (took, now): (Duration, Instant), end: &End<'_>, failed: bool) {
+    pub(super) fn ended(&self, call: &Call, (took, counted, now): (Duration, Took, Instant), end: &End<'_>, failed: bool) {
         let error = end.code.is_some();
         if let Some(counters) = self.methods.counters.borrow().get(usize::from(call.method)) {
-            counters.ended(took, error && end.by == By::Mesh, error && end.by == By::Service);
+            counters.ended(counted, error && end.by == By::Mesh, error && end.by == By::Service);
         }
         if let Some(adaptive) = &self.adaptive
             && call.place.slot().is_some()
         {
-            let mut adaptive = adaptive.borrow_mut();
             // The call that ends counts among those in flight.
-            adaptive.observe(took, self.in_flight.get() + 1, failed, now.into_std());
-            self.counters.limit.set(u64::from(adaptive.limit()));
+            adaptive.borrow_mut().observe(took, self.in_flight.get() + 1, failed, now.into_std());
         }
     }
 
@@ -288,10 +297,9 @@ impl Worker {
         let method = call.get(&Name::Method).unwrap_or_default();
         let number = governed.methods.number(&method, route);
         let mut begun =
-            Begun { service: service.clone(), choice: Choice::default(), method: number, more: None, copies: SmallVec::new() };
+            Begun { service: service.clone(), choice: Choice::default(), method: number, more: None, copies: Vec::new() };
         if origin.scope == Scope::Mesh {
-            governed.budget.borrow_mut().deposit(self.now().into_std());
-            governed.hedges.borrow_mut().deposit(self.now().into_std());
+            governed.deposit(self.now());
         }
         let mut rule = None;
         if governed.is_simple {
@@ -468,7 +476,7 @@ fn choice_of(routed: &Routed<'_>, plan: &Plan) -> Choice {
 }
 
 /// The subset of another service that a rule of this one means.
-fn meant_by(route: &ServiceRoute, subset: usize, other: &Service) -> u16 {
+pub(super) fn meant_by(route: &ServiceRoute, subset: usize, other: &Service) -> u16 {
     let meant = route.plan.subsets().get(subset).and_then(|subset| other.route.plan.subset_meant(subset));
     // One that is not there has no instances.
     meant.map_or(u16::MAX, number)
@@ -479,7 +487,7 @@ fn number(subset: usize) -> u16 {
     u16::try_from(subset).unwrap_or(u16::MAX)
 }
 
-fn hash_key(route: &ServiceRoute, call: &impl Says) -> Option<u32> {
+pub(super) fn hash_key(route: &ServiceRoute, call: &impl Says) -> Option<u32> {
     if route.policy.balance.policy != BalancePolicy::Ketama {
         return None;
     }

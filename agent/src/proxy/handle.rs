@@ -1,6 +1,7 @@
 //! The data plane's handle: starts it, changes its configuration, asks it, stops it.
 
 use std::{
+    collections::HashMap,
     fs, io,
     net::SocketAddr,
     os::unix::net::UnixListener,
@@ -21,15 +22,17 @@ use tokio::{
 
 use super::{
     board::{Board, lock, register},
+    describe,
+    explain::{Explained, View},
     listen::{self, Listeners},
     outliers,
     path::KernelPath,
     report::Telemetry,
-    routes::{Offers, Routes, ServiceRoute, shown},
-    stats::{CallSums, CloseReason, InstanceSnapshot, ServiceSnapshot, Snapshot, WorkerCounters},
+    routes::{Offers, Routes, ServiceRoute},
+    stats::{CloseReason, Snapshot, WorkerCounters},
     worker::{self, Control, Start},
 };
-use crate::{api, config::Checked};
+use crate::{api, config::Checked, rules};
 
 /// Descriptors that are kept for everything that is not an application's connection, unless the limit is lower than four times that.
 const DESCRIPTORS_KEPT: u64 = 1024;
@@ -214,37 +217,101 @@ impl Proxy {
     /// Calls over all services, those without one included.
     #[must_use]
     pub fn call_stats(&self) -> api::CallStats {
-        let snapshot = self.snapshot();
         let mut sums = self.board.gone();
-        for service in &snapshot.services {
-            sums.merge(&service.unsent);
-            service.instances.iter().for_each(|instance| sums.merge(&instance.sums));
+        for service in &self.routes().services {
+            sums.merge(&service.unsent.sums());
+            service.members.iter().for_each(|member| sums.merge(&member.instance.counters.sums()));
         }
-        let mut stats = call_stats(&sums);
-        let unrouted: u64 = snapshot.unrouted.iter().map(|(_, count)| count).sum();
+        let mut stats = describe::call_stats(&sums);
+        let unrouted: u64 = self.unrouted().iter().map(|(_, count)| count).sum();
         stats.calls += unrouted;
         stats.mesh_errors += unrouted;
         stats
     }
 
-    /// Every service with its instances.
-    #[must_use]
-    pub fn services(&self) -> Vec<api::Service> {
-        self.routes().services.iter().map(|service| describe(service)).collect()
+    /// Every service with its instances; or those of one name or URI, with the share of each instance.
+    ///
+    /// # Errors
+    /// There is no such service.
+    pub async fn services(&self, name: Option<&str>, methods: bool) -> Result<Vec<api::Service>, String> {
+        let routes = self.routes();
+        let Some(name) = name else {
+            return Ok(routes.services.iter().map(|service| describe::service(service, methods)).collect());
+        };
+        let mut found = Vec::new();
+        for route in routes.named(name) {
+            let mut service = describe::service(route, methods);
+            let views = self.ask(|reply| Control::Views(route.key.clone(), reply)).await.unwrap_or_default();
+            let shares: HashMap<&str, api::InstanceShare> = views.iter().flat_map(View::shares).collect();
+            for instance in &mut service.instances {
+                instance.share = shares.get(&*instance.address).copied();
+            }
+            found.push(service);
+        }
+        if found.is_empty() { Err(routes.unknown(name)) } else { Ok(found) }
+    }
+
+    /// What the policy of every service says, or of those of one name or URI.
+    ///
+    /// # Errors
+    /// There is no such service.
+    pub fn policies(&self, name: Option<&str>) -> Result<Vec<api::routes::Policy>, String> {
+        let routes = self.routes();
+        let policies = |services: &mut dyn Iterator<Item = &Arc<ServiceRoute>>| -> Vec<_> {
+            services.map(|service| describe::policy(service)).collect()
+        };
+        match name {
+            None => Ok(policies(&mut routes.services.iter())),
+            Some(name) => {
+                Some(policies(&mut routes.named(name))).filter(|found| !found.is_empty()).ok_or_else(|| routes.unknown(name))
+            }
+        }
+    }
+
+    /// What becomes of a call that says this of itself, as the first worker sees it.
+    ///
+    /// # Errors
+    /// There is no such service, or the worker does not answer.
+    pub async fn explain(
+        &self,
+        (uri, group): (&str, &str),
+        says: Vec<(String, String)>,
+    ) -> Result<api::routes::Explanation, String> {
+        let routes = self.routes();
+        let key = routes.service(uri, group)?.key.clone();
+        let call: rules::Told = says.into_iter().collect();
+        let explained = self.ask(|reply| Control::Explain(key, call, reply)).await;
+        let explained = explained.ok_or_else(|| format!("worker 0 has not answered within {} s", ANSWER_WITHIN.as_secs()))?;
+        explained.map(Explained::describe).ok_or_else(|| format!("worker 0 does not know {uri} yet: ask again"))
+    }
+
+    /// Asks the first worker; none if it does not answer in time.
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Control) -> Option<T> {
+        let (reply, answered) = oneshot::channel();
+        let answer = async {
+            self.workers.first()?.control.send(question(reply)).await.ok()?;
+            answered.await.ok()
+        };
+        timeout(ANSWER_WITHIN, answer).await.ok().flatten()
+    }
+
+    /// Calls that named no known service, by code.
+    fn unrouted(&self) -> Vec<(u16, u64)> {
+        let mut unrouted = Vec::new();
+        self.workers.iter().for_each(|worker| worker.counters.unrouted.add_to(&mut unrouted));
+        unrouted
     }
 
     /// Everything that is counted.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let mut unrouted = Vec::new();
-        self.workers.iter().for_each(|worker| worker.counters.unrouted.add_to(&mut unrouted));
         let closed = |reason: CloseReason| {
             let count = self.workers.iter().map(|worker| worker.counters.closed[reason as usize].get()).sum();
             (reason.name(), count)
         };
         Snapshot {
-            services: self.routes().services.iter().map(|service| service_snapshot(service)).collect(),
-            unrouted,
+            services: self.routes().services.iter().map(|service| describe::snapshot(service)).collect(),
+            unrouted: self.unrouted(),
             closed: CloseReason::ALL.into_iter().map(closed).collect(),
             frames_dropped: self.workers.iter().map(|worker| worker.counters.frames_dropped.get()).sum(),
         }
@@ -393,56 +460,5 @@ fn connections_max(checked: &Checked) -> usize {
             usize::try_from(soft - DESCRIPTORS_KEPT.min(soft / 4)).unwrap_or(usize::MAX)
         }
         max => max,
-    }
-}
-
-fn call_stats(sums: &CallSums) -> api::CallStats {
-    let total = |codes: &[(u16, u64)]| codes.iter().map(|(_, count)| count).sum();
-    let micros = |q| u64::try_from(sums.latency.quantile(q).as_micros()).unwrap_or(u64::MAX);
-    api::CallStats {
-        calls: sums.calls,
-        mesh_errors: total(&sums.mesh_errors),
-        service_errors: total(&sums.service_errors),
-        in_flight: sums.in_flight,
-        retries: sums.retries,
-        p50_us: micros(0.5),
-        p99_us: micros(0.99),
-    }
-}
-
-fn service_snapshot(service: &ServiceRoute) -> ServiceSnapshot {
-    let instances = service.members.iter().map(|member| InstanceSnapshot {
-        address: member.instance.name.to_string(),
-        healthy: member.instance.health.is_healthy(),
-        sums: member.instance.counters.sums(),
-    });
-    ServiceSnapshot { uri: shown(&service.uri, &service.group), unsent: service.unsent.sums(), instances: instances.collect() }
-}
-
-fn describe(service: &ServiceRoute) -> api::Service {
-    let mut all = service.unsent.sums();
-    let instances = service
-        .members
-        .iter()
-        .map(|member| {
-            let instance = &member.instance;
-            let sums = instance.counters.sums();
-            all.merge(&sums);
-            api::Instance {
-                address: instance.name.to_string(),
-                healthy: instance.health.is_healthy(),
-                reason: instance.health.reason(),
-                connections: sums.connections,
-                queued: sums.queued,
-                stats: call_stats(&sums),
-            }
-        })
-        .collect();
-    api::Service {
-        uri: shown(&service.uri, &service.group),
-        timeout_ms: service.policy.timeout_ms,
-        pipelined: service.policy.pipelined,
-        stats: call_stats(&all),
-        instances,
     }
 }

@@ -201,7 +201,7 @@ impl Worker {
                 duration_us: micros(took),
                 request_bytes: call.bytes() as u64,
                 response_bytes: end.bytes as u64,
-                shadow: call.more.as_ref().is_some_and(|more| more.shadow),
+                shadow: call.more.as_ref().is_some_and(|more| more.is_shadow()),
                 ..record
             });
         }

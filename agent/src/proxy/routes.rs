@@ -168,6 +168,8 @@ pub(crate) struct Record {
     /// Failures in a row, over all workers.
     pub(crate) failures: AtomicU32,
     ejected: AtomicBool,
+    /// How often it was taken out.
+    ejections: AtomicU64,
     ejection: Mutex<Option<(Instant, String)>>,
     changes: Changes,
 }
@@ -197,10 +199,17 @@ impl Record {
         self.ejection.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// How often it was taken out of traffic.
+    pub(crate) fn ejections(&self) -> u64 {
+        self.ejections.load(Relaxed)
+    }
+
     /// Takes the instance out of traffic, or lets it back.
     pub(crate) fn set_ejection(&self, ejection: Option<(Instant, String)>) {
         self.failures.store(0, Relaxed);
-        self.ejected.store(ejection.is_some(), Relaxed);
+        if !self.ejected.swap(ejection.is_some(), Relaxed) {
+            self.ejections.fetch_add(u64::from(ejection.is_some()), Relaxed);
+        }
         *self.ejection.lock().unwrap_or_else(PoisonError::into_inner) = ejection;
         self.changes.note();
     }
@@ -509,12 +518,9 @@ impl Draft {
 
 fn limiter(policy: &ServicePolicy) -> Option<Arc<Limiter>> {
     let rate = &policy.rate;
-    let limits = rate.service_per_s > 0 || rate.caller_per_s > 0 || !rate.callers.is_empty();
-    limits.then(|| {
-        let (service_per_s, caller_per_s, callers) = (rate.service_per_s, rate.caller_per_s, rate.callers.clone());
-        let options = RateLimits { service_per_s, caller_per_s, callers, burst: Duration::from_millis(rate.burst_ms) };
-        Arc::new(Limiter::new(&options, Instant::now()))
-    })
+    let (service_per_s, caller_per_s, callers) = (rate.service_per_s, rate.caller_per_s, rate.callers.clone());
+    let options = RateLimits { service_per_s, caller_per_s, callers, burst: Duration::from_millis(rate.burst_ms) };
+    (!options.is_off()).then(|| Arc::new(Limiter::new(&options, Instant::now())))
 }
 
 /// A ring for each subset. One that has the same instances as before is the same.

@@ -19,6 +19,8 @@ pub(super) struct RedisCall<'a> {
 /// A call in frames.
 pub(super) struct FrameCall<'a> {
     pub(super) meta: &'a [u8],
+    /// The method, which every call is counted by.
+    pub(super) method: &'a [u8],
     /// Who calls, as the connection or another agent says; empty if it is not known.
     pub(super) application: &'a str,
     pub(super) instance: &'a str,
@@ -65,7 +67,7 @@ impl Says for FrameCall<'_> {
             Name::Application => return Some(self.application.as_bytes().into()),
             Name::Instance => return Some(self.instance.as_bytes().into()),
             Name::Property(name) => return agent_common::frame::property(self.meta, name.as_bytes()).map(Cow::Borrowed),
-            Name::Method => id::METHOD,
+            Name::Method => return Some(Cow::Borrowed(self.method)),
             Name::Group => id::GROUP,
             Name::Environment => id::ENVIRONMENT,
             Name::Zone => id::ZONE,

@@ -80,14 +80,6 @@ pub(crate) enum Upstream {
 }
 
 impl Upstream {
-    pub(crate) fn is(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Pool(own), Self::Pool(other)) => Rc::ptr_eq(own, other),
-            (Self::Remote(own), Self::Remote(other)) => Rc::ptr_eq(own, other),
-            _ => false,
-        }
-    }
-
     pub(crate) fn instance(&self) -> &Arc<Instance> {
         match self {
             Self::Pool(pool) => &pool.instance,
@@ -189,23 +181,46 @@ impl Service {
     /// Picks an instance for a call, of those that were not tried and can be tried now.
     pub(crate) fn pick(&self, aim: Aim<'_>, tried: &[u32], dice: &mut SmallRng) -> Option<Upstream> {
         let Aim { choice, scope, now } = aim;
-        let calls_max = self.route.policy.breaker.instance_calls_max;
-        let fit = |slot: u32| {
-            let Some(entry) = self.entry(slot).filter(|entry| !tried.contains(&slot) && entry.is_within(scope)) else {
-                return Fit::No;
-            };
-            if calls_max > 0 && entry.instance.in_flight.load(Relaxed) >= calls_max {
-                return Fit::No;
-            }
-            match (entry.upstream.get(), &entry.instance.endpoint) {
-                (Some(upstream), _) => upstream.fit(now),
-                // Its pool is made when it is first needed.
-                (None, Endpoint::Redis(_)) => Fit::Ready,
-                (None, _) => Fit::No,
-            }
-        };
+        let fit = |slot: u32| if tried.contains(&slot) { Fit::No } else { self.fit(slot, scope, now) };
         let slot = self.sets.borrow_mut().pick(self, (choice, scope, now), dice, fit)?;
         self.upstream(self.entry(slot)?, slot).cloned()
+    }
+
+    /// Whether the instance in this slot can take a call now.
+    fn fit(&self, slot: u32, scope: Scope, now: Instant) -> Fit {
+        let Some(entry) = self.entry(slot).filter(|entry| entry.is_within(scope)) else { return Fit::No };
+        if self.is_full(entry) {
+            return Fit::No;
+        }
+        match (entry.upstream.get(), &entry.instance.endpoint) {
+            (Some(upstream), _) => upstream.fit(now),
+            // Its pool is made when it is first needed.
+            (None, Endpoint::Redis(_)) => Fit::Ready,
+            (None, _) => Fit::No,
+        }
+    }
+
+    fn is_full(&self, entry: &Entry) -> bool {
+        let calls_max = self.route.policy.breaker.instance_calls_max;
+        calls_max > 0 && entry.instance.in_flight.load(Relaxed) >= calls_max
+    }
+
+    /// Why the instance in this slot can't take a call now, whether it is usable or not; none if it can.
+    pub(super) fn why_not(&self, slot: u32, now: Instant) -> Option<String> {
+        if self.fit(slot, Scope::Mesh, now) != Fit::No {
+            return None;
+        }
+        let entry = self.entry(slot)?;
+        if self.is_full(entry) {
+            let calls_max = self.route.policy.breaker.instance_calls_max;
+            return Some(format!("{calls_max} calls are in flight there (breaker.instance_calls_max)"));
+        }
+        Some(self.upstream(entry, slot).map_or_else(|| entry.instance.reason(), Upstream::why_unavailable))
+    }
+
+    /// Its instances by slot.
+    pub(super) fn placed(&self) -> impl Iterator<Item = (u32, &Arc<Instance>)> {
+        self.slots().map(|(slot, entry)| (slot, &entry.instance))
     }
 
     /// How a subset looks to the balancer.
@@ -252,9 +267,8 @@ impl Service {
             return (code::REMOTING, format!("it has no {what}"));
         }
         let calls_max = self.route.policy.breaker.instance_calls_max;
-        let is_full = |entry: &Entry| calls_max > 0 && entry.instance.in_flight.load(Relaxed) >= calls_max;
         let is_fit = |slot, entry| self.upstream(entry, slot).is_some_and(|upstream| upstream.fit(now) != Fit::No);
-        if chosen.iter().any(|(slot, entry)| is_full(entry) && is_fit(*slot, entry)) {
+        if chosen.iter().any(|(slot, entry)| self.is_full(entry) && is_fit(*slot, entry)) {
             let text =
                 format!("{calls_max} calls are in flight at every instance that could take it (breaker.instance_calls_max)");
             return (code::POOL_FULL, text);

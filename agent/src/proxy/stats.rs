@@ -1,12 +1,17 @@
 //! Counters of calls. Each worker writes its own, so that no two CPUs share a cache line; whoever reads adds them up.
 
+mod methods;
+mod policy;
+
 use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
+};
+
+pub use self::{methods::MethodSums, policy::PolicySums};
+pub(crate) use self::{
+    methods::{METHODS_MAX, MethodCounters, MethodSet},
+    policy::{PolicyCounters, PolicySet},
 };
 
 /// Codes that are counted by themselves: MOA's, with the client's (30x0) and the server's own (30x1) variants. Others are counted as 0.
@@ -43,6 +48,20 @@ impl Counter {
     }
 }
 
+/// How long something took, as counters have it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Took {
+    ns: u64,
+    bucket: usize,
+}
+
+impl From<Duration> for Took {
+    fn from(took: Duration) -> Self {
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        Self { ns, bucket: bucket(ns) }
+    }
+}
+
 /// What one worker counts for one instance, or for the calls of a service that reached none.
 #[derive(Debug)]
 pub(crate) struct CallCounters {
@@ -59,8 +78,8 @@ pub(crate) struct CallCounters {
     tries: Counter,
     failures: Counter,
     tries_ns: Counter,
-    /// What the balancer takes its latency for; 0 before it has seen one.
-    pub(crate) ewma_ns: Counter,
+    /// What the balancer takes its latency for: nanoseconds as the bits of an `f32`; 0 before it has seen one.
+    ewma: Counter,
 }
 
 impl Default for CallCounters {
@@ -78,14 +97,14 @@ impl Default for CallCounters {
             tries: Counter::default(),
             failures: Counter::default(),
             tries_ns: Counter::default(),
-            ewma_ns: Counter::default(),
+            ewma: Counter::default(),
         }
     }
 }
 
 impl CallCounters {
     /// A call was answered by the service, with an error code or without.
-    pub(crate) fn answered(&self, took: Duration, error: Option<u16>) {
+    pub(crate) fn answered(&self, took: Took, error: Option<u16>) {
         self.took(took);
         if let Some(code) = error {
             self.service[index(code)].add(1);
@@ -99,7 +118,7 @@ impl CallCounters {
     }
 
     /// A call was answered by the mesh.
-    pub(crate) fn failed(&self, took: Duration, code: u16) {
+    pub(crate) fn failed(&self, took: Took, code: u16) {
         self.took(took);
         self.mesh[index(code)].add(1);
     }
@@ -109,18 +128,27 @@ impl CallCounters {
         (self.tries.get(), self.failures.get(), Duration::from_nanos(self.tries_ns.get()))
     }
 
-    /// One try has ended at the instance.
-    pub(crate) fn tried(&self, took: Duration, failed: bool) {
-        self.tries.add(1);
-        self.failures.add(u64::from(failed));
-        self.tries_ns.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+    /// What the balancer takes its latency for now.
+    pub(crate) fn set_ewma(&self, ns: f32) {
+        self.ewma.set(u64::from(ns.to_bits()));
     }
 
-    fn took(&self, took: Duration) {
-        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+    fn ewma(&self) -> Duration {
+        let ns = f32::from_bits(u32::try_from(self.ewma.get()).unwrap_or(0));
+        Duration::try_from_secs_f32(ns * 1e-9).unwrap_or_default()
+    }
+
+    /// One try has ended at the instance.
+    pub(crate) fn tried(&self, took: Took, failed: bool) {
+        self.tries.add(1);
+        self.failures.add(u64::from(failed));
+        self.tries_ns.add(took.ns);
+    }
+
+    fn took(&self, took: Took) {
         self.calls.add(1);
-        self.latency_ns.add(ns);
-        self.latency[bucket(ns)].add(1);
+        self.latency_ns.add(took.ns);
+        self.latency[took.bucket].add(1);
     }
 }
 
@@ -158,6 +186,11 @@ impl Histogram {
         let octave = bucket / 4;
         let quarter = bucket as u64 % 4 + 1;
         Duration::from_nanos((4 + quarter) << (octave + FIRST_OCTAVE as usize - 2))
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.sum += other.sum;
+        self.counts.iter_mut().zip(&other.counts).for_each(|(sum, count)| *sum += count);
     }
 
     /// How many calls it holds.
@@ -232,7 +265,7 @@ impl CallSums {
             tries: counters.tries.get(),
             failures: counters.failures.get(),
             tries_took: Duration::from_nanos(counters.tries_ns.get()),
-            ewma: (Duration::from_nanos(counters.ewma_ns.get()), u32::from(counters.ewma_ns.get() > 0)),
+            ewma: (counters.ewma(), u32::from(counters.ewma.get() > 0)),
         }
     }
 
@@ -243,6 +276,12 @@ impl CallSums {
     /// The same without what is only of this moment.
     pub(crate) fn ended(self) -> Self {
         Self { in_flight: 0, connections: 0, queued: 0, ewma: (Duration::ZERO, 0), ..self }
+    }
+
+    /// What balancers take its latency for, on average over the workers that have seen one; zero if none has.
+    #[must_use]
+    pub fn ewma_mean(&self) -> Duration {
+        self.ewma.0.checked_div(self.ewma.1).unwrap_or_default()
     }
 
     /// Adds another sum to this one.
@@ -259,10 +298,7 @@ impl CallSums {
         self.tries_took += other.tries_took;
         self.ewma.0 += other.ewma.0;
         self.ewma.1 += other.ewma.1;
-        self.latency.sum += other.latency.sum;
-        for (sum, count) in self.latency.counts.iter_mut().zip(&other.latency.counts) {
-            *sum += count;
-        }
+        self.latency.merge(&other.latency);
     }
 }
 
@@ -273,182 +309,6 @@ fn add_codes(sums: &mut Vec<(u16, u64)>, more: impl Iterator<Item = (u16, u64)>)
             Err(at) => sums.insert(at, (code, count)),
         }
     }
-}
-
-/// What one worker counts for one method of a service.
-#[derive(Debug)]
-pub(crate) struct MethodCounters {
-    calls: Counter,
-    mesh_errors: Counter,
-    service_errors: Counter,
-    latency_ns: Counter,
-    latency: Box<[Counter]>,
-}
-
-impl Default for MethodCounters {
-    fn default() -> Self {
-        Self {
-            calls: Counter::default(),
-            mesh_errors: Counter::default(),
-            service_errors: Counter::default(),
-            latency_ns: Counter::default(),
-            latency: (0..BUCKETS).map(|_| Counter::default()).collect(),
-        }
-    }
-}
-
-impl MethodCounters {
-    /// A call has ended.
-    pub(crate) fn ended(&self, took: Duration, mesh_error: bool, service_error: bool) {
-        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.calls.add(1);
-        self.mesh_errors.add(u64::from(mesh_error));
-        self.service_errors.add(u64::from(service_error));
-        self.latency_ns.add(ns);
-        self.latency[bucket(ns)].add(1);
-    }
-}
-
-/// The counters of all workers for a service's methods.
-#[derive(Debug, Default)]
-pub(crate) struct MethodSet(Mutex<BTreeMap<Box<[u8]>, Vec<Arc<MethodCounters>>>>);
-
-/// Methods of one service that are counted by themselves; the rest is one more.
-pub(crate) const METHODS_MAX: usize = 64;
-
-impl MethodSet {
-    /// The counters of one more writer for a method; none if there are as many methods as are counted.
-    pub(crate) fn writer(&self, method: &[u8]) -> Option<Arc<MethodCounters>> {
-        let mut methods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !methods.contains_key(method) && methods.len() > METHODS_MAX {
-            return None;
-        }
-        let counters = Arc::new(MethodCounters::default());
-        methods.entry(method.into()).or_default().push(counters.clone());
-        Some(counters)
-    }
-
-    pub(crate) fn sums(&self) -> Vec<MethodSums> {
-        let methods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        methods.iter().map(|(name, counters)| MethodSums::of(name, counters)).collect()
-    }
-}
-
-/// Sums over all workers, for one method.
-#[derive(Debug, Clone, Default)]
-pub struct MethodSums {
-    /// Its name; empty for all those that are not counted by themselves, and for calls without one.
-    pub name: String,
-    /// Calls that were answered, by whomever.
-    pub calls: u64,
-    /// Errors that the mesh answered.
-    pub mesh_errors: u64,
-    /// Errors that the service answered.
-    pub service_errors: u64,
-    /// Times to the answer.
-    pub latency: Histogram,
-}
-
-impl MethodSums {
-    fn of(name: &[u8], all: &[Arc<MethodCounters>]) -> Self {
-        let sum = |of: fn(&MethodCounters) -> &Counter| all.iter().map(|counters| of(counters).get()).sum();
-        let mut latency = Histogram { sum: Duration::from_nanos(sum(|one| &one.latency_ns)), ..Histogram::default() };
-        for counters in all {
-            latency.counts.iter_mut().zip(&counters.latency).for_each(|(sum, count)| *sum += count.get());
-        }
-        Self {
-            name: String::from_utf8_lossy(name).into_owned(),
-            calls: sum(|one| &one.calls),
-            mesh_errors: sum(|one| &one.mesh_errors),
-            service_errors: sum(|one| &one.service_errors),
-            latency,
-        }
-    }
-}
-
-/// What one worker counts of a service's policy.
-#[derive(Debug, Default)]
-pub(crate) struct PolicyCounters {
-    /// Calls sent again, second copies, and those that the budget had none left for.
-    pub(crate) retries: Counter,
-    pub(crate) hedges: Counter,
-    pub(crate) budget_exhausted: Counter,
-    /// What the budget has left.
-    pub(crate) budget_left: Counter,
-    /// Copies of calls that were sent, and that were not for a bound.
-    pub(crate) shadows: Counter,
-    pub(crate) shadows_dropped: Counter,
-    /// Calls that got a fault.
-    pub(crate) faults: Counter,
-    /// Calls that were refused, and that would have been in earnest.
-    pub(crate) denied: Counter,
-    pub(crate) denied_dry: Counter,
-    /// Calls that were refused by a rate limit, a breaker, or the adaptive limit.
-    pub(crate) rate_limited: Counter,
-    pub(crate) broken: Counter,
-    pub(crate) shed: Counter,
-    /// What the adaptive limit is.
-    pub(crate) limit: Counter,
-    /// Calls with the mark of a stress test.
-    pub(crate) stress: Counter,
-}
-
-impl PolicyCounters {
-    /// The counters that only grow, each by its name.
-    pub(crate) fn all(&self) -> [(&'static str, &Counter); 12] {
-        [
-            ("retries", &self.retries),
-            ("hedges", &self.hedges),
-            ("budget_exhausted", &self.budget_exhausted),
-            ("shadows", &self.shadows),
-            ("shadows_dropped", &self.shadows_dropped),
-            ("faults", &self.faults),
-            ("denied", &self.denied),
-            ("denied_dry_run", &self.denied_dry),
-            ("rate_limited", &self.rate_limited),
-            ("breaker_open", &self.broken),
-            ("shed", &self.shed),
-            ("stress_calls", &self.stress),
-        ]
-    }
-}
-
-/// The counters of all workers for a service's policy.
-#[derive(Debug, Default)]
-pub(crate) struct PolicySet(Mutex<Vec<Arc<PolicyCounters>>>);
-
-impl PolicySet {
-    /// The counters of one more writer.
-    pub(crate) fn writer(&self) -> Arc<PolicyCounters> {
-        let counters = Arc::new(PolicyCounters::default());
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(counters.clone());
-        counters
-    }
-
-    pub(crate) fn sums(&self) -> PolicySums {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut sums =
-            PolicySums { counts: PolicyCounters::default().all().map(|(name, _)| (name, 0)).to_vec(), ..PolicySums::default() };
-        for counters in all.iter() {
-            for (sum, (_, counter)) in sums.counts.iter_mut().zip(counters.all()) {
-                sum.1 += counter.get();
-            }
-            sums.budget_left += counters.budget_left.get();
-            sums.limit += counters.limit.get();
-        }
-        sums
-    }
-}
-
-/// Sums over all workers, for a service's policy.
-#[derive(Debug, Clone, Default)]
-pub struct PolicySums {
-    /// What only grows, by name.
-    pub counts: Vec<(&'static str, u64)>,
-    /// Retries that the budget has left.
-    pub budget_left: u64,
-    /// What the adaptive limit is; 0 if there is none.
-    pub limit: u64,
 }
 
 /// Everything that is counted, at one moment.
@@ -465,7 +325,7 @@ pub struct Snapshot {
 }
 
 /// One service.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct ServiceSnapshot {
     /// Its URI.
     pub uri: String,
@@ -473,15 +333,25 @@ pub struct ServiceSnapshot {
     pub unsent: CallSums,
     /// Its instances.
     pub instances: Vec<InstanceSnapshot>,
+    /// Its methods.
+    pub methods: Vec<MethodSums>,
+    /// What its policy did.
+    pub policy: PolicySums,
 }
 
 /// One instance.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct InstanceSnapshot {
     /// `host:port`.
     pub address: String,
-    /// Whether it gets calls.
+    /// Whether it is healthy.
     pub healthy: bool,
+    /// Its share of the calls, in relation to the others'.
+    pub weight: u32,
+    /// Whether it is out of traffic for what its calls showed.
+    pub ejected: bool,
+    /// How often it was.
+    pub ejections: u64,
     /// Its calls.
     pub sums: CallSums,
 }
@@ -584,14 +454,25 @@ mod tests {
     fn quantiles_are_those_of_the_times() {
         let counters = CallCounters::default();
         for ms in 1..=100 {
-            counters.answered(Duration::from_millis(ms), None);
+            counters.answered(Duration::from_millis(ms).into(), None);
         }
-        counters.failed(Duration::from_millis(1), 504);
-        counters.answered(Duration::from_millis(1), Some(777));
+        counters.failed(Duration::from_millis(1).into(), 504);
+        counters.answered(Duration::from_millis(1).into(), Some(777));
         let mut sums = CallSums::default();
         sums.add(&counters);
         let p50 = sums.latency.quantile(0.5).as_millis();
         assert!((45..=60).contains(&p50), "{p50}");
         assert_eq!((sums.calls, &sums.mesh_errors[..], &sums.service_errors[..]), (102, &[(504, 1)][..], &[(0, 1)][..]));
+    }
+
+    #[test]
+    fn an_average_is_that_of_the_workers_that_have_seen_one() {
+        let counters = [CallCounters::default(), CallCounters::default(), CallCounters::default()];
+        counters[0].set_ewma(1e6);
+        counters[2].set_ewma(3e6);
+        let mut sums = CallSums::default();
+        assert_eq!(sums.ewma_mean(), Duration::ZERO);
+        counters.iter().for_each(|counters| sums.add(counters));
+        assert_eq!(sums.ewma_mean().as_micros(), 2_000);
     }
 }

@@ -28,6 +28,7 @@ use super::{
     app_conn::AppConn,
     calls::CallTable,
     dispatch::Call,
+    explain::{Explained, View},
     frames::{self, Bounds, FrameConn, Handoff, Remote, Side, Target, To, Told, Tunnel},
     limits::{TunnelLimits, WorkerLimits},
     listen::Listeners,
@@ -43,7 +44,7 @@ use super::{
     timer::Timer,
 };
 use crate::{
-    api,
+    api, rules,
     trace::{Spans, Watch},
     wire::resp,
 };
@@ -66,6 +67,10 @@ pub(crate) enum Control {
     Apply(Arc<Routes>, oneshot::Sender<()>),
     /// List connections, at most this many.
     Conns(usize, oneshot::Sender<Vec<api::Conn>>),
+    /// Say what becomes of a call to the service with this key; none if there is none.
+    Explain(Arc<str>, rules::Told, oneshot::Sender<Option<Explained>>),
+    /// Say how the subsets of the service with this key look that calls without a rule go to.
+    Views(Arc<str>, oneshot::Sender<Vec<View>>),
     /// Answer, to show that the worker is alive.
     Ping(oneshot::Sender<()>),
     /// Take no new connections, finish what is in flight, say when it is done. Services are let go when no worker has
@@ -172,6 +177,12 @@ async fn obey(worker: &Rc<Worker>, mut control: mpsc::Receiver<Control>) {
             }
             Control::Conns(max, reply) => {
                 let _ = reply.send(worker.conns(max));
+            }
+            Control::Explain(key, call, reply) => {
+                let _ = reply.send(worker.explain(&key, &call));
+            }
+            Control::Views(key, reply) => {
+                let _ = reply.send(worker.views(&key));
             }
             Control::Ping(reply) => {
                 let _ = reply.send(());
@@ -348,6 +359,7 @@ impl Worker {
     fn look_after_pools(self: &Rc<Self>) {
         let services = self.services();
         for service in services.all() {
+            service.governed.shows(self.now());
             service.warm_pools().for_each(|pool| pool.warm_up(self));
             for pool in service.pools() {
                 pool.close_idle(self.now());

@@ -296,6 +296,7 @@ impl Plan {
 /// Subsets in the order in which a call tries them, none twice.
 type Ways = [Option<usize>; 3];
 
+#[cfg(test)]
 impl Routed<'_> {
     /// The subsets in the order in which a call tries them.
     pub(crate) fn subsets(&self) -> impl Iterator<Item = usize> {

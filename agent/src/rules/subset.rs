@@ -52,6 +52,27 @@ impl Subset {
             && self.labels.iter().all(|(name, value)| traits.labels.get(name) == Some(value))
     }
 
+    /// Why an instance does not belong to it, for people; none if it does.
+    pub(crate) fn misfit(&self, traits: &Traits) -> Option<String> {
+        if self.fits(traits) {
+            return None;
+        }
+        let wanted = self.environment.as_deref().unwrap_or_default();
+        if wanted != traits.environment {
+            return Some(match &*traits.environment {
+                "" => format!("it has no environment, not {wanted:?}"),
+                own if wanted.is_empty() => format!("it is of environment {own:?}"),
+                own => format!("it is of environment {own:?}, not {wanted:?}"),
+            });
+        }
+        let differs = |(name, value): &(&String, &String)| traits.labels.get(*name) != Some(*value);
+        let (name, value) = self.labels.iter().find(differs)?;
+        Some(match traits.labels.get(name) {
+            Some(own) => format!("it has {name} = {own:?}, not {value:?}"),
+            None => format!("it has no label {name}"),
+        })
+    }
+
     /// What tells it from others, whatever stands around it in the configuration.
     pub(super) fn salt(&self) -> u64 {
         let names = [&self.service, &self.group, &self.environment].map(|name| name.as_deref().unwrap_or_default());
@@ -121,6 +142,18 @@ mod tests {
         assert!(!subset.fits(&traits("pre", &[("version", "3"), ("size", "l")])));
         assert!(!subset.fits(&traits("", &[("version", "2"), ("size", "l")])));
         assert!(!to(None, &[("version", "2")]).fits(&traits("pre", &[("version", "2")])));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_said() {
+        let subset = to(Some("pre"), &[("version", "2")]);
+        let misfit = |subset: &Subset, own: Traits| subset.misfit(&own).unwrap_or_default();
+        assert_eq!(misfit(&subset, traits("pre", &[("version", "2")])), "");
+        assert_eq!(misfit(&subset, traits("", &[])), r#"it has no environment, not "pre""#);
+        assert_eq!(misfit(&subset, traits("grey", &[])), r#"it is of environment "grey", not "pre""#);
+        assert_eq!(misfit(&subset, traits("pre", &[])), "it has no label version");
+        assert_eq!(misfit(&subset, traits("pre", &[("version", "3")])), r#"it has version = "3", not "2""#);
+        assert_eq!(misfit(&Subset::default(), traits("pre", &[])), r#"it is of environment "pre""#);
     }
 
     #[test]

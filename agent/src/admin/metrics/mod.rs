@@ -1,5 +1,6 @@
 //! `/metrics`, in the OpenMetrics format or in Prometheus' own, as the scraper accepts.
 
+mod policy;
 mod process;
 mod scrape;
 #[cfg(test)]
@@ -18,7 +19,7 @@ use axum::{
 use prometheus_client::{encoding::text::encode, registry::Registry};
 
 pub(super) use self::scrape::KernelCounts;
-use self::{process::Process, scrape::Scrape};
+use self::{policy::SpanCounts, process::Process, scrape::Scrape};
 use super::{Node, routes::error};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -48,6 +49,11 @@ fn scrape(node: &Node) -> Scrape {
         reloads_taken: node.reloads.taken.load(Relaxed),
         reloads_refused: node.reloads.refused.load(Relaxed),
         kernel: node.kernel_counts(),
+        spans: node.spans.as_ref().map_or_else(SpanCounts::default, |spans| SpanCounts {
+            sent: spans.sent(),
+            dropped: spans.dropped(),
+            failed: spans.failed(),
+        }),
         process: Process::read(),
     }
 }

@@ -12,7 +12,7 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use super::process::Process;
+use super::{policy::SpanCounts, process::Process};
 use crate::{
     api,
     kernel::{Counts, Pass, Refusal, Verdicts},
@@ -33,6 +33,7 @@ pub(super) struct Scrape {
     pub(super) reloads_taken: u64,
     pub(super) reloads_refused: u64,
     pub(super) kernel: Option<KernelCounts>,
+    pub(super) spans: SpanCounts,
     pub(super) process: Process,
 }
 
@@ -45,7 +46,7 @@ pub(in crate::admin) struct KernelCounts {
 }
 
 /// Labels with texts that live long enough.
-type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
+pub(super) type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
 
 impl Collector for Scrape {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
@@ -53,7 +54,11 @@ impl Collector for Scrape {
         self.agent(&mut out)?;
         self.connections(&mut out)?;
         self.calls(&mut out)?;
+        self.methods(&mut out)?;
         self.instances(&mut out)?;
+        self.balance(&mut out)?;
+        self.policies(&mut out)?;
+        self.tracing(&mut out)?;
         self.configuration(&mut out)?;
         self.kernel(&mut out)?;
         self.process.encode(&mut out)
@@ -107,7 +112,12 @@ impl Scrape {
             let labels: Labels<'_, 2> = [("service", service), ("instance", instance)];
             let latency = &sums.latency;
             let encoder = &mut family.encode_family(&labels)?;
-            encoder.encode_histogram::<NoLabelSet>(latency.sum.as_secs_f64(), latency.count(), &buckets(latency), None)?;
+            encoder.encode_histogram::<NoLabelSet>(
+                latency.sum.as_secs_f64(),
+                latency.count(),
+                &buckets(latency, BUCKETS_MERGED),
+                None,
+            )?;
         }
         Ok(())
     }
@@ -121,7 +131,7 @@ impl Scrape {
         self.each_instance(out, ("moa_instance_connections", open, MetricType::Gauge), |instance| instance.sums.connections)?;
         let retries = "Calls sent to another instance, as no byte of them had been written to this one";
         self.each_instance(out, ("moa_call_retries", retries, MetricType::Counter), |instance| instance.sums.retries)?;
-        let healthy = "1 if an instance gets calls";
+        let healthy = "1 if an instance is healthy; it gets calls if it is not ejected besides";
         self.each_instance(out, ("moa_instance_healthy", healthy, MetricType::Gauge), |instance| u64::from(instance.healthy))
     }
 
@@ -160,13 +170,13 @@ impl Scrape {
 
     /// The calls of every instance, and of every service those that reached none.
     fn sums(&self) -> impl Iterator<Item = (&str, &str, &CallSums)> {
-        self.calls.services.iter().flat_map(|ServiceSnapshot { uri, unsent, instances }| {
+        self.calls.services.iter().flat_map(|ServiceSnapshot { uri, unsent, instances, .. }| {
             let reached = instances.iter().map(move |instance| (uri.as_str(), instance.address.as_str(), &instance.sums));
             reached.chain([(uri.as_str(), "", unsent)])
         })
     }
 
-    fn each_instance(
+    pub(super) fn each_instance(
         &self,
         out: &mut Out<'_>,
         (name, help, kind): (&str, &str, MetricType),
@@ -224,7 +234,7 @@ impl Out<'_> {
     }
 
     /// `name` is without its unit, which is written behind it.
-    fn family<'s>(
+    pub(super) fn family<'s>(
         &'s mut self,
         name: &'s str,
         help: &str,
@@ -235,7 +245,7 @@ impl Out<'_> {
     }
 }
 
-fn encode_counter(family: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: u64) -> Result<(), Error> {
+pub(super) fn encode_counter(family: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: u64) -> Result<(), Error> {
     family.encode_family(labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)
 }
 
@@ -258,10 +268,10 @@ fn name_of(code: u16) -> String {
     if code == 0 { "other".to_owned() } else { code.to_string() }
 }
 
-/// Upper bounds in seconds with the calls in each; the last one has everything above.
-fn buckets(latency: &Histogram) -> Vec<(f64, u64)> {
-    let merged = latency.counts.chunks(BUCKETS_MERGED).enumerate().map(|(n, counts)| {
-        let last = n * BUCKETS_MERGED + counts.len() - 1;
+/// Upper bounds in seconds with the calls in each, so many of the data plane's in one; the last one has everything above.
+pub(super) fn buckets(latency: &Histogram, merged: usize) -> Vec<(f64, u64)> {
+    let merged = latency.counts.chunks(merged).enumerate().map(|(n, counts)| {
+        let last = n * merged + counts.len() - 1;
         let bound = if last + 1 == latency.counts.len() { f64::INFINITY } else { Histogram::upper_bound(last).as_secs_f64() };
         (bound, counts.iter().sum())
     });

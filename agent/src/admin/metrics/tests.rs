@@ -1,11 +1,14 @@
 //! Both formats, read as a scraper would.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::Duration,
+};
 
 use super::*;
 use crate::{
     api,
-    proxy::stats::{BUCKETS, CallSums, InstanceSnapshot, ServiceSnapshot, Snapshot},
+    proxy::stats::{BUCKETS, CallSums, InstanceSnapshot, MethodSums, PolicySums, ServiceSnapshot, Snapshot},
 };
 
 fn sums(calls: u64) -> CallSums {
@@ -15,16 +18,32 @@ fn sums(calls: u64) -> CallSums {
     for n in 0..calls {
         sums.latency.counts[usize::try_from(n).expect("few") * 7 % BUCKETS] += 1;
     }
-    sums.latency.sum = std::time::Duration::from_millis(calls);
+    sums.latency.sum = Duration::from_millis(calls);
     sums
 }
 
 fn example() -> Scrape {
-    let instance = |address: &str, healthy| InstanceSnapshot { address: address.into(), healthy, sums: sums(50) };
+    let instance = |address: &str, healthy| InstanceSnapshot {
+        address: address.into(),
+        healthy,
+        weight: 100,
+        ejected: !healthy,
+        ejections: 3,
+        sums: CallSums { ewma: (Duration::from_millis(30), 2), ..sums(50) },
+    };
+    let method = |name: &str, calls| MethodSums {
+        name: name.into(),
+        calls,
+        mesh_errors: calls / 10,
+        service_errors: calls / 5,
+        latency: sums(calls).latency,
+    };
     let service = |uri: &str| ServiceSnapshot {
         uri: uri.into(),
         unsent: sums(5),
         instances: vec![instance("10.0.0.1:1", true), instance("[::1]:2", false)],
+        methods: vec![method("", 0), method("get", 50), method("odd \\ \"name", 20)],
+        policy: PolicySums { counts: vec![("retries", 7), ("denied", 0)], budget_left: 4, limit: u64::from(uri == "/a") * 60 },
     };
     Scrape {
         calls: Snapshot {
@@ -40,6 +59,7 @@ fn example() -> Scrape {
         reloads_taken: 2,
         reloads_refused: 1,
         kernel: Some(KernelCounts::default()),
+        spans: SpanCounts { sent: 10, dropped: 2, failed: 1 },
         process: Process::read(),
     }
 }
@@ -74,8 +94,8 @@ fn parse(text: &str) -> BTreeMap<String, f64> {
     series
 }
 
-fn check_buckets(series: &BTreeMap<String, f64>, labels: &str) {
-    let of = |name: &str| name.starts_with("moa_call_duration_seconds_bucket{") && name.contains(labels);
+fn check_buckets(series: &BTreeMap<String, f64>, family: &str, labels: &str) -> usize {
+    let of = |name: &str| name.starts_with(&format!("{family}_seconds_bucket{{")) && name.contains(labels);
     let bound = |name: &str| -> f64 {
         let text =
             name.split("le=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap_or_else(|| panic!("no bound: {name}"));
@@ -85,8 +105,10 @@ fn check_buckets(series: &BTreeMap<String, f64>, labels: &str) {
         series.iter().filter(|(name, _)| of(name)).map(|(name, value)| (bound(name), *value)).collect();
     buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
     assert!(buckets.is_sorted_by(|a, b| a.0 < b.0 && a.1 <= b.1), "{buckets:?}");
-    let count = series.iter().find(|(name, _)| name.starts_with("moa_call_duration_seconds_count{") && name.contains(labels));
+    let is_count = |name: &str| name.starts_with(&format!("{family}_seconds_count{{")) && name.contains(labels);
+    let count = series.iter().find(|(name, _)| is_count(name));
     assert_eq!(buckets.last().map(|(bound, value)| (*bound, *value)), count.map(|(_, count)| (f64::INFINITY, *count)));
+    buckets.len()
 }
 
 #[test]
@@ -96,7 +118,7 @@ fn open_metrics_are_well_formed() {
     let series = parse(&text);
     for service in ["/a", "/b"] {
         for instance in ["10.0.0.1:1", "[::1]:2", ""] {
-            check_buckets(&series, &format!("service=\"{service}\",instance=\"{instance}\""));
+            check_buckets(&series, "moa_call_duration", &format!("service=\"{service}\",instance=\"{instance}\""));
         }
     }
 }
@@ -127,6 +149,40 @@ fn calls_are_counted_once_by_code() {
     assert_eq!(series["moa_config_reloads_total{result=\"failure\"}"], 1.);
     assert_eq!(series["moa_queued_bytes"], 0.);
     assert_eq!(series["moa_config_loaded_timestamp_seconds"], 1.5);
+}
+
+#[test]
+fn methods_have_few_series() {
+    let series = parse(&render(example()).expect("written"));
+    assert_eq!(check_buckets(&series, "moa_method_duration", "service=\"/a\",method=\"get\""), BUCKETS / 8);
+    let calls = |by: &str, result: &str| {
+        series[&format!("moa_method_calls_total{{service=\"/b\",method=\"get\",by=\"{by}\",result=\"{result}\"}}")]
+    };
+    assert_eq!([calls("service", "ok"), calls("service", "error"), calls("mesh", "error")], [35., 10., 5.]);
+    // Nobody has called any of the others.
+    assert!(!series.keys().any(|name| name.contains("method=\"\"")));
+    assert!(series.keys().any(|name| name.contains(r#"method="odd \\ \"name""#)), "{series:?}");
+}
+
+#[test]
+fn policies_and_their_instances_are_measured() {
+    let series = parse(&render(example()).expect("written"));
+    for (name, value) in [
+        ("moa_policy_events_total{service=\"/a\",event=\"retries\"}", 7.),
+        ("moa_policy_events_total{service=\"/b\",event=\"denied\"}", 0.),
+        ("moa_retry_budget_left{service=\"/a\"}", 4.),
+        ("moa_concurrency_limit{service=\"/a\"}", 60.),
+        ("moa_instance_ejected{service=\"/a\",instance=\"[::1]:2\"}", 1.),
+        ("moa_instance_ejections_total{service=\"/a\",instance=\"[::1]:2\"}", 3.),
+        ("moa_instance_weight{service=\"/a\",instance=\"[::1]:2\"}", 100.),
+        ("moa_instance_ewma_seconds{service=\"/a\",instance=\"[::1]:2\"}", 0.015),
+        ("moa_spans_sent_total", 10.),
+        ("moa_spans_dropped_total", 2.),
+        ("moa_spans_failed_total", 1.),
+    ] {
+        assert_eq!(series.get(name), Some(&value), "{name}");
+    }
+    assert!(!series.contains_key("moa_concurrency_limit{service=\"/b\"}"));
 }
 
 #[test]

@@ -208,22 +208,6 @@ fn recovers_after_an_outage() {
     assert_eq!(server.bound.limit(), before, "quick failures say nothing");
 }
 
-#[test]
-fn goes_on_in_another_process() {
-    let mut dice = seed::rng("goes_on_in_another_process");
-    let mut server = server(100, 10, 1.2, &mut dice);
-    server.run(s(10));
-    let json = serde_json::to_string(&server.bound.save()).unwrap();
-    let before = server.bound.limit();
-    server.bound = Adaptive::resume(8, 10_000, &serde_json::from_str(&json).unwrap(), server.now);
-    assert_eq!(server.bound.limit(), before);
-    let mut then = server.run(s(10));
-    then.report("resumed");
-    assert!((100..=250).contains(&then.limit(1)) && (100..=250).contains(&then.limit(99)));
-    let nothing = Adaptive::resume(3, 10, &Saved::default(), server.now);
-    assert_eq!((nothing.limit(), nothing.unloaded()), (3, None));
-}
-
 proptest! {
     #[test]
     fn never_leaves_its_range(

@@ -43,10 +43,9 @@ fn failures_in_a_row() {
     assert_eq!(outliers.failed_in_a_row(start, 1), None, "is out already");
     assert_eq!(outliers.failed_in_a_row(start, 0), None, "half of three is one");
     assert_eq!(outliers.failed_in_a_row(start, 7), None, "there is none such");
-    assert_eq!(outliers.next_return(), Some(start + s(30)));
     assert_eq!(outliers.release(start + s(30) - Duration::from_nanos(1)), []);
     assert_eq!(outliers.release(start + s(30)), [Change::Returned { index: 1 }]);
-    assert_eq!((outliers.ejected(), outliers.next_return()), (0, None));
+    assert_eq!(outliers.ejected(), 0);
 }
 
 #[test]
@@ -159,27 +158,7 @@ fn follows_the_instances() {
     assert_eq!(out(&next), [0, 1]);
     let fewer = outliers.follow(policy(), 3, [(1, 0), (3, 1), (5, 2)]);
     assert_eq!(out(&fewer), [2], "those that would have returned first are back");
-    assert_eq!((fewer.ejected(), fewer.next_return()), (1, Some(start + s(32))));
-}
-
-#[test]
-fn survives_in_another_process() {
-    let (mut outliers, start) = (Outliers::new(policy(), 4), Instant::now());
-    outliers.failed_in_a_row(start, 2).unwrap();
-    outliers.release(start + s(30));
-    outliers.failed_in_a_row(start + s(40), 2).unwrap();
-    let json = serde_json::to_string(&outliers.save(start + s(50))).unwrap();
-    let saved: Vec<Saved> = serde_json::from_str(&json).unwrap();
-    let later = start + s(100_000);
-    let mut next = Outliers::new(policy(), 4);
-    next.restore(later, (0..).zip(&saved));
-    assert_eq!(next.save(later), saved);
-    assert_eq!(next.out(2), Some((later + s(50), "5 failures in a row")));
-    assert_eq!(next.release(later + s(50)), [Change::Returned { index: 2 }]);
-    assert!(matches!(next.failed_in_a_row(later + s(55), 2), Some(Change::Ejected { until, .. }) if until == later + s(145)));
-    let odd = [Saved { out_ms: Some(u64::MAX), times: u32::MAX, since_ms: u64::MAX, reason: String::new() }];
-    next.restore(later, (0..).zip(&odd));
-    assert!(next.release(later + s(300)).contains(&Change::Returned { index: 0 }));
+    assert_eq!((fewer.ejected(), fewer.out(2).map(|(until, _)| until)), (1, Some(start + s(32))));
 }
 
 proptest! {

@@ -78,7 +78,7 @@ impl Worker {
 
     /// Finds the service, and says no where a bound is reached.
     fn admit(&self, conn: &FrameConn, frame: &Incoming<'_>) -> Result<Begun, Refusal> {
-        let service = self.find_service(frame)?;
+        let (service, method) = self.find_service(frame)?;
         let limits = self.limits();
         let (code, reason) = if conn.incoming_len() >= conn.bounds.calls_max {
             let max = conn.bounds.calls_max;
@@ -89,7 +89,7 @@ impl Worker {
         } else if conn.is_crowded() {
             (code::POOL_FULL, conn.why_crowded())
         } else {
-            match self.govern_framed(&service, conn, frame) {
+            match self.govern_framed(&service, conn, (frame, method)) {
                 Ok(begun) => return Ok(begun),
                 Err(Refused { code, reason }) => (code, reason),
             }
@@ -98,7 +98,12 @@ impl Worker {
     }
 
     /// What the service's policy says about the call.
-    fn govern_framed(&self, service: &Rc<Service>, conn: &FrameConn, frame: &Incoming<'_>) -> Result<Begun, Refused> {
+    fn govern_framed(
+        &self,
+        service: &Rc<Service>,
+        conn: &FrameConn,
+        (frame, method): (&Incoming<'_>, &[u8]),
+    ) -> Result<Begun, Refused> {
         let hello = conn.hello();
         let text = |number| find(frame.meta(), number).and_then(|value| std::str::from_utf8(value).ok());
         let own = hello.as_ref().map(|hello| (&*hello.application, &*hello.instance));
@@ -108,17 +113,20 @@ impl Worker {
             true => (text(id::SOURCE_APPLICATION).unwrap_or_default(), text(id::SOURCE_INSTANCE).unwrap_or_default()),
             false => own.unwrap_or_default(),
         };
-        let call = FrameCall { meta: frame.meta(), application, instance };
+        let call = FrameCall { meta: frame.meta(), method, application, instance };
         let origin = Origin::of(conn, application, frame.header.flags);
         self.govern(service, &call, &origin)
     }
 
-    fn find_service(&self, frame: &Incoming<'_>) -> Result<Rc<Service>, Refusal> {
+    /// The service that a call is for, and the method.
+    fn find_service<'f>(&self, frame: &'f Incoming<'_>) -> Result<(Rc<Service>, &'f [u8]), Refusal> {
         let refuse = |code, name: &str, reason: String| Refusal { code, name: name.to_owned(), reason, service: None };
-        let (mut uri, mut group) = (None, &[][..]);
+        let (mut uri, mut group, mut method) = (None, &[][..], &[][..]);
         for (nth, entry) in entries(frame.meta()).enumerate() {
             match entry.map_err(|bad| refuse(code::SERIALIZATION, "-", bad.to_string()))? {
                 (id::URI, value) if nth == 0 => uri = Some(value),
+                // Of two with the same number the first one counts.
+                (id::METHOD, value) if method.is_empty() => method = value,
                 (id::GROUP, value) => group = value,
                 _ => {}
             }
@@ -128,7 +136,7 @@ impl Worker {
         let hash = frame.header.service;
         let is = |service: &&Rc<Service>| service.route.uri.as_bytes() == uri && service.route.group.as_bytes() == group;
         if let Some(service) = services.by_hash(hash).filter(is) {
-            return Ok(service.clone());
+            return Ok((service.clone(), method));
         }
         let excerpt: String = String::from_utf8_lossy(uri).chars().take(URI_EXCERPT).collect();
         if service_hash(uri, group) != hash {
@@ -139,7 +147,7 @@ impl Worker {
         let key = service_key(&String::from_utf8_lossy(uri), &String::from_utf8_lossy(group));
         let group = String::from_utf8_lossy(group);
         let of_group = if group.is_empty() { String::new() } else { format!(" of group {group:.64}") };
-        services.by_key(&key).cloned().ok_or_else(|| {
+        services.by_key(&key).map(|service| (service.clone(), method)).ok_or_else(|| {
             refuse(code::SERVICE_NOT_FOUND, &excerpt, format!("no such service{of_group} is configured or offered"))
         })
     }
@@ -162,7 +170,7 @@ impl Worker {
         }
         let is_copy = conn.side.scope() == Scope::Node && header.flags.has(Flags::SHADOW);
         if is_copy {
-            begun.more.get_or_insert_default().shadow = true;
+            begun.more.get_or_insert_default().copied = true;
         }
         let key = match self.enter(Caller::Frames(framed.clone()), begun, header.frame_len(), within) {
             Ok(key) => key,
@@ -419,7 +427,7 @@ impl Call {
             source: more.source.as_ref().map(|(application, instance)| (&**application, &**instance)),
             service: more.moved.then(|| &*self.service.meta),
             traceparent: more.followed.as_ref().and_then(|followed| followed.traceparent()).or(more.traceparent),
-            shadow: more.shadow,
+            shadow: more.is_shadow(),
         }
     }
 
