@@ -150,6 +150,15 @@ impl Outliers {
         changes
     }
 
+    /// Lets an instance return before its time, as something else shows that it is well.
+    pub(crate) fn pardon(&mut self, now: Instant, index: u32) -> Option<Change> {
+        let state = self.states.get_mut(index as usize)?;
+        state.out.take()?;
+        state.since = Some(now);
+        self.ejected -= 1;
+        Some(Change::Returned { index })
+    }
+
     /// Lets those return whose time is over.
     pub(crate) fn release(&mut self, now: Instant) -> Vec<Change> {
         let mut changes = Vec::new();

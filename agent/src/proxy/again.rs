@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{
     caller::Caller,
     calls::CallKey,
-    choice::Tried,
+    choice::{Choice, Tried},
     dispatch::{Call, Place, Within, code},
     govern::{Begun, Copied, Guard, retries},
     link::Forgotten,
@@ -32,6 +32,8 @@ pub(crate) struct More {
     again: u32,
     /// The instances that were tried, by slot.
     pub(super) tried: Tried,
+    /// Where it goes if no instance of another group can take it, and its method's number there.
+    pub(super) fallback: Option<Box<(Rc<Service>, Choice, u16)>>,
     /// How long a try may take.
     pub(super) try_timeout: Option<Duration>,
     /// After how long a second copy goes.
@@ -146,6 +148,22 @@ impl Worker {
             Some(()) => self.arm(key),
             None => self.send(key, service, request),
         }
+    }
+
+    /// Where a call goes now that no instance of the group that a rule sends it to can take it, if it may go elsewhere.
+    pub(super) fn falls_back(&self, key: CallKey) -> Option<(Rc<Service>, Choice)> {
+        let fallback = self.with_call(key, |call| call.more.as_mut()?.fallback.take()).flatten()?;
+        let (was, choice, method) = *fallback;
+        let service = self.service(&was.route.key)?;
+        let choice = if Rc::ptr_eq(&was, &service) { choice } else { Choice { key: choice.key, ..Choice::default() } };
+        self.with_call(key, |call| {
+            call.follow(&service);
+            (call.choice, call.method) = (choice, method);
+            if let Some(more) = &mut call.more {
+                more.moved = false;
+            }
+        });
+        Some((service, choice))
     }
 
     /// A try of a call has begun.

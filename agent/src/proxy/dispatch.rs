@@ -263,6 +263,9 @@ impl Worker {
                 Err(Refused::BackingOff(back)) => request = back,
             }
         }
+        if let Some((service, _)) = self.falls_back(key) {
+            return self.send(key, &service, request);
+        }
         match full {
             Some(upstream) => self.fail(key, code::POOL_FULL, Some(upstream.instance()), &upstream.why_full()),
             None => {

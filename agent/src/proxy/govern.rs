@@ -21,7 +21,7 @@ use super::{
     frames::Scope,
     report::Followed,
     routes::{ServiceRoute, service_key},
-    service::{Aim, Service},
+    service::Service,
     socket::Peer,
     stats::{METHODS_MAX, MethodCounters, PolicyCounters, Took},
     worker::Worker,
@@ -391,26 +391,27 @@ impl Worker {
     /// A call goes to another group than its own.
     fn join_group(&self, begun: &mut Begun, group: &str, (routed, method): (&Routed<'_>, &[u8])) -> Result<(), Refused> {
         let route = begun.service.route.clone();
-        let other = self.service(&service_key(&route.uri, group)).map(|other| {
-            let subset = meant_by(&route, routed.subset, &other);
-            (other, Choice { subset, otherwise: None, last: None, rule: None, ..begun.choice })
+        let otherwise = begun.choice.otherwise.map(|subset| {
+            let choice = Choice { subset, otherwise: begun.choice.last, last: None, ..begun.choice };
+            (begun.service.clone(), choice, begun.method)
         });
-        // Another service's instances can't be tried later, behind those of this one.
-        let takes = |other: &Service, choice| other.can_take(Aim { choice, scope: Scope::Mesh, now: self.now() });
-        match other {
-            Some((other, choice)) if routed.otherwise.is_none() || takes(&other, &choice) => {
-                begun.choice = choice;
+        match (self.service(&service_key(&route.uri, group)), otherwise) {
+            (Some(other), otherwise) => {
+                let subset = meant_by(&route, routed.subset, &other);
+                begun.choice = Choice { subset, otherwise: None, last: None, rule: None, ..begun.choice };
                 begun.method = other.governed.methods.number(method, &other.route);
                 begun.more.get_or_insert_default().moved = true;
                 begun.service = other;
+                if let Some(otherwise) = otherwise {
+                    begun.more.get_or_insert_default().fallback = Some(Box::new(otherwise));
+                }
                 Ok(())
             }
-            _ if routed.otherwise.is_some() => {
-                let next = begun.choice.otherwise.unwrap_or(0);
-                begun.choice = Choice { subset: next, otherwise: begun.choice.last, last: None, ..begun.choice };
+            (None, Some((_, choice, _))) => {
+                begun.choice = choice;
                 Ok(())
             }
-            _ => {
+            (None, None) => {
                 let rule = routed.rule.unwrap_or_default();
                 let reason = format!("the rule {rule:?} sends it to the group {group:?}, which nobody serves (routes)");
                 Err(Refused { code: code::SERVICE_NOT_FOUND, reason })

@@ -29,6 +29,8 @@ struct Watched {
     outliers: Outliers,
     /// What was counted when it was last looked.
     counted: Vec<Sample>,
+    /// How often each instance had recovered by its health check when it was put out.
+    recoveries: Vec<u32>,
     check_at: Instant,
 }
 
@@ -84,7 +86,8 @@ impl Watched {
     fn new(route: &Arc<ServiceRoute>, outliers: Outliers) -> Self {
         let counted = route.members.iter().map(|member| counted(&member.instance)).collect();
         let check_at = Instant::now() + Duration::from_millis(route.policy.outlier.interval_ms);
-        Self { route: route.clone(), outliers, counted, check_at }
+        let recoveries = route.members.iter().map(|member| member.instance.health.recoveries()).collect();
+        Self { route: route.clone(), outliers, counted, recoveries, check_at }
     }
 
     /// The same service with other instances, or another policy.
@@ -102,6 +105,7 @@ impl Watched {
         for (before, now) in same {
             let (before, now) = (before as usize, now as usize);
             next.counted[now] = self.counted[before];
+            next.recoveries[now] = self.recoveries[before];
             let instance = &next.route.members[now].instance;
             let place = u32::try_from(now).unwrap_or(u32::MAX);
             if instance.record.is_ejected() && next.outliers.out(place).is_none() {
@@ -116,7 +120,16 @@ impl Watched {
         let bound = self.route.policy.outlier.consecutive;
         for (place, member) in (0..).zip(&self.route.members) {
             let record = &member.instance.record;
-            if bound > 0 && !record.is_ejected() && record.failures.load(Relaxed) >= bound {
+            let recoveries = member.instance.health.recoveries();
+            if record.is_ejected() {
+                // A health check that found it down, and finds it up again, knows better.
+                if recoveries != self.recoveries[place as usize] {
+                    changes.extend(self.outliers.pardon(now.into_std(), place));
+                }
+                continue;
+            }
+            self.recoveries[place as usize] = recoveries;
+            if bound > 0 && record.failures.load(Relaxed) >= bound {
                 changes.extend(self.outliers.failed_in_a_row(now.into_std(), place));
             }
         }

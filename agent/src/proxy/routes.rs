@@ -279,13 +279,16 @@ impl CounterSet {
 #[derive(Debug)]
 pub(crate) struct Health {
     healthy: AtomicBool,
+    /// How often it became healthy again.
+    recoveries: AtomicU32,
     reason: Mutex<String>,
     changes: Changes,
 }
 
 impl Health {
     fn healthy(reason: &str, changes: &Changes) -> Self {
-        Self { healthy: AtomicBool::new(true), reason: Mutex::new(reason.to_owned()), changes: changes.clone() }
+        let reason = Mutex::new(reason.to_owned());
+        Self { healthy: AtomicBool::new(true), recoveries: AtomicU32::new(0), reason, changes: changes.clone() }
     }
 
     pub(crate) fn is_healthy(&self) -> bool {
@@ -295,8 +298,14 @@ impl Health {
     pub(crate) fn set(&self, healthy: bool, reason: impl Into<String>) {
         *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = reason.into();
         if self.healthy.swap(healthy, Relaxed) != healthy {
+            self.recoveries.fetch_add(u32::from(healthy), Relaxed);
             self.changes.note();
         }
+    }
+
+    /// How often it became healthy again.
+    pub(crate) fn recoveries(&self) -> u32 {
+        self.recoveries.load(Relaxed)
     }
 
     pub(crate) fn reason(&self) -> String {

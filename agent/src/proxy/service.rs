@@ -228,20 +228,6 @@ impl Service {
         self.sets.borrow_mut().look(self, subset, now).map(look)
     }
 
-    /// Whether any instance could be tried.
-    pub(crate) fn can_take(&self, aim: Aim<'_>) -> bool {
-        let Aim { choice, scope, now } = aim;
-        let subsets = self.route.plan.subsets();
-        let chosen: Vec<_> = choice.subsets().filter_map(|subset| subsets.get(usize::from(subset))).collect();
-        self.slots().any(|(slot, entry)| {
-            let member = self.route.members.iter().find(|member| Arc::ptr_eq(&member.instance, &entry.instance));
-            member.is_some_and(|member| chosen.iter().any(|subset| member.is_of(subset)))
-                && entry.is_within(scope)
-                && entry.instance.is_usable()
-                && self.upstream(entry, slot).is_some_and(|upstream| upstream.fit(now) != Fit::No)
-        })
-    }
-
     /// Why no instance could be tried: the code, and a text.
     pub(crate) fn why_unavailable(&self, aim: Aim<'_>) -> (u16, String) {
         let (code, text) = self.why_none(aim);

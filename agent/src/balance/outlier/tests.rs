@@ -161,6 +161,15 @@ fn follows_the_instances() {
     assert_eq!((fewer.ejected(), fewer.out(2).map(|(until, _)| until)), (1, Some(start + s(32))));
 }
 
+#[test]
+fn who_is_pardoned_is_back_at_once() {
+    let (mut outliers, start) = (Outliers::new(policy(), 4), Instant::now());
+    outliers.failed_in_a_row(start, 2).unwrap();
+    assert_eq!(outliers.pardon(start + s(1), 2), Some(Change::Returned { index: 2 }));
+    assert_eq!((outliers.pardon(start + s(1), 2), outliers.pardon(start, 9), outliers.ejected()), (None, None, 0));
+    assert!(outliers.failed_in_a_row(start + s(2), 2).is_some());
+}
+
 proptest! {
     /// Whatever happens, never are more out than may be, and nobody for longer than allowed.
     #[test]

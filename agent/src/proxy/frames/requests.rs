@@ -257,6 +257,9 @@ impl Worker {
                 },
             }
         }
+        if let Some((service, choice)) = self.falls_back(key) {
+            return self.begin_streamed(key, &service, Aim { choice: &choice, ..aim }, frame);
+        }
         match full {
             Some(upstream) => self.fail(key, code::POOL_FULL, Some(upstream.instance()), &upstream.why_full()),
             None => {

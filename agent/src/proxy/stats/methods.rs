@@ -43,7 +43,10 @@ impl MethodCounters {
 
 /// The counters of all workers for a service's methods.
 #[derive(Debug, Default)]
-pub(crate) struct MethodSet(Mutex<BTreeMap<Box<[u8]>, Vec<Arc<MethodCounters>>>>);
+pub(crate) struct MethodSet(Mutex<ByName>);
+
+/// The counters of each worker by the method's name.
+type ByName = BTreeMap<Box<[u8]>, Vec<Arc<MethodCounters>>>;
 
 /// Methods of one service that are counted by themselves; the rest is one more.
 pub(crate) const METHODS_MAX: usize = 64;

@@ -16,11 +16,12 @@ fn rng(test: &str) -> StdRng {
     StdRng::seed_from_u64(seed)
 }
 
-/// That `found` of [`CALLS`] is a chance of `share`: within six standard deviations, so wrong once in a billion tests.
+/// That `found` of [`CALLS`] is a chance of `share`: within six standard deviations, so wrong once in a billion tests; and four more,
+/// as a very small share is no bell curve.
 fn is_about(found: u32, share: f64, what: &str) {
     let expected = f64::from(CALLS) * share;
     let deviation = (f64::from(CALLS) * share * (1.0 - share)).sqrt();
-    assert!((f64::from(found) - expected).abs() <= 6.0 * deviation, "{what}: {found} of {CALLS} instead of {expected}");
+    assert!((f64::from(found) - expected).abs() <= 6.0 * deviation + 4.0, "{what}: {found} of {CALLS} instead of {expected}");
 }
 
 /// How many of [`CALLS`] calls, each with its own dice, are so.
