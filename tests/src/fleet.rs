@@ -51,12 +51,13 @@ pub fn events(agent: &Agent, service: &str, event: &str) -> u64 {
 pub fn metric(agent: &Agent, name: &str) -> u64 {
     let (_, metrics) = http(agent.metrics_address(), "/metrics");
     let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().split(' ').next());
-    line.map_or(0, |count| count.parse::<f64>().expect("a number") as u64)
+    line.map_or(0, |count| count.split('.').next().and_then(|whole| whole.parse().ok()).expect("a number"))
 }
 
 /// Waits until an event was counted so often, and not more often.
 pub fn await_events(agent: &Agent, service: &str, event: &str, count: u64) {
-    let seen = until(&format!("{count} {event} of {service}"), || Some(events(agent, service, event)).filter(|now| *now >= count));
+    let seen =
+        until(&format!("{count} {event} of {service}"), || Some(events(agent, service, event)).filter(|now| *now >= count));
     assert_eq!(seen, count, "{event} of {service}");
 }
 

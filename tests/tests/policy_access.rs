@@ -11,7 +11,8 @@ use moa_tests::{
 
 const ONE: &str = "[agent]\nworkers = 1\n";
 
-const DENY: &str = r#"access.rules = [{ name = "no-guests", when = { application = "guest*", method = "set*" }, verdict = "deny" }]"#;
+const DENY: &str =
+    r#"access.rules = [{ name = "no-guests", when = { application = "guest*", method = "set*" }, verdict = "deny" }]"#;
 
 const ALLOW: &str = r#"access.default = "deny"
 access.rules = [
@@ -172,8 +173,11 @@ fn an_application_cannot_pretend_to_be_another() {
 fn nor_can_it_across_two_agents() {
     let fake = named("fake");
     let far = one(&fake, ALLOW);
-    let policies =
-        ["", r#"access.rules = [{ name = "nobody", when = { application = "nobody" }, verdict = "deny" }]"#, "rate.caller_per_s = 100000"];
+    let policies = [
+        "",
+        r#"access.rules = [{ name = "nobody", when = { application = "nobody" }, verdict = "deny" }]"#,
+        "rate.caller_per_s = 100000",
+    ];
     for policy in policies {
         let near = near(&far, policy);
         await_far(&near);

@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
+    net::Shutdown,
     os::unix::net::UnixStream,
     process::{Command, Stdio},
     sync::mpsc,
@@ -78,10 +79,16 @@ impl Onlooker {
     }
 }
 
+impl Drop for Onlooker {
+    fn drop(&mut self) {
+        // Fails only if the agent has hung up already.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
 fn ask(agent: &Agent, query: &str) -> UnixStream {
-    let mut socket = UnixStream::connect(agent.run_dir().join("agent.sock")).or_else(|_| {
-        UnixStream::connect(agent.run_dir().join(agent.name()).join("agent.sock"))
-    });
+    let mut socket = UnixStream::connect(agent.run_dir().join("agent.sock"))
+        .or_else(|_| UnixStream::connect(agent.run_dir().join(agent.name()).join("agent.sock")));
     let socket = socket.as_mut().expect("the admin socket");
     write!(socket, "GET /v1/calls?{query} HTTP/1.1\r\nHost: moa\r\n\r\n").expect("a request");
     socket.try_clone().expect("a socket")
@@ -156,12 +163,15 @@ fn refusals_and_failures_are_shown_with_their_reasons() {
 #[test]
 fn retries_are_counted_in_the_record() {
     let fake = named("fake");
-    let policy = "retry.tries_max = 3\nretry.methods = [\"get\"]\nretry.on = [\"code\"]\nretry.codes = [321]\nretry.backoff_ms = 1";
+    let policy =
+        "retry.tries_max = 3\nretry.methods = [\"get\"]\nretry.on = [\"code\"]\nretry.codes = [321]\nretry.backoff_ms = 1";
     let agent = one(&[(&fake, "")], policy);
     let onlooker = Onlooker::start(&agent, "service=/service/demo").ready(&agent, DEMO);
     for mut caller in Caller::both(&agent) {
         let first = fake.counts().calls;
-        fake.script(move |call| if call.number < first + 2 { Answer::envelope(321, "again", "null") } else { Answer::ok(&"fake".into()) });
+        fake.script(
+            move |call| if call.number < first + 2 { Answer::envelope(321, "again", "null") } else { Answer::ok(&"fake".into()) },
+        );
         caller.call(DEMO, "get", &[]).by();
         let record = onlooker.record();
         assert_eq!((&record["tries"], &record["retries"], &record["code"]), (&3.into(), &2.into(), &0.into()), "{record}");
@@ -231,7 +241,11 @@ fn a_reader_that_does_not_read_learns_what_it_missed() {
         let mut seen = 0;
         while seen < calls {
             let line = onlooker.next();
-            seen += if line["kind"] == "dropped" { line["count"].as_u64().expect("a count") } else { u64::from(line["method"] == "get") };
+            seen += if line["kind"] == "dropped" {
+                line["count"].as_u64().expect("a count")
+            } else {
+                u64::from(line["method"] == "get")
+            };
         }
         seen
     });
@@ -278,7 +292,10 @@ fn the_verb_follows_until_it_has_seen_enough() {
         let lines: Vec<_> = text.lines().collect();
         if json {
             assert_eq!(lines.len(), 3, "{text}");
-            assert!(lines.iter().all(|line| serde_json::from_str::<Value>(line).is_ok_and(|line| line["application"] == "web")), "{text}");
+            assert!(
+                lines.iter().all(|line| serde_json::from_str::<Value>(line).is_ok_and(|line| line["application"] == "web")),
+                "{text}"
+            );
         } else {
             assert_eq!(lines.len(), 4, "{text}");
             assert!(lines[1..].iter().all(|line| line.contains(DEMO) && line.contains("get") && line.contains("web")), "{text}");

@@ -18,7 +18,10 @@ fn one(fake: &FakeMoa, policy: &str) -> Agent {
 #[test]
 fn a_code_is_the_answer_and_nothing_is_sent() {
     let fake = named("fake");
-    let agent = one(&fake, r#"faults = [{ name = "drill", when = { method = "set*" }, code = 789 }, { name = "never", code = 1 , per_10k = 0 }]"#);
+    let agent = one(
+        &fake,
+        r#"faults = [{ name = "drill", when = { method = "set*" }, code = 789 }, { name = "never", code = 1 , per_10k = 0 }]"#,
+    );
     for mut caller in Caller::both(&agent) {
         let text = caller.call(DEMO, "set", &[]).error(789);
         assert!(text.contains("drill") && text.contains(agent.name()), "{text}");
@@ -31,7 +34,10 @@ fn a_code_is_the_answer_and_nothing_is_sent() {
 #[test]
 fn a_delay_holds_a_call_up_and_then_it_goes() {
     let fake = named("fake");
-    let agent = one(&fake, r#"faults = [{ name = "slow", when = { method = "set" }, delay_ms = 30 }, { name = "both", when = { method = "put" }, delay_ms = 30, code = 790 }]"#);
+    let agent = one(
+        &fake,
+        r#"faults = [{ name = "slow", when = { method = "set" }, delay_ms = 30 }, { name = "both", when = { method = "put" }, delay_ms = 30, code = 790 }]"#,
+    );
     for mut caller in Caller::both(&agent) {
         assert_eq!(caller.call(DEMO, "set", &[]).by(), "fake");
         let text = caller.call(DEMO, "put", &[]).error(790);
@@ -61,7 +67,10 @@ fn others_are_not_held_up() {
 #[test]
 fn the_first_fault_that_fits_counts_also_if_it_does_not_hit() {
     let fake = named("fake");
-    let agent = one(&fake, r#"faults = [{ name = "a", when = { method = "set" }, code = 800, per_10k = 0 }, { name = "b", code = 801 }]"#);
+    let agent = one(
+        &fake,
+        r#"faults = [{ name = "a", when = { method = "set" }, code = 800, per_10k = 0 }, { name = "b", code = 801 }]"#,
+    );
     for mut caller in Caller::both(&agent) {
         caller.expect("fake", DEMO, "set", &[]);
         caller.call(DEMO, "get", &[]).error(801);
@@ -102,7 +111,11 @@ fn a_deadline_that_is_shorter_than_the_delay_is_kept() {
 fn a_call_that_is_given_up_while_held_up_is_never_sent() {
     let agent = Agent::start(&format!(
         "{ONE}{}",
-        config::service(DEMO, &[], &format!("faults = [{{ name = \"slow\", when = {{ method = \"set\" }}, delay_ms = 150 }}]\n{NO_HEALTH_CHECK}"))
+        config::service(
+            DEMO,
+            &[],
+            &format!("faults = [{{ name = \"slow\", when = {{ method = \"set\" }}, delay_ms = 150 }}]\n{NO_HEALTH_CHECK}")
+        )
     ));
     let server = Server::start(&agent, "server", &[DEMO]);
     let Caller::Frames(mut peer) = Caller::frames(&agent, "") else { unreachable!() };
@@ -185,7 +198,13 @@ fn a_held_up_call_goes_where_the_configuration_of_then_says() {
 fn a_one_way_call_with_a_fault_is_not_answered() {
     let agent = Agent::start(&format!(
         "{ONE}{}",
-        config::service(DEMO, &[], &format!("faults = [{{ name = \"no\", when = {{ method = \"put\" }}, code = 800 }}, {{ name = \"slow\", when = {{ method = \"set\" }}, delay_ms = 20 }}]\n{NO_HEALTH_CHECK}"))
+        config::service(
+            DEMO,
+            &[],
+            &format!(
+                "faults = [{{ name = \"no\", when = {{ method = \"put\" }}, code = 800 }}, {{ name = \"slow\", when = {{ method = \"set\" }}, delay_ms = 20 }}]\n{NO_HEALTH_CHECK}"
+            )
+        )
     ));
     let server = Server::start(&agent, "server", &[DEMO]);
     let Caller::Frames(mut peer) = Caller::frames(&agent, "") else { unreachable!() };

@@ -25,9 +25,7 @@ fn near(far: &Agent, own: &[(&FakeMoa, &str)], policy: &str) -> Agent {
     let policy = format!("agents = [\"far\"]\n{policy}");
     let near = Agent::start(&format!("{ONE}{peer}{}", section(DEMO, own, &policy)));
     let mut caller = near.connect();
-    until_true("the other agent to be reached", || {
-        caller.call(&json_of(DEMO, "warm", &[]))["ec"] == 0 || !own.is_empty()
-    });
+    until_true("the other agent to be reached", || caller.call(&json_of(DEMO, "warm", &[]))["ec"] == 0 || !own.is_empty());
     near
 }
 
@@ -228,7 +226,8 @@ fn methods_are_counted_where_the_call_went() {
     caller.expect("plain", DEMO, "second", &[]);
     caller.expect("blue", DEMO, "second", &[("user", "7")]);
     let (_, metrics) = moa_tests::machine::http(agent.metrics_address(), "/metrics");
-    let line = |method: &str| metrics.lines().any(|line| line.contains("demo#blue") && line.contains(&format!("method=\"{method}\"")));
+    let line =
+        |method: &str| metrics.lines().any(|line| line.contains("demo#blue") && line.contains(&format!("method=\"{method}\"")));
     assert!(line("first") && line("second") && !line("other"), "{metrics}");
 }
 

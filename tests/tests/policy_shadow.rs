@@ -174,11 +174,8 @@ fn copies_cross_to_another_agent_once() {
     let here = named("here");
     let peer = config::peer("far", far.tunnel_address());
     let group = section("/service/demo#there", &[], "agents = [\"far\"]");
-    let far_group = format!(
-        "{ONE}{}{}",
-        section(DEMO, &[(&now, "")], policy),
-        section("/service/demo#there", &[(&next, "")], policy)
-    );
+    let far_group =
+        format!("{ONE}{}{}", section(DEMO, &[(&now, "")], policy), section("/service/demo#there", &[(&next, "")], policy));
     far.reload(&far_group);
     let policy = r#"shadows = [{ name = "ours", to = { group = "there" } }]"#;
     let near = Agent::start(&format!("{ONE}{peer}{}{group}", section(DEMO, &[(&here, "")], policy)));
@@ -237,8 +234,13 @@ fn stress_tests_that_are_kept_apart_are_not_copied() {
 #[test]
 fn a_large_call_of_a_redis_client_is_copied_too() {
     let now = named("now");
-    let policy = format!("argument_bytes_max = 1000000\nshadows = [{{ name = \"copy\", service = \"{NEXT}\" }}]\n{NO_HEALTH_CHECK}");
-    let agent = Agent::start(&format!("{ONE}{}{}", config::service(DEMO, &[], &policy), section(NEXT, &[], "argument_bytes_max = 1000000")));
+    let policy =
+        format!("argument_bytes_max = 1000000\nshadows = [{{ name = \"copy\", service = \"{NEXT}\" }}]\n{NO_HEALTH_CHECK}");
+    let agent = Agent::start(&format!(
+        "{ONE}{}{}",
+        config::service(DEMO, &[], &policy),
+        section(NEXT, &[], "argument_bytes_max = 1000000")
+    ));
     let (server, copies) = (Server::start(&agent, "server", &[DEMO]), Server::start(&agent, "next", &[NEXT]));
     let json = json_of(DEMO, "get", &[("long", &"x".repeat(300_000))]);
     assert_eq!(agent.connect().call(&json)["result"], "server");

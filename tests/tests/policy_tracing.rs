@@ -57,7 +57,10 @@ fn a_call_has_a_span_on_each_side_and_the_callee_is_told_of_the_last_one() {
         if caller.kind() == "frames" {
             assert_eq!((values(call, id::TRACESTATE), values(call, id::BAGGAGE)), (vec!["a=1,b=2".into()], vec!["k=v".into()]));
         } else {
-            assert_eq!(call.body, json_of(DEMO, "get", &[("traceparent", &text), ("tracestate", "a=1,b=2"), ("baggage", "k=v")]).as_bytes());
+            assert_eq!(
+                call.body,
+                json_of(DEMO, "get", &[("traceparent", &text), ("tracestate", "a=1,b=2"), ("baggage", "k=v")]).as_bytes()
+            );
         }
         assert_eq!(collector.spans().iter().filter(|span| span.trace_id == trace).count(), 2);
     }
@@ -88,7 +91,8 @@ fn what_is_not_sampled_or_makes_no_sense_has_no_span_and_is_carried_on() {
 #[test]
 fn traces_begin_at_the_first_agent() {
     let collector = Collector::start();
-    let far = Agent::start(&format!("{}{}", tracing(&collector.endpoint(), 1_000_000), config::service(DEMO, &[], NO_HEALTH_CHECK)));
+    let far =
+        Agent::start(&format!("{}{}", tracing(&collector.endpoint(), 1_000_000), config::service(DEMO, &[], NO_HEALTH_CHECK)));
     let server = Server::start(&far, "server", &[DEMO]);
     let near = near(&far, &tracing(&collector.endpoint(), 1_000_000), "");
     for mut caller in Caller::both(&near) {
@@ -106,7 +110,8 @@ fn traces_begin_at_the_first_agent() {
 fn errors_and_retries_are_in_the_span() {
     let collector = Collector::start();
     let fake = FakeMoa::start();
-    let policy = "retry.tries_max = 3\nretry.methods = [\"get\"]\nretry.on = [\"code\"]\nretry.codes = [321]\nretry.backoff_ms = 1";
+    let policy =
+        "retry.tries_max = 3\nretry.methods = [\"get\"]\nretry.on = [\"code\"]\nretry.codes = [321]\nretry.backoff_ms = 1";
     let agent = Agent::start(&format!("{}{}", tracing(&collector.endpoint(), 0), section(DEMO, &[(&fake, "")], policy)));
     for (nth, mut caller) in (40..).step_by(2).zip(Caller::both(&agent)) {
         fake.script(|_| Answer::envelope(321, "again", "null"));
