@@ -11,6 +11,7 @@ pub mod config;
 pub mod errors;
 pub mod external;
 pub mod fake;
+pub mod fleet;
 pub mod frames;
 pub mod judge;
 pub mod kernel;

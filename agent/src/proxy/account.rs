@@ -133,6 +133,8 @@ impl Call {
         self.choice.subset = same(self.choice.subset).unwrap_or(u16::MAX);
         self.choice.otherwise = self.choice.otherwise.and_then(same);
         self.choice.last = self.choice.last.and_then(same);
+        // It may be another one by now.
+        self.choice.rule = None;
         let [was, is] = [&self.service.governed, &service.governed];
         was.in_flight.set(was.in_flight.get() - 1);
         is.in_flight.set(is.in_flight.get() + 1);

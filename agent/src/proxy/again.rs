@@ -18,7 +18,7 @@ use super::{
     service::Service,
     worker::Worker,
 };
-use crate::{balance::backoff, config::traffic::RetryOn, rules::Fault};
+use crate::{balance::backoff, config::traffic::RetryOn, rules::Fault, trace::Context};
 
 /// What only calls have that are sent again, copied, held up, marked or followed.
 #[derive(Debug, Default)]
@@ -32,8 +32,8 @@ pub(crate) struct More {
     again: u32,
     /// The instances that were tried, by slot.
     pub(super) tried: Tried,
-    /// Where it goes if no instance of another group can take it.
-    pub(super) fallback: Option<Box<(Rc<Service>, Choice)>>,
+    /// Where it goes if no instance of another group can take it, and its method's number there.
+    pub(super) fallback: Option<Box<(Rc<Service>, Choice, u16)>>,
     /// How long a try may take.
     pub(super) try_timeout: Option<Duration>,
     /// After how long a second copy goes.
@@ -47,9 +47,16 @@ pub(crate) struct More {
     twin: Option<CallKey>,
     /// It is a copy whose answer is dropped, and counted for as long as it is in flight.
     pub(super) shadow: Option<Guard>,
+    /// Another agent says that it is one.
+    pub(super) copied: bool,
     /// What the next agent is told.
     pub(super) environment: Option<Arc<str>>,
-    pub(super) application: Option<Arc<str>>,
+    /// Who calls: the application, and its process.
+    pub(super) source: Option<(Arc<str>, Arc<str>)>,
+    /// It goes to another service, or group, than it names.
+    pub(super) moved: bool,
+    /// What a second copy says of its trace; the first one is told of.
+    pub(super) traceparent: Option<[u8; Context::TEXT_BYTES]>,
     /// What is told of it when it ends.
     pub(super) followed: Option<Box<Followed>>,
 }
@@ -83,6 +90,11 @@ impl More {
         (self.send_at, self.try_until, self.hedge_at) = (None, None, None);
         (self.try_timeout, self.hedge_after, self.keeps) = (None, None, false);
         self.kept = None;
+    }
+
+    /// Whether it is a copy whose answer is dropped.
+    pub(super) fn is_shadow(&self) -> bool {
+        self.shadow.is_some() || self.copied
     }
 
     fn next(&self) -> Option<Instant> {
@@ -141,12 +153,15 @@ impl Worker {
     /// Where a call goes now that no instance of the group that a rule sends it to can take it, if it may go elsewhere.
     pub(super) fn falls_back(&self, key: CallKey) -> Option<(Rc<Service>, Choice)> {
         let fallback = self.with_call(key, |call| call.more.as_mut()?.fallback.take()).flatten()?;
-        let (was, choice) = *fallback;
+        let (was, choice, method) = *fallback;
         let service = self.service(&was.route.key)?;
         let choice = if Rc::ptr_eq(&was, &service) { choice } else { Choice { key: choice.key, ..Choice::default() } };
         self.with_call(key, |call| {
             call.follow(&service);
-            call.choice = choice;
+            (call.choice, call.method) = (choice, method);
+            if let Some(more) = &mut call.more {
+                more.moved = false;
+            }
         });
         Some((service, choice))
     }
@@ -302,7 +317,9 @@ impl Worker {
                 tried: Tried::from_slice(&[slot]),
                 twin: Some(key),
                 environment: more.environment.clone(),
-                application: more.application.clone(),
+                source: more.source.clone(),
+                moved: more.moved,
+                traceparent: more.followed.as_ref().and_then(|followed| followed.traceparent()),
                 ..More::default()
             };
             let begun = Begun {
@@ -380,8 +397,14 @@ impl Worker {
 
     /// Sends the copies of a call that is about to begin.
     pub(super) fn copy(self: &Rc<Self>, begun: &mut Begun, request: &Request, within: Within) {
-        for Copied { service, choice, guard, counters } in std::mem::take(&mut begun.copies) {
-            let more = More { shadow: Some(guard), environment: environment_of(&service, choice.subset), ..More::default() };
+        for Copied { service, choice, moved, followed, guard, counters, .. } in std::mem::take(&mut begun.copies) {
+            let more = More {
+                shadow: Some(guard),
+                moved,
+                followed,
+                environment: environment_of(&service, choice.subset),
+                ..More::default()
+            };
             let copy = Begun { service: service.clone(), choice, method: 0, more: Some(Box::new(more)), copies: Vec::new() };
             match self.enter(Caller::Nobody, copy, request.len(), within) {
                 Ok(key) => {

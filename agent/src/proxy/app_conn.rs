@@ -339,7 +339,7 @@ impl AppConn {
         let session = self.app.session.borrow();
         let application = session.as_deref().and_then(Session::own_name).unwrap_or_default();
         let scope = self.app.side.scope();
-        with(&Origin { scope, application, peer: self.app.peer, protocol: "redis", idempotent: false })
+        with(&Origin { scope, application, peer: self.app.peer, protocol: "redis", idempotent: false, shadow: false })
     }
 
     fn find(&self, action: &JsonStr<'_>) -> Option<Rc<Service>> {

@@ -33,6 +33,8 @@ pub(crate) struct Choice {
     pub(crate) pin: u32,
     /// It is not part of the traffic policy: any instance by chance.
     pub(crate) plain: bool,
+    /// The rule that lets it go nowhere else, by its place among the routes.
+    pub(crate) rule: Option<u16>,
 }
 
 impl Choice {
@@ -82,12 +84,12 @@ impl Sets {
         };
         let subsets = route.plan.subsets();
         let mesh = subsets.iter().enumerate().map(|(nth, subset)| {
-            let fits = |slot: &Slot<'_>| subset.fits(&slot.member.traits);
+            let fits = |slot: &Slot<'_>| slot.member.is_of(subset);
             Set::new(options.clone(), members(&fits), route.rings.get(nth).cloned(), now.into_std())
         });
         let node = slots.iter().any(|slot| slot.is_away).then(|| {
             let local = |subset: &crate::rules::Subset| {
-                let fits = |slot: &Slot<'_>| !slot.is_away && subset.fits(&slot.member.traits);
+                let fits = |slot: &Slot<'_>| !slot.is_away && slot.member.is_of(subset);
                 let names = slots.iter().filter(|slot| fits(slot)).map(|slot| slot.member.instance.name.clone());
                 let ring = (!route.rings.is_empty()).then(|| Arc::new(Ring::new(&names.collect::<Vec<_>>())));
                 Set::new(options.clone(), members(&fits), ring, now.into_std())
@@ -97,7 +99,7 @@ impl Sets {
         let some_plain = route.policy.mesh_per_10k < 10_000;
         let plain = subsets.iter().filter(|_| some_plain).map(|subset| {
             let options = Options { policy: Policy::Random, slow_start: Duration::ZERO, failover: false, ..options.clone() };
-            let fits = |slot: &Slot<'_>| subset.fits(&slot.member.traits);
+            let fits = |slot: &Slot<'_>| slot.member.is_of(subset);
             Set::new(options, members(&fits), None, now.into_std())
         });
         let len = slots.iter().map(|slot| slot.slot as usize + 1).max().unwrap_or(0);

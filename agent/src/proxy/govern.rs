@@ -19,6 +19,7 @@ use super::{
     choice::Choice,
     dispatch::{Call, code},
     frames::Scope,
+    report::Followed,
     routes::{ServiceRoute, service_key},
     service::Service,
     socket::Peer,
@@ -28,7 +29,7 @@ use super::{
 use crate::{
     balance::{self, Adaptive, Budget, Share},
     config::traffic::{BalancePolicy, RetryOn},
-    rules::{self, Access, Name, Pattern, Routed, Says, Shadow, is_stress},
+    rules::{self, Access, Name, Pattern, Plan, Routed, Says, Shadow, is_stress},
 };
 
 /// Callers of one service that a worker remembers the shares of, and for how long.
@@ -73,6 +74,8 @@ pub(super) struct Origin<'a> {
     pub(super) protocol: &'static str,
     /// The caller says that it may be executed twice.
     pub(super) idempotent: bool,
+    /// It is a copy, whose answer nobody reads.
+    pub(super) shadow: bool,
 }
 
 /// A call that is to be made.
@@ -91,6 +94,12 @@ pub(crate) struct Begun {
 pub(super) struct Copied {
     pub(super) service: Rc<Service>,
     pub(super) choice: Choice,
+    /// It is another service than the call's.
+    pub(super) moved: bool,
+    /// The rule that wants it.
+    pub(super) name: Arc<str>,
+    /// What is told of it when it ends.
+    pub(super) followed: Option<Box<Followed>>,
     pub(super) guard: Guard,
     pub(super) counters: Arc<PolicyCounters>,
 }
@@ -303,13 +312,17 @@ impl Worker {
             let decided = self.decide(service, call, origin, dice);
             let routed = decided.inspect_err(|refused| self.report_refused(service, call, origin, refused))?;
             rule = routed.rule;
-            begun.choice = Choice { key: hash_key(route, call), ..choice_of(&routed) };
+            begun.choice = Choice { key: hash_key(route, call), ..choice_of(&routed, &route.plan) };
             if origin.scope == Scope::Mesh && !routed.plain {
-                self.prepare(&mut begun, (call, origin, &method, dice), &routed)?;
+                let prepared = self.prepare(&mut begun, (call, origin, &method, dice), &routed);
+                prepared.inspect_err(|refused| self.report_refused(service, call, origin, refused))?;
             }
         }
         if self.is_followed(service) {
             self.follow(&mut begun, call, origin, &method, rule);
+        }
+        for copied in &mut begun.copies {
+            copied.followed = self.follow_copy(copied, call, origin, &method);
         }
         Ok(begun)
     }
@@ -347,15 +360,17 @@ impl Worker {
         let service = begun.service.clone();
         let (governed, route) = (&service.governed, &service.route);
         if let Some(group) = routed.group {
-            self.join_group(begun, group, routed)?;
+            self.join_group(begun, group, (routed, method))?;
         }
         begun.repeats(origin, method);
-        let subset = route.plan.subsets().get(usize::from(begun.choice.subset));
+        let subset = begun.service.route.plan.subsets().get(usize::from(begun.choice.subset));
         if let Some(environment) = subset.and_then(|subset| subset.environment.as_ref()) {
             begun.more.get_or_insert_default().environment = Some(environment.clone());
         }
         if (!route.plan.is_open() || route.limiter.is_some()) && !origin.application.is_empty() {
-            begun.more.get_or_insert_default().application = Some(origin.application.into());
+            let instance = call.get(&Name::Instance).unwrap_or_default();
+            let source = (origin.application.into(), String::from_utf8_lossy(&instance).into());
+            begun.more.get_or_insert_default().source = Some(source);
         }
         if let Some(fault) = route.plan.fault(call, dice) {
             governed.counters.faults.add(1);
@@ -367,28 +382,32 @@ impl Worker {
             begun.more.get_or_insert_default().fault = Some(fault.clone());
         }
         governed.counters.stress.add(u64::from(is_stress(call)));
-        self.copies(begun, call, dice, &service);
+        if !origin.shadow {
+            self.copies(begun, call, dice, &service);
+        }
         Ok(())
     }
 
     /// A call goes to another group than its own.
-    fn join_group(&self, begun: &mut Begun, group: &str, routed: &Routed<'_>) -> Result<(), Refused> {
+    fn join_group(&self, begun: &mut Begun, group: &str, (routed, method): (&Routed<'_>, &[u8])) -> Result<(), Refused> {
         let route = begun.service.route.clone();
         let otherwise = begun.choice.otherwise.map(|subset| {
             let choice = Choice { subset, otherwise: begun.choice.last, last: None, ..begun.choice };
-            (begun.service.clone(), choice)
+            (begun.service.clone(), choice, begun.method)
         });
         match (self.service(&service_key(&route.uri, group)), otherwise) {
             (Some(other), otherwise) => {
                 let subset = meant_by(&route, routed.subset, &other);
-                begun.choice = Choice { subset, otherwise: None, last: None, ..begun.choice };
+                begun.choice = Choice { subset, otherwise: None, last: None, rule: None, ..begun.choice };
+                begun.method = other.governed.methods.number(method, &other.route);
+                begun.more.get_or_insert_default().moved = true;
                 begun.service = other;
                 if let Some(otherwise) = otherwise {
                     begun.more.get_or_insert_default().fallback = Some(Box::new(otherwise));
                 }
                 Ok(())
             }
-            (None, Some((_, choice))) => {
+            (None, Some((_, choice, _))) => {
                 begun.choice = choice;
                 Ok(())
             }
@@ -424,7 +443,7 @@ impl Worker {
     fn copies(&self, begun: &mut Begun, call: &impl Says, dice: u32, service: &Rc<Service>) {
         let governed = &service.governed;
         let route = &service.route;
-        for Shadow { subset, in_flight_max, index, .. } in route.plan.shadows(call, dice) {
+        for Shadow { name, subset, in_flight_max, index, .. } in route.plan.shadows(call, dice) {
             let elsewhere = route.plan.subsets().get(*subset).and_then(|subset| subset.elsewhere(&route.uri, &route.group));
             let to = match elsewhere {
                 Some((uri, group)) => self.service(&service_key(uri, group)),
@@ -436,15 +455,19 @@ impl Worker {
                 continue;
             };
             count.set(count.get() + 1);
-            let subset = meant_by(&service.route, *subset, &to);
+            let moved = !Rc::ptr_eq(&to, service);
+            let subset = meant_by(route, *subset, &to);
             let choice = Choice { subset, key: begun.choice.key, ..Choice::default() };
-            begun.copies.push(Copied { service: to, choice, guard: Guard(count.clone()), counters: governed.counters.clone() });
+            let (guard, counters) = (Guard(count.clone()), governed.counters.clone());
+            begun.copies.push(Copied { service: to, choice, moved, name: name.clone(), followed: None, guard, counters });
         }
     }
 }
 
-fn choice_of(routed: &Routed<'_>) -> Choice {
+fn choice_of(routed: &Routed<'_>, plan: &Plan) -> Choice {
+    let last_word = routed.rule.filter(|_| routed.otherwise.is_none());
     Choice {
+        rule: last_word.and_then(|rule| plan.position(rule)).map(number),
         subset: number(routed.subset),
         otherwise: routed.otherwise.map(number),
         last: routed.last.map(number),

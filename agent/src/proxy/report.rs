@@ -12,7 +12,7 @@ use super::{
     account::{By, End},
     dispatch::Call,
     frames::Scope,
-    govern::{Begun, Origin, Refused},
+    govern::{Begun, Copied, Origin, Refused},
     routes::{Instance, ServiceRoute},
     service::Service,
     worker::Worker,
@@ -79,6 +79,21 @@ impl Worker {
         }
         let followed = Followed { record, started: SystemTime::now(), span, events: Vec::new() };
         begun.more.get_or_insert_default().followed = Some(Box::new(followed));
+    }
+
+    /// Remembers what is to be told of a copy of a call.
+    pub(super) fn follow_copy(
+        &self,
+        copied: &Copied,
+        call: &impl Says,
+        origin: &Origin<'_>,
+        method: &[u8],
+    ) -> Option<Box<Followed>> {
+        let route = &copied.service.route;
+        route.watch.is_on().then(|| {
+            let record = Record { rule: Some(copied.name.clone()), tries: 1, ..self.record_of(route, call, origin, method) };
+            Box::new(Followed { record, started: SystemTime::now(), span: None, events: Vec::new() })
+        })
     }
 
     /// The span of a call: below the one that it comes with, if that one is recorded; or the first one of a trace.
@@ -186,7 +201,7 @@ impl Worker {
                 duration_us: micros(took),
                 request_bytes: call.bytes() as u64,
                 response_bytes: end.bytes as u64,
-                shadow: call.more.as_ref().is_some_and(|more| more.shadow.is_some()),
+                shadow: call.more.as_ref().is_some_and(|more| more.is_shadow()),
                 ..record
             });
         }

@@ -94,8 +94,7 @@ impl Request {
             Some(frame) => (frame.0.flags, notes.added_to(&frame.1)),
             None => (Flags::NONE, self.metadata(&body, service_meta, notes)),
         };
-        let flags = if notes.shadow { flags | Flags::SHADOW } else { flags };
-        split(Header { kind: Kind::Request as u8, flags, ..numbers }, meta, body, &mut each);
+        split(Header { kind: Kind::Request as u8, flags: flags | notes.flags(), ..numbers }, meta, body, &mut each);
     }
 
     /// The metadata of a call that came as a command.
@@ -131,25 +130,35 @@ impl Request {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Notes<'a> {
     pub(crate) environment: Option<&'a str>,
-    pub(crate) application: Option<&'a str>,
+    /// Who calls: the application, and its process if that is known.
+    pub(crate) source: Option<(&'a str, &'a str)>,
+    /// The metadata that its service begins with, if it goes to another one than it names.
+    pub(crate) service: Option<&'a [u8]>,
     pub(crate) traceparent: Option<[u8; Context::TEXT_BYTES]>,
     /// Its answer is dropped.
     pub(crate) shadow: bool,
 }
 
 impl Notes<'_> {
+    /// The flags that go with them.
+    pub(crate) fn flags(&self) -> Flags {
+        let shadow = if self.shadow { Flags::SHADOW } else { Flags::NONE };
+        if self.source.is_some() { shadow | Flags::VERIFIED } else { shadow }
+    }
+
     /// Metadata with the notes in it, instead of what it said about the same.
     pub(crate) fn added_to(&self, meta: &Bytes) -> Bytes {
-        if self.environment.is_none() && self.application.is_none() && self.traceparent.is_none() {
+        if self.environment.is_none() && self.source.is_none() && self.service.is_none() && self.traceparent.is_none() {
             return meta.clone();
         }
         let replaced = |id| match id {
             id::ENVIRONMENT => self.environment.is_some(),
-            id::SOURCE_APPLICATION => self.application.is_some(),
+            id::SOURCE_APPLICATION | id::SOURCE_INSTANCE => self.source.is_some(),
+            id::URI | id::GROUP => self.service.is_some(),
             id::TRACEPARENT => self.traceparent.is_some(),
             _ => false,
         };
-        let mut out = MetaBuilder::new();
+        let mut out = self.service.map_or_else(MetaBuilder::new, |service| MetaBuilder::from(BytesMut::from(service)));
         for (id, value) in entries(meta).map_while(Result::ok).filter(|(id, _)| !replaced(*id)) {
             out.put(id, value);
         }
@@ -162,8 +171,11 @@ impl Notes<'_> {
     }
 
     fn put_others(&self, meta: &mut MetaBuilder) {
-        if let Some(application) = self.application {
+        if let Some((application, instance)) = self.source {
             meta.put(id::SOURCE_APPLICATION, application.as_bytes());
+            if !instance.is_empty() {
+                meta.put(id::SOURCE_INSTANCE, instance.as_bytes());
+            }
         }
         if let Some(traceparent) = self.traceparent {
             meta.put(id::TRACEPARENT, &traceparent);

@@ -115,8 +115,21 @@ pub(crate) struct Member {
     /// The connections by which an application offers the service.
     pub(crate) conns: Vec<ConnAt>,
     pub(crate) traits: Arc<Traits>,
+    /// The environments that instances have here, if it is another agent.
+    pub(crate) others: Option<Arc<BTreeSet<String>>>,
     /// How far it is: 0 on this node, 1 in this zone, 2 in this data centre, 3 elsewhere.
     pub(crate) level: u8,
+}
+
+impl Member {
+    /// Whether it belongs to a subset. Another agent has what environments nobody has here, as far as is known; it is told which one
+    /// a call is for.
+    pub(crate) fn is_of(&self, subset: &Subset) -> bool {
+        let may_have = |others: &Arc<BTreeSet<String>>| {
+            subset.labels.is_empty() && subset.environment.as_deref().is_some_and(|name| !others.contains(name))
+        };
+        subset.fits(&self.traits) || self.others.as_ref().is_some_and(may_have)
+    }
 }
 
 /// A connection of an application that offers services.
@@ -492,13 +505,16 @@ impl Draft {
     ) -> ServiceRoute {
         let known: HashMap<&Endpoint, &Member> =
             former.into_iter().flat_map(|former| &former.members).map(|member| (&member.instance.endpoint, member)).collect();
+        let named = self.members.iter().map(|member| &member.traits.environment).filter(|name| !name.is_empty());
+        let named: Arc<BTreeSet<String>> = Arc::new(named.cloned().collect());
         let member = |draft: DraftMember| {
             let DraftMember { endpoint, health, conns, traits, level } = draft;
+            let others = matches!(endpoint, Endpoint::Agent(_)).then(|| named.clone());
             let same = known
                 .get(&endpoint)
                 .filter(|known| health.as_ref().is_none_or(|health| Arc::ptr_eq(health, &known.instance.health)));
             let instance = same.map_or_else(|| Instance::new(endpoint, health, changes), |known| known.instance.clone());
-            Member { instance, conns, traits, level }
+            Member { instance, conns, traits, others, level }
         };
         let members: Vec<_> = self.members.into_iter().map(member).collect();
         let plan = Arc::new(plan);
@@ -536,7 +552,7 @@ fn rings(policy: &ServicePolicy, plan: &Plan, members: &[Member], former: Option
         return Vec::new();
     }
     let names = |subset: &Subset, members: &[Member]| -> Vec<Arc<str>> {
-        members.iter().filter(|member| subset.fits(&member.traits)).map(|member| member.instance.name.clone()).collect()
+        members.iter().filter(|member| member.is_of(subset)).map(|member| member.instance.name.clone()).collect()
     };
     let known: Vec<_> = former
         .into_iter()

@@ -242,6 +242,12 @@ impl Service {
 
     /// Why no instance could be tried: the code, and a text.
     pub(crate) fn why_unavailable(&self, aim: Aim<'_>) -> (u16, String) {
+        let (code, text) = self.why_none(aim);
+        let rule = aim.choice.rule.and_then(|rule| self.route.policy.routes.get(usize::from(rule)));
+        (code, rule.map_or_else(|| text.clone(), |rule| format!("{text} (routes, rule {:?})", rule.name)))
+    }
+
+    fn why_none(&self, aim: Aim<'_>) -> (u16, String) {
         let Aim { choice, scope, now } = aim;
         let within: Vec<_> = self.slots().filter(|(_, entry)| entry.is_within(scope)).collect();
         if within.is_empty() {
@@ -251,7 +257,7 @@ impl Service {
         let fits = |subset: u16, entry: &Entry| {
             let member = self.route.members.iter().find(|member| Arc::ptr_eq(&member.instance, &entry.instance));
             let subset = subsets.get(usize::from(subset));
-            subset.zip(member).is_none_or(|(subset, member)| subset.fits(&member.traits))
+            subset.zip(member).is_none_or(|(subset, member)| member.is_of(subset))
         };
         let chosen: Vec<_> = within.into_iter().filter(|(_, entry)| choice.subsets().any(|of| fits(of, entry))).collect();
         if chosen.is_empty() {

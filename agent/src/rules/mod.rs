@@ -171,6 +171,11 @@ impl Plan {
         self.subsets.iter().position(|subset| *subset == meant)
     }
 
+    /// The position of a route.
+    pub(crate) fn position(&self, route: &str) -> Option<usize> {
+        self.routes.iter().position(|rule| &*rule.name == route)
+    }
+
     /// Whether there is nothing to ask it: every call is allowed, and goes to the default subset without a fault or a copy.
     pub(crate) fn is_plain(&self) -> bool {
         self.is_open()

@@ -8,6 +8,7 @@ use agent_common::frame::{
 use bytes::Bytes;
 
 use super::{
+    Scope,
     conn::{FrameConn, Side},
     streams::{Gathered, Streams},
     task::Incoming,
@@ -65,7 +66,7 @@ impl Worker {
                     Some(service) => service.unsent.refused(code),
                     None => {
                         self.counters.unrouted.add(code);
-                        self.report_unknown(&name, &Origin::of(conn, "", false), (code, &reason));
+                        self.report_unknown(&name, &Origin::of(conn, "", Flags::NONE), (code, &reason));
                     }
                 }
                 let text = self.error_text(&name, None, &reason);
@@ -111,14 +112,14 @@ impl Worker {
         let hello = conn.hello();
         let text = |number| find(frame.meta(), number).and_then(|value| std::str::from_utf8(value).ok());
         let own = hello.as_ref().map(|hello| (&*hello.application, &*hello.instance));
-        // Only an agent's word counts for who else is calling.
-        let (application, instance) = if conn.is_agent() {
-            (text(id::SOURCE_APPLICATION).unwrap_or_default(), text(id::SOURCE_INSTANCE).unwrap_or_default())
-        } else {
-            own.unwrap_or_default()
+        // Only an agent's word counts for who else is calling, and only if it gives it.
+        let (application, instance) = match conn.is_agent() {
+            true if !frame.header.flags.has(Flags::VERIFIED) => ("", ""),
+            true => (text(id::SOURCE_APPLICATION).unwrap_or_default(), text(id::SOURCE_INSTANCE).unwrap_or_default()),
+            false => own.unwrap_or_default(),
         };
         let call = FrameCall { meta: frame.meta(), method, application, instance };
-        let origin = Origin::of(conn, application, frame.header.flags.has(Flags::IDEMPOTENT));
+        let origin = Origin::of(conn, application, frame.header.flags);
         self.govern(service, &call, &origin)
     }
 
@@ -172,6 +173,10 @@ impl Worker {
         if whole && !begun.copies.is_empty() {
             self.copy(&mut begun, &request(), within);
         }
+        let is_copy = conn.side.scope() == Scope::Node && header.flags.has(Flags::SHADOW);
+        if is_copy {
+            begun.more.get_or_insert_default().copied = true;
+        }
         let key = match self.enter(Caller::Frames(framed.clone()), begun, header.frame_len(), within) {
             Ok(key) => key,
             Err(reason) => {
@@ -180,6 +185,10 @@ impl Worker {
             }
         };
         conn.made(via, key);
+        if is_copy {
+            service.governed.counters.shadows.add(1);
+            self.with_call(key, |call| call.counted = false);
+        }
         if !whole {
             return self.begin_streamed(key, &service, aim, frame);
         }
@@ -316,8 +325,9 @@ impl Worker {
         };
         to.begin();
         let Gathered { header, meta, body } = gathered;
-        let meta = self.with_call(key, |call| call.notes().added_to(&meta)).unwrap_or(meta);
-        pieces(Header { flags: header.flags, ..numbers }, meta, body.freeze(), ends, &mut |frame| to.push(frame));
+        let noted = self.with_call(key, |call| (call.notes().added_to(&meta), call.notes().flags()));
+        let (meta, more) = noted.unwrap_or((meta, Flags::NONE));
+        pieces(Header { flags: header.flags | more, ..numbers }, meta, body.freeze(), ends, &mut |frame| to.push(frame));
         self.placed(key, Place::Framed(remote.clone(), to.clone(), UNNUMBERED));
     }
 
@@ -411,8 +421,9 @@ enum Went {
 }
 
 impl<'a> Origin<'a> {
-    fn of(conn: &FrameConn, application: &'a str, idempotent: bool) -> Self {
-        Self { scope: conn.side.scope(), application, peer: conn.peer, protocol: "frames", idempotent }
+    fn of(conn: &FrameConn, application: &'a str, flags: Flags) -> Self {
+        let (idempotent, shadow) = (flags.has(Flags::IDEMPOTENT), flags.has(Flags::SHADOW));
+        Self { scope: conn.side.scope(), application, peer: conn.peer, protocol: "frames", idempotent, shadow }
     }
 }
 
@@ -422,17 +433,19 @@ impl Call {
         let Some(more) = self.more.as_deref() else { return Notes::default() };
         Notes {
             environment: more.environment.as_deref(),
-            application: more.application.as_deref(),
-            traceparent: more.followed.as_ref().and_then(|followed| followed.traceparent()),
-            shadow: more.shadow.is_some(),
+            source: more.source.as_ref().map(|(application, instance)| (&**application, &**instance)),
+            service: more.moved.then(|| &*self.service.meta),
+            traceparent: more.followed.as_ref().and_then(|followed| followed.traceparent()).or(more.traceparent),
+            shadow: more.is_shadow(),
         }
     }
 
     /// A call's first frame with what the next agent is told about it.
     fn noted(&self, frame: Frame) -> Frame {
-        let meta = self.notes().added_to(&frame.meta);
+        let notes = self.notes();
+        let meta = notes.added_to(&frame.meta);
         let meta_len = u16::try_from(meta.len()).unwrap_or(u16::MAX);
-        let header = Header { meta_len, ..frame.header };
+        let header = Header { meta_len, flags: frame.header.flags | notes.flags(), ..frame.header };
         // Without room for it, it goes as it came.
         if header.frame_len() > FRAME_MAX { frame } else { Frame { header, meta, body: frame.body } }
     }
