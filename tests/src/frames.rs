@@ -305,6 +305,28 @@ impl FramePeer {
         assert_eq!(got.header.via, mark);
     }
 
+    /// What has come until the other end has read what was sent so far.
+    pub fn so_far(&mut self) -> Vec<Got> {
+        let mark = u64::from(self.next_stream) << 32 | 0xbeef;
+        self.send(Header { via: mark, ..Header::new(Kind::Ping) }, &[], &[]);
+        let mut came = Vec::new();
+        loop {
+            let got = self.expect_any();
+            if got.kind() == Some(Kind::Pong) && got.header.via == mark {
+                return came;
+            }
+            came.push(got);
+        }
+    }
+
+    /// Begins a call that names its method. Returns its number.
+    pub fn request_method(&mut self, uri: &str, method: &str, flags: Flags, body: &[u8]) -> u32 {
+        let mut meta = meta_of(uri);
+        meta.put(id::METHOD, method.as_bytes());
+        let header = Header { flags, service: service_hash(uri.as_bytes(), b""), ..Header::new(Kind::Request) };
+        self.request_with(header, meta.as_ref(), body)
+    }
+
     /// Waits until the other end has read what was sent so far. The credit that it gives back meanwhile is no matter.
     pub fn expect_read(&mut self) {
         let mark = u64::from(self.next_stream) << 32 | 0xdead;

@@ -26,6 +26,7 @@ pub mod otlp;
 pub mod process;
 pub mod resp;
 pub mod seed;
+pub mod several;
 pub mod transcript;
 pub mod vectors;
 pub mod wait;
@@ -36,6 +37,7 @@ pub use errors::{expect_code, expect_instance_error, expect_mesh_error};
 pub use fake::{Answer, FakeMoa, Gate};
 pub use judge::Judge;
 pub use resp::Reply;
+pub use several::Several;
 pub use transcript::ScriptedPeer;
 pub use wait::{PATIENCE, until, until_true};
 
