@@ -9,7 +9,9 @@ pub(super) enum Metric {
     P50,
     /// The 99th percentile of them.
     P99,
-    /// The same of small calls beside large ones.
+    /// The 99.9th of them.
+    P999,
+    /// The 99th percentile of small calls beside large ones.
     P99Beside,
     /// What that is of what it is without the large ones.
     Beside,
@@ -29,6 +31,10 @@ pub(super) enum Metric {
     RunsPerCall,
     /// How long it ran each time.
     TimePerRun,
+    /// How long a part of a call takes that needs no system call.
+    TimePerCall,
+    /// How often it allocates memory.
+    Allocations,
     /// Instructions of the proxy's processes, in userspace.
     Instructions,
     /// Growth of resident memory.
@@ -39,9 +45,10 @@ pub(super) enum Metric {
 
 impl Metric {
     /// In the order of reports.
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 18] = [
         Self::P50,
         Self::P99,
+        Self::P999,
         Self::P99Beside,
         Self::Beside,
         Self::AddedHop,
@@ -52,6 +59,8 @@ impl Metric {
         Self::Redirected,
         Self::RunsPerCall,
         Self::TimePerRun,
+        Self::TimePerCall,
+        Self::Allocations,
         Self::Instructions,
         Self::Rss,
         Self::Pss,
@@ -62,6 +71,7 @@ impl Metric {
         match self {
             Self::P50 => "p50",
             Self::P99 => "p99",
+            Self::P999 => "p99.9",
             Self::P99Beside => "p99_beside",
             Self::Beside => "p99_beside_to_alone",
             Self::Throughput => "throughput",
@@ -72,6 +82,8 @@ impl Metric {
             Self::Redirected => "redirected",
             Self::RunsPerCall => "runs_per_call",
             Self::TimePerRun => "time_per_run",
+            Self::TimePerCall => "time_per_call",
+            Self::Allocations => "allocations_per_call",
             Self::Instructions => "instructions_per_call",
             Self::Rss => "rss_per_connection",
             Self::Pss => "pss_per_connection",
@@ -80,12 +92,15 @@ impl Metric {
 
     fn unit(self) -> &'static str {
         match self {
-            Self::P50 | Self::P99 | Self::P99Beside | Self::AddedHop | Self::CpuPerCall | Self::CpuOfAll => "us",
+            Self::P50 | Self::P99 | Self::P999 | Self::P99Beside | Self::AddedHop | Self::CpuPerCall | Self::CpuOfAll => {
+                "us"
+            }
             Self::Redirected => "%",
             Self::RunsPerCall => "runs",
-            Self::TimePerRun => "ns",
+            Self::TimePerRun | Self::TimePerCall => "ns",
             Self::Throughput | Self::PerCore => "calls/s",
             Self::Beside => "x",
+            Self::Allocations => "allocs",
             Self::Instructions => "instr",
             Self::Rss | Self::Pss => "B",
         }
