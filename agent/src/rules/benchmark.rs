@@ -22,8 +22,11 @@ fn many() -> String {
     let mut policy = "access.default = \"deny\"\n".to_owned();
     for n in (0..10).rev() {
         let when = format!("when = {{ application = [\"shop-{n}-*\", \"cart-{n}-*\"], method = \"get*\" }}");
-        write!(policy, "[[access.rules]]\nname = \"a{n}\"\n{when}\n[[routes]]\nname = \"r{n}\"\n{when}\nto = {{ group = \"g{n}\" }}\n")
-            .unwrap();
+        write!(
+            policy,
+            "[[access.rules]]\nname = \"a{n}\"\n{when}\n[[routes]]\nname = \"r{n}\"\n{when}\nto = {{ group = \"g{n}\" }}\n"
+        )
+        .unwrap();
     }
     policy
 }
@@ -38,9 +41,12 @@ fn ask_rules() {
     let route = r#"routes = [{ name = "a", when = { application = "shop-*" }, to = { environment = "grey" } }]"#;
     let split = r#"routes = [{ name = "a", sticky = true, split = [{ weight = 9 }, { to = { environment = "grey" } }] }]"#;
     let mut measure = Measure::new("rules");
-    for (name, policy) in
-        [("none", String::new()), ("1-route", route.to_owned()), ("10-access-10-routes", many()), ("sticky-split", split.to_owned())]
-    {
+    for (name, policy) in [
+        ("none", String::new()),
+        ("1-route", route.to_owned()),
+        ("10-access-10-routes", many()),
+        ("sticky-split", split.to_owned()),
+    ] {
         let (plan, call) = (plan_of(&policy), call.clone());
         assert_eq!(plan.is_plain(), policy.is_empty());
         assert!(ask(&plan, &call, 0), "{name}: the call is refused");

@@ -78,14 +78,7 @@ pub(super) fn table(lines: Vec<Line>) -> String {
 }
 
 /// What was found, held against a bound; `other` is what was found of the subject that the bound names.
-pub(super) fn line(
-    case: &str,
-    subject: &str,
-    metric: Metric,
-    bound: Bound,
-    found: Option<f64>,
-    other: Option<f64>,
-) -> Line {
+pub(super) fn line(case: &str, subject: &str, metric: Metric, bound: Bound, found: Option<f64>, other: Option<f64>) -> Line {
     let (text, limit) = match bound {
         Bound::Least(least) => (format!("≥ {}", short(least)), Some(least)),
         Bound::Most(most) => (format!("≤ {}", short(most)), Some(most)),

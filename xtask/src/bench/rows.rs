@@ -92,9 +92,7 @@ impl Metric {
 
     fn unit(self) -> &'static str {
         match self {
-            Self::P50 | Self::P99 | Self::P999 | Self::P99Beside | Self::AddedHop | Self::CpuPerCall | Self::CpuOfAll => {
-                "us"
-            }
+            Self::P50 | Self::P99 | Self::P999 | Self::P99Beside | Self::AddedHop | Self::CpuPerCall | Self::CpuOfAll => "us",
             Self::Redirected => "%",
             Self::RunsPerCall => "runs",
             Self::TimePerRun | Self::TimePerCall => "ns",
