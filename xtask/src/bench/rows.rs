@@ -15,6 +15,8 @@ pub(super) enum Metric {
     P99Beside,
     /// What that is of what it is without the large ones.
     Beside,
+    /// The share of the calls that took as long as those of a slow instance.
+    SlowCalls,
     /// Calls per second.
     Throughput,
     /// Calls per second of the proxy's CPU time.
@@ -45,13 +47,14 @@ pub(super) enum Metric {
 
 impl Metric {
     /// In the order of reports.
-    pub(super) const ALL: [Self; 18] = [
+    pub(super) const ALL: [Self; 19] = [
         Self::P50,
         Self::P99,
         Self::P999,
         Self::P99Beside,
         Self::Beside,
         Self::AddedHop,
+        Self::SlowCalls,
         Self::Throughput,
         Self::PerCore,
         Self::CpuPerCall,
@@ -74,6 +77,7 @@ impl Metric {
             Self::P999 => "p99.9",
             Self::P99Beside => "p99_beside",
             Self::Beside => "p99_beside_to_alone",
+            Self::SlowCalls => "slow_calls",
             Self::Throughput => "throughput",
             Self::PerCore => "throughput_per_core",
             Self::AddedHop => "added_hop",
@@ -93,7 +97,7 @@ impl Metric {
     fn unit(self) -> &'static str {
         match self {
             Self::P50 | Self::P99 | Self::P999 | Self::P99Beside | Self::AddedHop | Self::CpuPerCall | Self::CpuOfAll => "us",
-            Self::Redirected => "%",
+            Self::SlowCalls | Self::Redirected => "%",
             Self::RunsPerCall => "runs",
             Self::TimePerRun | Self::TimePerCall => "ns",
             Self::Throughput | Self::PerCore => "calls/s",

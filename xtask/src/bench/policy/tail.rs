@@ -65,10 +65,14 @@ impl Study for Tail {
         thread::sleep(time);
         let (report, used) = (running.take()?, meter.stop()?);
         let rest = running.stop()?;
-        let error = report.last_error.or(rest.last_error.clone()).unwrap_or_default();
+        let error = report.last_error.or(rest.last_error).unwrap_or_default();
         ensure!(report.errors + rest.errors == 0, "calls failed: {error}");
         let us = |percent| report.latency_ns.value_at_percentile(percent) as f64 / 1e3;
         let mut values = vec![(Metric::P50, us(50.0)), (Metric::P99, us(99.0)), (Metric::P999, us(99.9))];
+        if let Ok(slow_ns @ 1..) = u64::try_from(self.slower.as_nanos()) {
+            let slow = report.latency_ns.count_between(slow_ns, report.latency_ns.max());
+            values.push((Metric::SlowCalls, slow as f64 * 100.0 / report.latency_ns.len() as f64));
+        }
         values.push((Metric::Throughput, report.latency_ns.len() as f64 / report.elapsed.as_secs_f64()));
         values.extend(cpu_per_call(target, used, report.latency_ns.len()));
         Ok(Sample::new(values, used.foreign))
