@@ -17,7 +17,7 @@ use crate::{
     place::Place,
 };
 
-/// What a line begins with that is for this bench.
+/// What stands before what is for this bench.
 const MARK: &str = "measured ";
 
 /// What was found of one subject in one case, a value a round.
@@ -37,9 +37,14 @@ pub(super) fn measure(place: &Place, tests: &[&str], effort: Effort) -> Result<V
     let calls = if effort.quick { 200_000 } else { 1_000_000 };
     command.env("MOA_BENCH_ROUNDS", effort.rounds.to_string()).env("MOA_BENCH_CALLS", calls.to_string());
     let printed = run(&mut command)?;
-    let found = printed.lines().filter_map(|line| line.strip_prefix(MARK)).map(str::parse).collect::<Result<Vec<Cost>>>()?;
+    let found = read(&printed)?;
     ensure!(!found.is_empty(), "{} measured nothing: {printed}", show(&command));
     Ok(found)
+}
+
+/// What the tests printed. The first line of each comes behind its name.
+fn read(printed: &str) -> Result<Vec<Cost>> {
+    printed.lines().filter_map(|line| line.split_once(MARK)).map(|(_, found)| found.parse()).collect()
 }
 
 fn run(command: &mut Command) -> Result<String> {
@@ -114,14 +119,17 @@ mod tests {
     use super::*;
 
     fn found() -> Vec<Cost> {
-        let lines = [
-            "pick_10 random time 10.0 12.0 11.0",
-            "pick_10 random allocations 0.000 0.000 0.000",
-            "pick_1000 random time 22.0",
-            "pick_1000 random allocations 0.500",
-            "rules none time 1.0",
-        ];
-        lines.iter().map(|line| line.parse().unwrap()).collect()
+        let printed = "
+running 2 tests
+test balance::benchmark::pick ... measured pick_10 random time 10.0 12.0 11.0
+measured pick_10 random allocations 0.000 0.000 0.000
+measured pick_1000 random time 22.0
+measured pick_1000 random allocations 0.500
+ok
+measured rules none time 1.0
+test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 334 filtered out
+";
+        read(printed).unwrap()
     }
 
     #[test]
