@@ -12,6 +12,8 @@ pub mod config;
 pub mod instance;
 pub mod kernel;
 pub mod logging;
+#[cfg(test)]
+mod measure;
 pub mod proxy;
 mod rules;
 pub mod trace;

@@ -48,6 +48,9 @@ enum Verb {
     /// The service of `bench frames` and `bench mesh`, a process of its own
     #[command(hide = true)]
     FrameService(load::frames::service::Args),
+    /// The services of `bench policy`, a process of their own
+    #[command(hide = true)]
+    SlowServices(load::slow::Args),
 }
 
 fn main() -> ExitCode {
@@ -71,6 +74,7 @@ fn dispatch(verb: &Verb) -> Result<ExitCode> {
         Verb::Check => check::run(&place)?,
         Verb::Clean => clean::run(&place)?,
         Verb::FrameService(args) => load::frames::service::serve(args)?,
+        Verb::SlowServices(args) => load::slow::serve(args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,4 @@
-//! What a pick costs: `cargo test --release -p agent --lib -- --ignored --nocapture nanoseconds_per_pick`.
+//! What a pick, a refresh and a rate limiter's word cost: `cargo xtask bench policy`.
 
 use std::{
     hint::black_box,
@@ -8,79 +8,112 @@ use std::{
 
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-use super::{Fit, Loads, Member, Options, Pick, Policy, Ring, Set, tests::options};
+use super::{Fit, Limiter, Loads, Member, Options, Pick, Policy, RateLimits, Ring, Set, tests::options};
+use crate::measure::Measure;
 
-const PICKS: u32 = 1_000_000;
+const PICKS: [(&str, Policy, bool); 9] = [
+    ("peak-ewma", Policy::PeakEwma, true),
+    ("peak-ewma-weighted", Policy::PeakEwma, false),
+    ("round-robin", Policy::RoundRobin, true),
+    ("round-robin-weighted", Policy::RoundRobin, false),
+    ("least-request", Policy::LeastRequest, true),
+    ("least-request-weighted", Policy::LeastRequest, false),
+    ("random", Policy::Random, true),
+    ("random-weighted", Policy::Random, false),
+    ("ketama", Policy::Ketama, true),
+];
 
-struct Case {
+struct Service {
     set: Set,
     loads: Loads,
-    now: Instant,
+    began: Instant,
 }
 
-fn case(policy: Policy, n: u32, equal: bool, ring: Option<&Arc<Ring>>) -> Case {
-    let (now, mut dice) = (Instant::now(), SmallRng::seed_from_u64(n.into()));
-    let loads = Loads::new(n as usize, Duration::from_secs(10), now);
-    let weight = |dice: &mut SmallRng| if equal { 1 } else { dice.random_range(1..100) };
-    let members = (0..n).map(|index| Member { index, weight: weight(&mut dice), level: 2, since: None }).collect();
-    for index in 0..n {
-        loads.observe(index, Duration::from_micros(900 + u64::from(index % 200)), now);
-    }
-    Case { set: Set::new(Options { panic: 50, ..options(policy) }, members, ring.cloned(), now), loads, now }
-}
-
-/// The best of five rounds: the machine is not ours alone.
-fn nanoseconds(case: &mut Case) -> f64 {
-    let mut dice = SmallRng::seed_from_u64(3);
-    let rounds = (0..5).map(|_| {
-        let started = Instant::now();
-        for i in 0..PICKS {
-            let now = case.now + Duration::from_micros(u64::from(i));
-            let key = Some(i.wrapping_mul(0x9e37_79b9));
-            let picked = case.set.pick(Pick { now, loads: &case.loads, key, dice: &mut dice }, |_| Fit::Ready);
-            black_box(picked);
+impl Service {
+    fn new(policy: Policy, n: u32, equal: bool, ring: Option<&Arc<Ring>>) -> Self {
+        let (now, mut dice) = (Instant::now(), SmallRng::seed_from_u64(n.into()));
+        let loads = Loads::new(n as usize, Duration::from_secs(10), now);
+        let weight = |dice: &mut SmallRng| if equal { 1 } else { dice.random_range(1..100) };
+        let members = (0..n).map(|index| Member { index, weight: weight(&mut dice), level: 2, since: None }).collect();
+        for index in 0..n {
+            loads.observe(index, Duration::from_micros(900 + u64::from(index % 200)), now);
         }
-        started.elapsed().as_secs_f64() * 1e9 / f64::from(PICKS)
-    });
-    rounds.fold(f64::MAX, f64::min)
+        Self { set: Set::new(Options { panic: 50, ..options(policy) }, members, ring.cloned(), now), loads, began: now }
+    }
+
+    fn pick(&mut self, call: u32, dice: &mut SmallRng) {
+        let now = self.began + Duration::from_micros(call.into());
+        let key = Some(call.wrapping_mul(0x9e37_79b9));
+        black_box(self.set.pick(Pick { now, loads: &self.loads, key, dice }, |_| Fit::Ready));
+    }
+}
+
+fn ring(service: u32, n: u32) -> Arc<Ring> {
+    Arc::new(Ring::new(&(0..n).map(|i| format!("10.{service}.{}.{}:80", i / 256, i % 256)).collect::<Vec<_>>()))
 }
 
 #[test]
 #[ignore = "a measurement"]
-fn microseconds_per_refresh() {
-    for (policy, equal) in [(Policy::PeakEwma, true), (Policy::PeakEwma, false), (Policy::RoundRobin, false)] {
-        for n in [10, 1_000, 20_000] {
-            let mut case = case(policy, n, equal, None);
-            let rounds = (0..20).map(|round| {
-                let started = Instant::now();
-                case.set.refresh(case.now, |index| index % 20 != round);
-                started.elapsed().as_secs_f64() * 1e6
-            });
-            println!("{policy:?} {} {n}: {:.1} us", if equal { "equal" } else { "weighted" }, rounds.fold(f64::MAX, f64::min));
+fn pick() {
+    for n in [10, 1_000, 20_000] {
+        let (mut measure, ring) = (Measure::new(format!("pick_{n}")), ring(0, n));
+        for (name, policy, equal) in PICKS {
+            let (mut service, mut dice) = (Service::new(policy, n, equal, Some(&ring)), SmallRng::seed_from_u64(3));
+            measure.add(name, move |call| service.pick(call, &mut dice));
         }
+        measure.run();
     }
+}
+
+/// Each call is one of another service, so that little of what it needs is in the CPU's caches.
+#[test]
+#[ignore = "a measurement"]
+fn pick_in_many_services() {
+    let mut measure = Measure::new("pick_2000x10");
+    for (name, policy, equal) in PICKS {
+        let mut dice = SmallRng::seed_from_u64(3);
+        let ring = |service| (policy == Policy::Ketama).then(|| ring(service, 10));
+        let mut services: Vec<_> = (0..2_000).map(|service| Service::new(policy, 10, equal, ring(service).as_ref())).collect();
+        measure.add(name, move |call| {
+            let service = dice.random_range(0..services.len());
+            services[service].pick(call, &mut dice);
+        });
+    }
+    measure.run();
 }
 
 #[test]
 #[ignore = "a measurement"]
-fn nanoseconds_per_pick() {
-    let sizes = [10_u32, 1_000, 20_000];
-    println!("{:<14} {:>10} {:>10} {:>10}", "ns per pick", sizes[0], sizes[1], sizes[2]);
-    let rings =
-        sizes.map(|n| Arc::new(Ring::new(&(0..n).map(|i| format!("10.0.{}.{}:80", i / 256, i % 256)).collect::<Vec<_>>())));
-    for (policy, equal) in [
-        (Policy::PeakEwma, true),
-        (Policy::PeakEwma, false),
-        (Policy::RoundRobin, true),
-        (Policy::RoundRobin, false),
-        (Policy::LeastRequest, true),
-        (Policy::LeastRequest, false),
-        (Policy::Random, true),
-        (Policy::Random, false),
-        (Policy::Ketama, true),
-    ] {
-        let of = |i: usize| nanoseconds(&mut case(policy, sizes[i], equal, Some(&rings[i])));
-        let name = format!("{policy:?}{}", if equal { "" } else { " w" });
-        println!("{name:<14} {:>10.1} {:>10.1} {:>10.1}", of(0), of(1), of(2));
+fn refresh() {
+    for n in [10, 1_000, 20_000] {
+        let mut measure = Measure::new(format!("refresh_{n}")).seldom(10 * n);
+        for (name, policy, equal) in PICKS.into_iter().filter(|(_, policy, _)| *policy != Policy::Ketama) {
+            let mut service = Service::new(policy, n, equal, None);
+            measure.add(name, move |call| service.set.refresh(service.began, |index| index % 20 != call % 20));
+        }
+        measure.run();
     }
+}
+
+/// A call each microsecond.
+#[test]
+#[ignore = "a measurement"]
+fn admit() {
+    let mut measure = Measure::new("rate");
+    for (name, callers, service_per_s) in
+        [("1-caller", 1, 10_000_000), ("1000-callers", 1_000, 10_000_000), ("1-caller-refused", 1, 1_000)]
+    {
+        let (began, burst) = (Instant::now(), Duration::from_millis(100));
+        let limits = RateLimits { service_per_s, caller_per_s: 5_000_000, burst, ..RateLimits::default() };
+        let limiter = Limiter::new(&limits, began);
+        let shares: Vec<_> = (0..callers).map(|caller| limiter.caller(&format!("caller-{caller}"), began)).collect();
+        let mut dice = SmallRng::seed_from_u64(3);
+        let mut now = began;
+        measure.add(name, move |_| {
+            now += Duration::from_micros(1);
+            let share = &shares[dice.random_range(0..shares.len())];
+            black_box(limiter.admit(share, now)).ok();
+        });
+    }
+    measure.run();
 }

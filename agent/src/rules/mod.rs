@@ -4,6 +4,8 @@
 //! uniform number that is the same for all questions about that call: each rule makes its own dice of it. Nothing here
 //! allocates for a call that gives out what it says without doing so.
 
+#[cfg(test)]
+mod benchmark;
 mod chance;
 mod explain;
 mod name;

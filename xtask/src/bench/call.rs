@@ -80,7 +80,8 @@ impl Connection {
         Ok(())
     }
 
-    fn with(port: u16, request: Vec<u8>, answer: Vec<u8>) -> Result<Self> {
+    /// Connects for any call.
+    pub(super) fn with(port: u16, request: Vec<u8>, answer: Vec<u8>) -> Result<Self> {
         let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).with_context(|| format!("no connection to port {port}"))?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(ANSWER_WITHIN))?;

@@ -116,6 +116,7 @@ fn throughput(target: &Target, bed: &Bed, bench: &RedisBenchmark) -> Result<Samp
     Ok(Sample::new(values, used.foreign))
 }
 
-fn cpu_per_call(target: &Target, used: Used, calls: u64) -> Option<(Metric, f64)> {
+/// What the proxies use for a call, if there are any.
+pub(super) fn cpu_per_call(target: &Target, used: Used, calls: u64) -> Option<(Metric, f64)> {
     (!target.proxies.is_empty()).then(|| (Metric::CpuPerCall, used.subject_ns as f64 / 1e3 / calls as f64))
 }

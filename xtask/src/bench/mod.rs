@@ -5,11 +5,13 @@ mod call;
 mod case;
 mod cpu;
 mod frames;
+mod goals;
 mod latency;
 mod legs;
 mod local;
 mod memory;
 mod path;
+mod policy;
 mod prepare;
 mod progress;
 mod redis_benchmark;
@@ -35,6 +37,8 @@ pub(crate) enum Bench {
     Frames(frames::Args),
     /// Calls in frames through two agents: latency and CPU, next to one proxy and two
     Mesh(frames::MeshArgs),
+    /// The traffic policy: what a pick, rules and rate limits cost, and tail latency beside a slow instance, next to Envoy's
+    Policy(policy::Args),
 }
 
 /// Runs a benchmark.
@@ -44,5 +48,6 @@ pub(crate) fn run(place: &Place, bench: &Bench) -> Result<()> {
         Bench::KernelLegs(args) => legs::run(place, args),
         Bench::Frames(args) => frames::run(place, args),
         Bench::Mesh(args) => frames::run_mesh(place, args),
+        Bench::Policy(args) => policy::run(place, args),
     }
 }

@@ -29,7 +29,7 @@ pub(super) struct Common {
     /// and is dropped
     #[arg(long, default_value_t = 10.0)]
     pub(super) foreign_max: f64,
-    /// Only these subjects; `direct` is always among them
+    /// Only these subjects; what the others are compared with is always among them
     #[arg(long, value_delimiter = ',')]
     subject: Vec<Subject>,
 }

@@ -45,11 +45,13 @@ impl Report {
     }
 
     /// Nothing more comes. Fails if nothing was found of a subject.
-    pub(super) fn end(self, ready: &Ready) -> Result<()> {
+    pub(super) fn end<'a>(self, ready: impl Into<Option<&'a Ready>>) -> Result<()> {
         if self.json {
             println!("{}", serde_json::to_string_pretty(&self.rows)?);
         }
-        ready.say_what_is_left_out();
+        if let Some(ready) = ready.into() {
+            ready.say_what_is_left_out();
+        }
         let nothing = self.nothing.join(", ");
         ensure!(nothing.is_empty(), "no sample counts of {nothing}: the reasons stand above each table; try when it is quiet");
         Ok(())

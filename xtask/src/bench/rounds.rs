@@ -26,6 +26,11 @@ pub(super) trait Study {
     /// Measures once.
     fn sample(&self, subject: Subject, target: &Target, bed: &Self::Bed<'_>, quick: bool) -> Result<Sample>;
 
+    /// What the others are compared with.
+    fn baseline(&self) -> Subject {
+        Subject::Direct
+    }
+
     /// Whether others that use the CPUs change what is measured.
     fn minds_strangers(&self) -> bool {
         true
@@ -159,13 +164,13 @@ impl Contender {
     }
 }
 
-/// All metrics of all subjects, next to those of a direct call.
+/// All metrics of all subjects, next to those of the one that they are compared with.
 pub(super) fn rows_of(study: &impl Study, contenders: &[Contender]) -> Vec<Row> {
-    let baseline = Subject::Direct;
+    let baseline = study.baseline();
     let mut rows = Vec::new();
     for metric in Metric::ALL {
-        let direct = contenders.iter().find(|one| one.subject == baseline);
-        let base = direct.and_then(|one| median(&one.values(metric)));
+        let compared = contenders.iter().find(|one| one.subject == baseline);
+        let base = compared.and_then(|one| median(&one.values(metric)));
         for one in contenders {
             let (subject, values) = (one.subject.name(), one.values(metric));
             rows.extend(Row::new(&study.name(), &subject, metric, &values, (&baseline.name(), base)));

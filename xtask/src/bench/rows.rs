@@ -9,10 +9,14 @@ pub(super) enum Metric {
     P50,
     /// The 99th percentile of them.
     P99,
-    /// The same of small calls beside large ones.
+    /// The 99.9th of them.
+    P999,
+    /// The 99th percentile of small calls beside large ones.
     P99Beside,
     /// What that is of what it is without the large ones.
     Beside,
+    /// The share of the calls that took as long as those of a slow instance.
+    SlowCalls,
     /// Calls per second.
     Throughput,
     /// Calls per second of the proxy's CPU time.
@@ -29,6 +33,10 @@ pub(super) enum Metric {
     RunsPerCall,
     /// How long it ran each time.
     TimePerRun,
+    /// How long a part of a call takes that needs no system call.
+    TimePerCall,
+    /// How often it allocates memory.
+    Allocations,
     /// Instructions of the proxy's processes, in userspace.
     Instructions,
     /// Growth of resident memory.
@@ -39,12 +47,14 @@ pub(super) enum Metric {
 
 impl Metric {
     /// In the order of reports.
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 19] = [
         Self::P50,
         Self::P99,
+        Self::P999,
         Self::P99Beside,
         Self::Beside,
         Self::AddedHop,
+        Self::SlowCalls,
         Self::Throughput,
         Self::PerCore,
         Self::CpuPerCall,
@@ -52,6 +62,8 @@ impl Metric {
         Self::Redirected,
         Self::RunsPerCall,
         Self::TimePerRun,
+        Self::TimePerCall,
+        Self::Allocations,
         Self::Instructions,
         Self::Rss,
         Self::Pss,
@@ -62,8 +74,10 @@ impl Metric {
         match self {
             Self::P50 => "p50",
             Self::P99 => "p99",
+            Self::P999 => "p99.9",
             Self::P99Beside => "p99_beside",
             Self::Beside => "p99_beside_to_alone",
+            Self::SlowCalls => "slow_calls",
             Self::Throughput => "throughput",
             Self::PerCore => "throughput_per_core",
             Self::AddedHop => "added_hop",
@@ -72,6 +86,8 @@ impl Metric {
             Self::Redirected => "redirected",
             Self::RunsPerCall => "runs_per_call",
             Self::TimePerRun => "time_per_run",
+            Self::TimePerCall => "time_per_call",
+            Self::Allocations => "allocations_per_call",
             Self::Instructions => "instructions_per_call",
             Self::Rss => "rss_per_connection",
             Self::Pss => "pss_per_connection",
@@ -80,12 +96,13 @@ impl Metric {
 
     fn unit(self) -> &'static str {
         match self {
-            Self::P50 | Self::P99 | Self::P99Beside | Self::AddedHop | Self::CpuPerCall | Self::CpuOfAll => "us",
-            Self::Redirected => "%",
+            Self::P50 | Self::P99 | Self::P999 | Self::P99Beside | Self::AddedHop | Self::CpuPerCall | Self::CpuOfAll => "us",
+            Self::SlowCalls | Self::Redirected => "%",
             Self::RunsPerCall => "runs",
-            Self::TimePerRun => "ns",
+            Self::TimePerRun | Self::TimePerCall => "ns",
             Self::Throughput | Self::PerCore => "calls/s",
             Self::Beside => "x",
+            Self::Allocations => "allocs",
             Self::Instructions => "instr",
             Self::Rss | Self::Pss => "B",
         }

@@ -35,6 +35,16 @@ pub(super) enum Subject {
     AgentsOff,
     /// The same, by way of the kernel where that is possible
     AgentsOn,
+    /// `moa agent` that balances by latency and calls in flight
+    AgentPeakEwma,
+    /// The same by calls in flight
+    AgentLeastRequest,
+    /// The same in turn
+    AgentRoundRobin,
+    /// Envoy, Redis proxy that balances by calls in flight
+    EnvoyLeastRequest,
+    /// The same in turn
+    EnvoyRoundRobin,
     /// HAProxy behind HAProxy, TCP mode
     HaproxyTwice,
     /// Envoy behind Envoy, TCP proxy
@@ -80,9 +90,19 @@ impl Subject {
     pub(super) const MESH: [Self; 6] =
         [Self::Direct, Self::AgentsOff, Self::AgentsOn, Self::Haproxy, Self::HaproxyTwice, Self::EnvoyTwice];
 
+    /// What `bench policy` compares.
+    pub(super) const POLICY: [Self; 6] = [
+        Self::Direct,
+        Self::AgentPeakEwma,
+        Self::AgentLeastRequest,
+        Self::AgentRoundRobin,
+        Self::EnvoyLeastRequest,
+        Self::EnvoyRoundRobin,
+    ];
+
     /// Whether it is `moa agent`, once or twice.
     pub(super) fn is_agent(self) -> bool {
-        matches!(self, Self::AgentOff | Self::AgentOn | Self::AgentOptedOut | Self::AgentsOff | Self::AgentsOn)
+        matches!(self.chain().0, Self::AgentOff | Self::AgentOn | Self::AgentOptedOut)
     }
 
     /// What stands on the way, and how often.
@@ -92,6 +112,8 @@ impl Subject {
             Self::AgentsOn => (Self::AgentOn, 2),
             Self::HaproxyTwice => (Self::Haproxy, 2),
             Self::EnvoyTwice => (Self::EnvoyTcp, 2),
+            Self::AgentPeakEwma | Self::AgentLeastRequest | Self::AgentRoundRobin => (Self::AgentOff, 1),
+            Self::EnvoyLeastRequest | Self::EnvoyRoundRobin => (Self::EnvoyRedis, 1),
             Self::Direct => (self, 0),
             _ => (self, 1),
         }
@@ -109,13 +131,13 @@ impl Subject {
 
     /// Its program; none for a direct call.
     pub(super) fn program(self, place: &Place) -> Result<Option<PathBuf>> {
-        Ok(Some(match self {
-            Self::Direct => return Ok(None),
-            Self::AgentOff | Self::AgentOn | Self::AgentOptedOut | Self::AgentsOff | Self::AgentsOn => place.shipped_moa(),
-            Self::Haproxy | Self::HaproxyTwice => installed("haproxy")?,
+        Ok(Some(match self.chain().0 {
+            Self::Haproxy => installed("haproxy")?,
             Self::Nginx => installed("nginx")?,
             Self::Nutcracker => installed("nutcracker")?,
-            Self::EnvoyTcp | Self::EnvoyRedis | Self::EnvoyTwice => envoy(place)?,
+            Self::EnvoyTcp | Self::EnvoyRedis => envoy(place)?,
+            _ if self.is_agent() => place.shipped_moa(),
+            _ => return Ok(None),
         }))
     }
 
@@ -139,21 +161,21 @@ impl Subject {
             Self::Nginx => format!("-e stderr -p {folder} -c {file}"),
             Self::Nutcracker => format!("-s {extra} -c {file}"),
             Self::EnvoyTcp | Self::EnvoyRedis => format!("--disable-hot-restart -l warn --concurrency {workers} -c {file}"),
-            // Nothing to start, and never the one of a chain.
-            Self::Direct | Self::AgentsOff | Self::AgentsOn | Self::HaproxyTwice | Self::EnvoyTwice => String::new(),
+            // Nothing to start, or never the one of a chain.
+            _ => String::new(),
         };
         Ok(args.split(' ').map(str::to_owned).collect())
     }
 
     fn template(self) -> Option<(&'static str, &'static str)> {
         Some(match self {
-            Self::Direct | Self::AgentsOff | Self::AgentsOn | Self::HaproxyTwice | Self::EnvoyTwice => return None,
             Self::AgentOff | Self::AgentOn | Self::AgentOptedOut => ("agent.toml", include_str!("conf/agent.toml")),
             Self::Haproxy => ("haproxy.cfg", include_str!("conf/haproxy.cfg")),
             Self::Nginx => ("nginx.conf", include_str!("conf/nginx.conf")),
             Self::Nutcracker => ("nutcracker.yml", include_str!("conf/nutcracker.yml")),
             Self::EnvoyTcp => ("envoy-tcp.yaml", include_str!("conf/envoy-tcp.yaml")),
             Self::EnvoyRedis => ("envoy-redis.yaml", include_str!("conf/envoy-redis.yaml")),
+            _ => return None,
         })
     }
 }

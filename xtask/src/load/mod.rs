@@ -1,17 +1,19 @@
 //! A load generator for one address: blocking threads, one a connection, with times in nanoseconds.
 //!
 //! It is closed: a connection sends when an answer comes (or when its rate says so), so that it measures latency, not how
-//! a queue grows. Requests of one connection are in flight up to a depth, in order; the time of each is from the write
+//! a queue grows; [`Load::start_open`] is the other kind. Requests of one connection are in flight up to a depth, in order; the time of each is from the write
 //! that sent it to the read that completed its answer.
 
 mod client;
 pub(crate) mod frames;
+mod open;
 mod resp;
+pub(crate) mod slow;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -70,6 +72,14 @@ pub(crate) struct Running {
     since: Instant,
 }
 
+/// What a connection's thread gets of its load.
+struct Seat {
+    load: Arc<Load>,
+    index: usize,
+    stats: Arc<Mutex<Stats>>,
+    stop: Arc<AtomicBool>,
+}
+
 /// What one connection has seen since it was last asked.
 #[derive(Debug)]
 struct Stats {
@@ -86,6 +96,25 @@ impl Load {
 
     /// Opens every connection, then starts sending on all.
     pub(crate) fn start(self) -> Result<Running> {
+        self.started(|seat| {
+            let client = client::Client::new(seat.load, seat.index, seat.stats, seat.stop);
+            move |socket| client.run(socket)
+        })
+    }
+
+    /// As [`Self::start`], but open: requests are due at their rate, however long those before take, and their time counts from
+    /// when they were due. Each connection is a caller that waits for its answer and then makes the next request that is due; a
+    /// connection that fails is not opened again.
+    pub(crate) fn start_open(self) -> Result<Running> {
+        let rate = self.rate.filter(|rate| *rate > 0.0).context("an open load needs a rate")?;
+        let schedule = Arc::new(open::Schedule::new(rate));
+        self.started(|seat| {
+            let schedule = Arc::clone(&schedule);
+            move |socket| open::run(&seat, socket, &schedule)
+        })
+    }
+
+    fn started<F: FnOnce(TcpStream) + Send + 'static>(self, client: impl Fn(Seat) -> F) -> Result<Running> {
         anyhow::ensure!(!self.requests.is_empty() && self.connections > 0 && self.depth > 0, "a load of nothing");
         let sockets: Vec<_> = (0..self.connections).map(|_| client::connect(&self)).collect::<Result<_>>()?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -93,9 +122,8 @@ impl Load {
         let mut clients = Vec::with_capacity(sockets.len());
         for (index, socket) in sockets.into_iter().enumerate() {
             let stats = Arc::new(Mutex::new(Stats::new()?));
-            let client = client::Client::new(Arc::clone(&load), index, Arc::clone(&stats), Arc::clone(&stop));
-            let thread =
-                thread::Builder::new().name(format!("load-{index}")).stack_size(128 << 10).spawn(move || client.run(socket));
+            let run = client(Seat { load: Arc::clone(&load), index, stats: Arc::clone(&stats), stop: Arc::clone(&stop) });
+            let thread = thread::Builder::new().name(format!("load-{index}")).stack_size(128 << 10).spawn(move || run(socket));
             clients.push((stats, thread.context("a thread for the load cannot be started")?));
         }
         Ok(Running { stop, clients, since: Instant::now() })

@@ -14,15 +14,15 @@ pub(super) struct Answer {
     pub(super) error: Option<String>,
 }
 
-/// The bytes are no answer to a `GET`.
+/// The bytes are not that.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct NotAnAnswer;
+pub(super) struct Malformed;
 
 /// The answer at the beginning of the buffer, if it is whole.
-pub(super) fn answer(buf: &[u8]) -> Result<Option<Answer>, NotAnAnswer> {
+pub(super) fn answer(buf: &[u8]) -> Result<Option<Answer>, Malformed> {
     let Some(end) = buf.iter().position(|byte| *byte == b'\n') else { return Ok(None) };
-    let line = buf[..end].strip_suffix(b"\r").ok_or(NotAnAnswer)?;
-    let (kind, rest) = line.split_first().ok_or(NotAnAnswer)?;
+    let line = buf[..end].strip_suffix(b"\r").ok_or(Malformed)?;
+    let (kind, rest) = line.split_first().ok_or(Malformed)?;
     let whole = |error| Ok(Some(Answer { len: end + 1, error }));
     match kind {
         b'+' => whole(None),
@@ -30,17 +30,47 @@ pub(super) fn answer(buf: &[u8]) -> Result<Option<Answer>, NotAnAnswer> {
         b'_' => whole(Some("no value".to_owned())),
         b'$' if rest == b"-1" => whole(Some("no value".to_owned())),
         b'$' => bulk(buf, end + 1, rest),
-        _ => Err(NotAnAnswer),
+        _ => Err(Malformed),
     }
 }
 
-fn bulk(buf: &[u8], start: usize, length: &[u8]) -> Result<Option<Answer>, NotAnAnswer> {
-    let length: usize = std::str::from_utf8(length).ok().and_then(|digits| digits.parse().ok()).ok_or(NotAnAnswer)?;
+/// A request at the beginning of a buffer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Request {
+    /// How many bytes it takes.
+    pub(super) len: usize,
+    /// How many words it has.
+    pub(super) words: usize,
+}
+
+/// The request at the beginning of the buffer, if it is whole.
+pub(super) fn request(buf: &[u8]) -> Result<Option<Request>, Malformed> {
+    let Some((words, mut len)) = count(buf, b'*')? else { return Ok(None) };
+    for _ in 0..words {
+        let Some((bytes, start)) = count(&buf[len..], b'$')? else { return Ok(None) };
+        len += start + bytes + 2;
+        if len > buf.len() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(Request { len, words }))
+}
+
+/// The number on a line of this kind, and where the line ends.
+fn count(buf: &[u8], kind: u8) -> Result<Option<(usize, usize)>, Malformed> {
+    let Some(end) = buf.iter().position(|byte| *byte == b'\n') else { return Ok(None) };
+    let line = buf[..end].strip_suffix(b"\r").ok_or(Malformed)?;
+    let digits = line.strip_prefix(&[kind]).and_then(|digits| std::str::from_utf8(digits).ok());
+    Ok(Some((digits.and_then(|digits| digits.parse().ok()).ok_or(Malformed)?, end + 1)))
+}
+
+fn bulk(buf: &[u8], start: usize, length: &[u8]) -> Result<Option<Answer>, Malformed> {
+    let length: usize = std::str::from_utf8(length).ok().and_then(|digits| digits.parse().ok()).ok_or(Malformed)?;
     let Some(body) = buf.get(start..start + length) else { return Ok(None) };
     match buf.get(start + length..start + length + 2) {
         None => Ok(None),
         Some(b"\r\n") => Ok(Some(Answer { len: start + length + 2, error: failed(body) })),
-        Some(_) => Err(NotAnAnswer),
+        Some(_) => Err(Malformed),
     }
 }
 
@@ -76,6 +106,18 @@ mod tests {
     }
 
     #[test]
+    fn requests_are_found() {
+        let get = get("{\r\n}");
+        for cut in 0..get.len() {
+            assert_eq!(request(&get[..cut]), Ok(None), "{cut} bytes of it");
+        }
+        let more = [&get[..], b"*1\r\n$4\r\nPING\r\n"].concat();
+        assert_eq!(request(&more), Ok(Some(Request { len: get.len(), words: 2 })));
+        assert_eq!(request(&more[get.len()..]), Ok(Some(Request { len: 14, words: 1 })));
+        assert_eq!(request(b"GET a\r\n"), Err(Malformed));
+    }
+
+    #[test]
     fn good_answers() {
         for good in [
             &b"+PONG\r\n"[..],
@@ -99,7 +141,7 @@ mod tests {
     #[test]
     fn garbage_is_refused() {
         for bad in [&b"HTTP/1.1 400\r\n"[..], b"\n", b"$x\r\n", b"$-2\r\n", b"$1\r\nabc", b"*1\r\n$1\r\nx\r\n"] {
-            assert_eq!(answer(bad), Err(NotAnAnswer), "{}", text(bad));
+            assert_eq!(answer(bad), Err(Malformed), "{}", text(bad));
         }
     }
 }

@@ -44,6 +44,25 @@ fn counts_what_was_answered() {
 }
 
 #[test]
+fn an_open_load_counts_from_when_a_request_was_due() {
+    let request = get("{}");
+    let len = request.len();
+    // One caller, whose answers take four times as long as the time between two requests.
+    let to = server(move |mut socket| {
+        let mut request = vec![0; len];
+        while socket.read_exact(&mut request).is_ok() && socket.write_all(b"+OK\r\n").is_ok() {
+            thread::sleep(Duration::from_millis(4));
+        }
+    });
+    let load = Load { rate: Some(1_000.0), ..Load::new(to, vec![request]) };
+    assert!(Load { rate: None, ..load.clone() }.start_open().is_err());
+    let mut running = load.start_open().unwrap();
+    let report = until(&mut running, |report| report.answered() >= 50);
+    assert_eq!(report.errors + running.stop().unwrap().errors, 0);
+    assert!(report.percentile_ns(100.0) > 100_000_000, "the queue has grown to {} ns", report.percentile_ns(100.0));
+}
+
+#[test]
 fn requests_are_sent_in_turn() {
     let to = server(|mut socket| {
         let mut request = vec![0; get("a").len()];

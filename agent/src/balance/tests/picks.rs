@@ -1,8 +1,6 @@
 //! Who is found when others can't take the call.
 
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    cell::Cell,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,6 +9,7 @@ use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::{super::*, POLICIES, loads, options, rng};
+use crate::measure::allocations;
 
 fn ring(n: usize) -> Arc<Ring> {
     Arc::new(Ring::new(&(0..n).map(|i| format!("10.0.0.{i}:80")).collect::<Vec<_>>()))
@@ -108,30 +107,6 @@ fn calls_of_one_that_is_full_go_to_all_others() {
     }
 }
 
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-#[expect(unsafe_code, reason = "an allocator is")]
-// SAFETY: the system's allocator does everything; counting touches a thread-local number only, which needs no memory.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: as the caller promised.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promised.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
 #[test]
 fn a_pick_allocates_nothing() {
     let mut dice = rng("a_pick_allocates_nothing");
@@ -142,7 +117,7 @@ fn a_pick_allocates_nothing() {
         members.iter_mut().for_each(|member| member.since = Some(now));
         let options = Options { slow_start: Duration::from_secs(slow_start), ..options(policy) };
         let mut set = Set::new(options, members, Some(ring(n)), now);
-        let before = ALLOCATIONS.with(Cell::get);
+        let before = allocations();
         for i in 0..3_000 {
             let now = now + Duration::from_millis(i * 10);
             let key = (i % 2 == 0).then(|| dice.random());
@@ -156,6 +131,6 @@ fn a_pick_allocates_nothing() {
             loads.end(index);
             loads.observe(index, Duration::from_millis(index.into()), now);
         }
-        assert_eq!(ALLOCATIONS.with(Cell::get), before, "{policy:?} with {n}");
+        assert_eq!(allocations(), before, "{policy:?} with {n}");
     }
 }

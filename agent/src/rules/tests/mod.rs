@@ -7,6 +7,11 @@ mod shares;
 
 use super::*;
 
+/// A plan for a service whose instances have no environment.
+pub(super) fn plan_of(policy: &str) -> Plan {
+    Plan::new(&toml::from_str(policy).unwrap(), &[])
+}
+
 /// A plan for a service whose instances have the environments `pre` and `grey`.
 fn plan(policy: &str) -> Plan {
     Plan::new(&toml::from_str(policy).unwrap(), &["", "pre", "grey", "pre"])

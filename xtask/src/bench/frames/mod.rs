@@ -2,7 +2,6 @@
 
 mod bed;
 mod case;
-mod goals;
 mod instructions;
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +9,7 @@ use clap::builder::PossibleValuesParser;
 
 use self::case::{Case, FRAMES, MESH, Shape};
 use super::{
+    goals,
     prepare::{Common, Ready},
     report::Report,
     rounds::{Study, measure, rows_of},

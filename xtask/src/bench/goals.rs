@@ -1,57 +1,72 @@
 //! What is aimed for, and whether it was met.
 
-use crate::bench::{
+use super::{
     rounds::{Contender, Study},
     rows::{Metric, aligned, median},
     subject::Subject,
 };
 
-use super::case::Case;
-
 /// What a median is held against.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Bound {
+pub(super) enum Bound {
     Least(f64),
     Most(f64),
     /// Less than that of another subject.
     Below(Subject),
+    /// At most so much of that of another subject.
+    Share(f64, Subject),
 }
 
-/// A goal for every agent of some cases.
+/// A goal for agents in some cases.
 struct Goal {
     /// What the names of the cases begin with.
     cases: &'static str,
+    /// For which agent; none is for all.
+    of: Option<Subject>,
     metric: Metric,
     bound: Bound,
 }
 
-const GOALS: [Goal; 5] = [
-    Goal { cases: "frames_64B", metric: Metric::PerCore, bound: Bound::Least(500_000.0) },
-    Goal { cases: "frames_64B", metric: Metric::CpuPerCall, bound: Bound::Most(1.5) },
-    Goal { cases: "frames_beside", metric: Metric::Beside, bound: Bound::Most(3.0) },
+const GOALS: [Goal; 6] = [
+    Goal::new("frames_64B", Metric::PerCore, Bound::Least(500_000.0)),
+    Goal::new("frames_64B", Metric::CpuPerCall, Bound::Most(1.5)),
+    Goal::new("frames_beside", Metric::Beside, Bound::Most(3.0)),
     // Two agents cost less than one other proxy.
-    Goal { cases: "mesh_p50", metric: Metric::P50, bound: Bound::Below(Subject::Haproxy) },
-    Goal { cases: "mesh_p50", metric: Metric::CpuPerCall, bound: Bound::Below(Subject::Haproxy) },
+    Goal::new("mesh_p50", Metric::P50, Bound::Below(Subject::Haproxy)),
+    Goal::new("mesh_p50", Metric::CpuPerCall, Bound::Below(Subject::Haproxy)),
+    Goal {
+        of: Some(Subject::AgentPeakEwma),
+        ..Goal::new("tail_1_slow", Metric::P99, Bound::Share(0.5, Subject::EnvoyLeastRequest))
+    },
 ];
+
+impl Goal {
+    const fn new(cases: &'static str, metric: Metric, bound: Bound) -> Self {
+        Self { cases, of: None, metric, bound }
+    }
+}
 
 /// One line: case, subject, metric, what was found, the goal and the verdict.
 pub(super) type Line = [String; 5];
 
 /// The goals of a case that was measured.
-pub(super) fn of_case(case: &Case, contenders: &[Contender]) -> Vec<Line> {
+pub(super) fn of_case(case: &impl Study, contenders: &[Contender]) -> Vec<Line> {
     let goals = GOALS.iter().filter(|goal| case.name().starts_with(goal.cases));
     let median_of = |subject: Subject, metric| {
         let contender = contenders.iter().find(|one| one.subject == subject);
         contender.and_then(|one| median(&one.values(metric)))
     };
-    let agents = || contenders.iter().filter(|one| one.subject.is_agent());
     let of_goal = |goal: &Goal| {
-        let other = if let Bound::Below(other) = goal.bound { median_of(other, goal.metric) } else { None };
+        let other = match goal.bound {
+            Bound::Below(other) | Bound::Share(_, other) => median_of(other, goal.metric),
+            Bound::Least(_) | Bound::Most(_) => None,
+        };
+        let is_meant = |one: &&Contender| one.subject.is_agent() && goal.of.is_none_or(|agent| agent == one.subject);
         let line = |one: &Contender| {
             let found = median_of(one.subject, goal.metric);
-            line(&case.name(), one.subject, goal, found, other)
+            line(&case.name(), &one.subject.name(), goal.metric, goal.bound, found, other)
         };
-        agents().map(line).collect::<Vec<_>>()
+        contenders.iter().filter(is_meant).map(line).collect::<Vec<_>>()
     };
     goals.flat_map(of_goal).collect()
 }
@@ -62,27 +77,32 @@ pub(super) fn table(lines: Vec<Line>) -> String {
     format!("goals\n{}", aligned(std::iter::once(head).chain(lines).collect(), 3))
 }
 
-fn line(case: &str, subject: Subject, goal: &Goal, found: Option<f64>, other: Option<f64>) -> Line {
-    let (text, limit) = match goal.bound {
+/// What was found, held against a bound; `other` is what was found of the subject that the bound names.
+pub(super) fn line(case: &str, subject: &str, metric: Metric, bound: Bound, found: Option<f64>, other: Option<f64>) -> Line {
+    let (text, limit) = match bound {
         Bound::Least(least) => (format!("≥ {}", short(least)), Some(least)),
         Bound::Most(most) => (format!("≤ {}", short(most)), Some(most)),
         Bound::Below(subject) => {
             (other.map_or_else(|| subject.name(), |most| format!("< {} {}", subject.name(), short(most))), other)
         }
+        Bound::Share(share, subject) => {
+            let text = format!("≤ {share:.2}× {}", subject.name());
+            (other.map_or_else(|| text.clone(), |other| format!("{text} {}", short(other))), other.map(|other| share * other))
+        }
     };
     let verdict = match (found, limit) {
-        (Some(found), Some(limit)) if met(goal.bound, found, limit) => "met",
+        (Some(found), Some(limit)) if met(bound, found, limit) => "met",
         (Some(_), Some(_)) => "MISSED",
         _ => "not measured",
     };
     let found = found.map_or_else(|| "-".to_owned(), short);
-    [case.to_owned(), subject.name(), goal.metric.name().to_owned(), found, format!("{text} {verdict}")]
+    [case.to_owned(), subject.to_owned(), metric.name().to_owned(), found, format!("{text} {verdict}")]
 }
 
 fn met(bound: Bound, found: f64, limit: f64) -> bool {
     match bound {
         Bound::Least(_) => found >= limit,
-        Bound::Most(_) => found <= limit,
+        Bound::Most(_) | Bound::Share(..) => found <= limit,
         Bound::Below(_) => found < limit,
     }
 }
@@ -96,8 +116,7 @@ mod tests {
     use super::*;
 
     fn verdict(bound: Bound, found: Option<f64>, other: Option<f64>) -> String {
-        let goal = Goal { cases: "", metric: Metric::P50, bound };
-        let [_, _, _, _, goal] = line("case", Subject::AgentOn, &goal, found, other);
+        let [_, _, _, _, goal] = line("case", "agent-on", Metric::P50, bound, found, other);
         goal
     }
 
@@ -110,5 +129,9 @@ mod tests {
         assert_eq!(verdict(Bound::Below(Subject::Haproxy), Some(20.0), Some(21.0)), "< haproxy 21.00 met");
         assert_eq!(verdict(Bound::Below(Subject::Haproxy), Some(21.0), Some(21.0)), "< haproxy 21.00 MISSED");
         assert_eq!(verdict(Bound::Below(Subject::Haproxy), Some(21.0), None), "haproxy not measured");
+        let half = Bound::Share(0.5, Subject::Haproxy);
+        assert_eq!(verdict(half, Some(10.0), Some(20.0)), "≤ 0.50× haproxy 20.00 met");
+        assert_eq!(verdict(half, Some(10.1), Some(20.0)), "≤ 0.50× haproxy 20.00 MISSED");
+        assert_eq!(verdict(half, Some(10.0), None), "≤ 0.50× haproxy not measured");
     }
 }
