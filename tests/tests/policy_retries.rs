@@ -117,7 +117,8 @@ fn after_codes_of_the_service() {
 #[test]
 fn after_a_try_that_takes_too_long() {
     for pipelined in [false, true] {
-        let several = Several::start(2, &policy(&format!("retry.methods = [\"get\"]\ntry_timeout_ms = 150\npipelined = {pipelined}")));
+        let several =
+            Several::start(2, &policy(&format!("retry.methods = [\"get\"]\ntry_timeout_ms = 150\npipelined = {pipelined}")));
         several.script(|server, _| if server == 0 { Answer::silence() } else { by(server) });
         let mut client = several.connect();
         for n in 0..8 {
@@ -331,7 +332,8 @@ fn the_budget_bounds_an_outage() {
 
 #[test]
 fn two_agents_do_not_multiply_each_other() {
-    let retries = policy("retry.methods = [\"get\"]\nretry.on = [\"code\", \"not-executed\"]\nretry.codes = [777]\nretry.tries_max = 3");
+    let retries =
+        policy("retry.methods = [\"get\"]\nretry.on = [\"code\", \"not-executed\"]\nretry.codes = [777]\nretry.tries_max = 3");
     let fakes = [FakeMoa::start(), FakeMoa::start()];
     fakes.iter().for_each(|fake| fake.script(|_| Answer::envelope(777, "no", "null")));
     let addresses = [fakes[0].address(), fakes[1].address()];
@@ -382,7 +384,8 @@ fn a_caller_that_goes_between_two_tries_leaves_nothing_behind() {
 
 #[test]
 fn pipelined_calls_of_a_redis_client_keep_their_order() {
-    let several = Several::start(3, &policy("retry.methods = [\"get\"]\nretry.on = [\"code\", \"connection\"]\nretry.codes = [777]"));
+    let several =
+        Several::start(3, &policy("retry.methods = [\"get\"]\nretry.on = [\"code\", \"connection\"]\nretry.codes = [777]"));
     several.script(|server, call| match server {
         0 => Answer::envelope(777, "no", "null"),
         _ => Answer::ok(&call.args[0]),
