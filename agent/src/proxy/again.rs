@@ -85,6 +85,12 @@ impl More {
         }
     }
 
+    /// Holds the request, as whoever gets it may say that it has not executed it.
+    pub(super) fn keep_whole(&mut self, request: &Request) {
+        self.keeps = true;
+        self.keep(request);
+    }
+
     /// Nothing more is to be sent.
     pub(super) fn stop(&mut self) {
         (self.send_at, self.try_until, self.hedge_at) = (None, None, None);

@@ -82,7 +82,7 @@ async fn serve(worker: Rc<Worker>, pool: Rc<Pool>, stream: Stream, shared: bool)
     let (unsent, sent) = link.take();
     pool.closed(&worker, &link, &reason);
     for key in sent {
-        worker.not_answered(key, &pool, &reason);
+        worker.not_answered(key, (&pool, &link), &reason);
     }
     if !unsent.is_empty() {
         // Connections that ended together with this one have said so when it is this task's turn again.
@@ -178,7 +178,7 @@ impl Backend {
                         self.keep(&data, len, 0);
                     } else {
                         if let (ReplyHead::Bulk { header, len }, Some(key)) = (&head, self.link.next_answer()) {
-                            self.worker.begins_large(key, *header, *len);
+                            self.worker.begins_large(key, &self.link, *header, *len);
                         }
                         self.rest = len;
                         continue;
@@ -206,12 +206,12 @@ impl Backend {
             ReplyHead::Line { .. } | ReplyHead::Null { .. } => {
                 let text = String::from_utf8_lossy(&whole[..whole.len().min(EXCERPT)]);
                 let reason = format!("the server sent no answer of a MOA service but {:?}", text.trim_end());
-                self.worker.not_answered(key, &self.pool, &reason);
+                self.worker.not_answered(key, (&self.pool, &self.link), &reason);
                 return self.next(None);
             }
         };
         let code = code(&whole[body.clone()]);
-        self.worker.answered(key, &self.pool, whole, body, code);
+        self.worker.answered(key, (&self.pool, &self.link), whole, body, code);
         self.next(code)
     }
 
@@ -224,7 +224,7 @@ impl Backend {
             return Err(NO_END.to_owned());
         }
         let Some(key) = self.link.next_answer() else { return Ok(()) };
-        self.worker.append(key, piece, self.rest == 0);
+        self.worker.append(key, &self.link, piece, self.rest == 0);
         if self.rest == 0 { self.next(None) } else { Ok(()) }
     }
 

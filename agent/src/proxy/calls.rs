@@ -86,13 +86,18 @@ impl<T> CallTable<T> {
         Ok(CallKey { index, generation })
     }
 
+    pub(crate) fn get(&self, key: CallKey) -> Option<&T> {
+        let entry = self.entries.get(key.index as usize)?;
+        if entry.generation == key.generation { entry.value.as_ref() } else { None }
+    }
+
     pub(crate) fn get_mut(&mut self, key: CallKey) -> Option<&mut T> {
         let entry = self.entries.get_mut(key.index as usize)?;
         if entry.generation == key.generation { entry.value.as_mut() } else { None }
     }
 
     pub(crate) fn contains(&self, key: CallKey) -> bool {
-        self.entries.get(key.index as usize).is_some_and(|entry| entry.generation == key.generation && entry.value.is_some())
+        self.get(key).is_some()
     }
 
     pub(crate) fn remove(&mut self, key: CallKey) -> Option<T> {

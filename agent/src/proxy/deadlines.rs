@@ -56,7 +56,7 @@ impl Worker {
         let holds_up = link.is_shared() || pool.is_waited_for();
         {
             let mut calls = self.calls.borrow_mut();
-            let Some(call) = calls.get_mut(key) else { return false };
+            let Some(call) = calls.get_mut(key).filter(|call| call.is_on(link)) else { return false };
             let pause = call.caller.pause_reader(self.output_max(), &link.task);
             match (pause, call.paused) {
                 (false, None) => return false,
@@ -141,7 +141,7 @@ impl Worker {
     /// others wait behind it.
     pub(super) fn end_overdue(&self, link: &Link, reason: &str) {
         let calls = self.calls.borrow();
-        if link.is_shared() && link.waits_for(|key| calls.contains(key)) {
+        if link.is_shared() && link.waits_for(|key| calls.get(key).is_some_and(|call| call.is_on(link))) {
             link.retire();
         } else {
             link.stop(reason);

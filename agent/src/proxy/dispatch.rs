@@ -156,6 +156,11 @@ impl Call {
         self.bytes > HEAD_MAX
     }
 
+    /// Whether it is where this connection has it: it may have been sent elsewhere since, and what comes is too late.
+    pub(super) fn is_on(&self, link: &Link) -> bool {
+        matches!(&self.place, Place::Sent(_, at) if std::ptr::eq(&raw const **at, link))
+    }
+
     /// Bytes that it holds.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
@@ -254,6 +259,13 @@ impl Worker {
                 continue;
             };
             tried.push(upstream.slot());
+            if let Upstream::Remote(remote) = &upstream
+                && remote.is_away()
+                && service.tells_others(scope)
+            {
+                // What that agent does not execute can go to another one.
+                self.with_call(key, |call| call.more.get_or_insert_default().keep_whole(&request));
+            }
             match self.submit(key, &upstream, request) {
                 Ok(()) => return self.sent(key),
                 Err(Refused::Full(back)) => {
@@ -355,8 +367,23 @@ impl Worker {
         }
     }
 
+    /// Whether a call is where this connection has it.
+    fn is_on(&self, key: CallKey, link: &Link) -> bool {
+        self.calls.borrow().get(key).is_some_and(|call| call.is_on(link))
+    }
+
     /// The service's whole answer, as a reply of Redis with its body in it.
-    pub(crate) fn answered(self: &Rc<Self>, key: CallKey, pool: &Pool, whole: Bytes, body: Range<usize>, error: Option<u16>) {
+    pub(crate) fn answered(
+        self: &Rc<Self>,
+        key: CallKey,
+        (pool, link): (&Pool, &Rc<Link>),
+        whole: Bytes,
+        body: Range<usize>,
+        error: Option<u16>,
+    ) {
+        if !self.is_on(key, link) {
+            return;
+        }
         if error.is_some_and(|error| self.retry_after_code(key, error, &pool.instance)) {
             return;
         }
@@ -371,7 +398,10 @@ impl Worker {
     }
 
     /// A large answer begins: a reply of Redis whose body begins after `header` bytes.
-    pub(crate) fn begins_large(&self, key: CallKey, header: usize, len: usize) {
+    pub(crate) fn begins_large(&self, key: CallKey, link: &Rc<Link>, header: usize, len: usize) {
+        if !self.is_on(key, link) {
+            return;
+        }
         if let Some(call) = self.calls.borrow_mut().get_mut(key)
             && let Caller::Frames(_) = call.caller
         {
@@ -381,7 +411,10 @@ impl Worker {
     }
 
     /// A piece of the service's answer.
-    pub(crate) fn append(self: &Rc<Self>, key: CallKey, piece: Bytes, last: bool) {
+    pub(crate) fn append(self: &Rc<Self>, key: CallKey, link: &Rc<Link>, piece: Bytes, last: bool) {
+        if !self.is_on(key, link) {
+            return;
+        }
         self.wins(key);
         if !last {
             self.extend(key, piece.len());
@@ -408,8 +441,8 @@ impl Worker {
     }
 
     /// There will be no answer, or none that a caller could read.
-    pub(crate) fn not_answered(self: &Rc<Self>, key: CallKey, pool: &Pool, reason: &str) {
-        if !self.retry(key, RetryOn::Connection, reason) {
+    pub(crate) fn not_answered(self: &Rc<Self>, key: CallKey, (pool, link): (&Pool, &Rc<Link>), reason: &str) {
+        if self.is_on(key, link) && !self.retry(key, RetryOn::Connection, reason) {
             self.fail(key, code::REMOTING, Some(&pool.instance), reason);
         }
     }

@@ -195,9 +195,8 @@ impl Worker {
         // The usual case needs no copy of the call that outlives this moment.
         if is_plain && let Some(Upstream::Remote(remote)) = self.dice(|dice| service.pick(aim, &[], dice)) {
             let keeps = remote.is_away() && service.tells_others(aim.scope);
-            if keeps {
-                self.with_call(key, |call| call.more.get_or_insert_default().keeps = true);
-            } else if let Ok(Way::Conn(to)) = remote.way()
+            if !keeps
+                && let Ok(Way::Conn(to)) = remote.way()
                 && self.give_whole(key, &remote, &to, frame)
             {
                 return;
