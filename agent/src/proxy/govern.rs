@@ -167,9 +167,9 @@ impl Governed {
     pub(super) fn may_retry(&self, now: Instant) -> bool {
         let may = self.budget.borrow_mut().take(now.into_std());
         if may {
-            self.counters.retries.add(1)
+            self.counters.retries.add(1);
         } else {
-            self.counters.budget_exhausted.add(1)
+            self.counters.budget_exhausted.add(1);
         }
         may
     }
@@ -184,9 +184,9 @@ impl Governed {
     pub(super) fn may_hedge(&self, now: Instant) -> bool {
         let may = self.hedges.as_ref().is_some_and(|hedges| hedges.borrow_mut().take(now.into_std()));
         if may {
-            self.counters.hedges.add(1)
+            self.counters.hedges.add(1);
         } else {
-            self.counters.budget_exhausted.add(1)
+            self.counters.budget_exhausted.add(1);
         }
         may
     }

@@ -236,7 +236,7 @@ mod tests {
         service.put(id::URI, b"/s");
         let mut frames = Vec::new();
         request.frames(Header { stream: 3, ..Header::new(Kind::Request) }, service.as_ref(), &Notes::default(), |frame| {
-            frames.push(frame)
+            frames.push(frame);
         });
         let [frame] = &frames[..] else { panic!("one frame") };
         assert_eq!(&frame.body[..], json);
