@@ -23,6 +23,11 @@ const USER: &str = "/service/user";
 /// Two workers, whatever machine this is.
 const TWO: &str = "[agent]\nworkers = 2\n";
 
+/// Two workers, whose calls go to instances in turn.
+fn in_turn() -> String {
+    format!("{TWO}[defaults]\nbalance.policy = \"round-robin\"\n")
+}
+
 fn nth(hello: Hello, connection: u16) -> Hello {
     Hello { connection: Some(connection), ..hello }
 }
@@ -33,7 +38,7 @@ fn status_of(got: &Got) -> (Option<Kind>, u32) {
 
 #[test]
 fn calls_take_turns_between_instances_whole_and_streamed() {
-    let agent = Agent::start(&format!("{TWO}[defaults]\nbalance.policy = \"round-robin\"\n"));
+    let agent = Agent::start(&in_turn());
     let mut servers = ["a", "b"].map(|name| FramePeer::connect(agent.address(), &nth(service(name, &[USER]), 0)));
     let mut client = FramePeer::connect(agent.address(), &nth(caller(), 0));
     for flags in [Flags::END_STREAM, Flags::NONE] {
@@ -52,7 +57,7 @@ fn calls_take_turns_between_instances_whole_and_streamed() {
 
 #[test]
 fn who_goes_away_takes_only_its_own_calls_with_it() {
-    let agent = Agent::start(TWO);
+    let agent = Agent::start(&in_turn());
     let mut stays = FramePeer::connect(agent.address(), &service("stays", &[USER]));
     let mut goes = FramePeer::connect(agent.address(), &service("goes", &[USER]));
     let mut client = FramePeer::connect(agent.address(), &caller());
