@@ -207,7 +207,7 @@ fn groups_are_services_of_their_own() {
 #[test]
 fn a_configured_service_may_be_offered_too() {
     let fake = FakeMoa::start();
-    let policy = format!("{}\ntimeout_ms = 4321", config::NO_HEALTH_CHECK);
+    let policy = format!("{}\ntimeout_ms = 4321\nbalance.policy = \"round-robin\"", config::NO_HEALTH_CHECK);
     let agent =
         Agent::start(&format!("{}{}", config::service(DEMO, &[fake.address()], &policy), config::service(USER, &[], &policy)));
     let mut client = FramePeer::connect(agent.address(), &caller());
