@@ -1,6 +1,9 @@
 //! What is counted when a call moves and when it ends: in flight, outcomes, latencies, by service, method and instance.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -138,6 +141,11 @@ impl Call {
         let [was, is] = [&self.service.governed, &service.governed];
         was.in_flight.set(was.in_flight.get() - 1);
         is.in_flight.set(is.in_flight.get() + 1);
+        let [was, is] = [&self.service.route.under_way, &service.route.under_way];
+        if self.bounded.0 && !Arc::ptr_eq(was, is) {
+            was.calls.fetch_sub(1, Relaxed);
+            is.calls.fetch_add(1, Relaxed);
+        }
         self.service = service.clone();
     }
 

@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
-use agent_common::frame::status;
+use agent_common::frame::{Message, status};
 use tokio::time::Instant;
 
 use super::{
@@ -30,6 +30,8 @@ pub(crate) struct More {
     pub(super) idempotent: bool,
     /// How often it was sent again.
     again: u32,
+    /// A former try of it, or its other copy, may have been executed.
+    executed: bool,
     /// The instances that were tried, by slot.
     pub(super) tried: Tried,
     /// Where it goes if no instance of another group can take it, and its method's number there.
@@ -61,8 +63,8 @@ pub(crate) struct More {
     pub(super) followed: Option<Box<Followed>>,
 }
 
-/// What one copy of a call leaves to the other: when the call began, and what is told of it.
-type LeftOff = (Instant, Option<Box<Followed>>);
+/// What one copy of a call leaves to the other: when the call began, what is told of it, and whether it may have been executed.
+type LeftOff = (Instant, Option<Box<Followed>>, bool);
 
 /// What is to be done about a call at this time.
 enum Due {
@@ -115,8 +117,14 @@ impl Call {
         next.map_or(self.deadline, |next| next.min(self.deadline))
     }
 
+    /// Whether another try of it, or another copy, may have been executed.
+    pub(super) fn may_have_been_executed(&self) -> bool {
+        self.more.as_ref().is_some_and(|more| more.executed)
+    }
+
     fn leaves_off(&mut self) -> LeftOff {
-        (self.started, self.more.as_mut().and_then(|more| more.followed.take()))
+        let executed = self.may_have_been_executed() || !self.place.is_before_sending();
+        (self.started, self.more.as_mut().and_then(|more| more.followed.take()), executed)
     }
 
     fn due(&mut self, now: Instant) -> Due {
@@ -167,6 +175,8 @@ impl Worker {
             (call.choice, call.method) = (choice, method);
             if let Some(more) = &mut call.more {
                 more.moved = false;
+                // Those were instances of the other group.
+                more.tried.clear();
             }
         });
         Some((service, choice))
@@ -267,6 +277,7 @@ impl Worker {
                 return None;
             }
             more.again += 1;
+            more.executed |= on != RetryOn::NotExecuted;
             (more.try_until, more.hedge_at) = (None, None);
             more.send_at = Some(now + wait);
             more.tried.extend(slot);
@@ -289,6 +300,11 @@ impl Worker {
     /// A call that was tried somewhere is nowhere again, which may count against the instance.
     fn lose_place(&self, key: CallKey, failed: bool) {
         let now = self.now();
+        let former = self.with_call(key, |call| call.place.clone());
+        // What has not left of it must not be taken for a part of the next try.
+        if let Some(Place::Framed(_, conn, _)) = former {
+            conn.drop_message(Message { via: key.via(), to_caller: false });
+        }
         self.with_call(key, |call| {
             if let (Some(slot), Some(instance)) = (call.place.slot(), call.place.instance()) {
                 if let Some(counters) = call.counters() {
@@ -310,7 +326,8 @@ impl Worker {
         let now = self.now();
         let made = self.with_call(key, |call| {
             let begun = call.answer_has_begun() || call.received.is_some();
-            let slot = call.place.slot().filter(|_| !begun)?;
+            // A one-way call has no answer that could be late.
+            let slot = call.place.slot().filter(|_| !begun && !call.caller.is_one_way())?;
             let instances = call.service.instances();
             let more = call.more.as_deref_mut()?;
             let request = more.kept.clone().filter(|_| more.twin.is_none() && instances > 1)?;
@@ -335,22 +352,29 @@ impl Worker {
                 more: Some(Box::new(own)),
                 copies: Vec::new(),
             };
-            let within = Within { timeout: call.deadline.saturating_duration_since(now), ..call.within };
+            let left = Within { timeout: call.deadline.saturating_duration_since(now), ..call.within };
             if let Some(followed) = &mut more.followed {
                 followed.hedged(call.place.instance());
             }
-            Some((call.caller.clone(), begun, request, within))
+            Some((call.caller.clone(), begun, request, (left, call.within)))
         });
-        let Some((caller, begun, request, within)) = made.flatten() else { return };
+        let Some((caller, begun, request, (left, within))) = made.flatten() else { return };
         let service = begun.service.clone();
         // Without a place in the table the call has one copy, as before.
-        let Ok(twin) = self.enter(caller, begun, request.len(), within) else { return };
+        let Ok(twin) = self.enter(caller, begun, request.len(), left) else { return };
+        // A large answer that keeps coming may take as long again as any other one.
+        self.with_call(twin, |call| call.within = within);
         self.with_call(key, |call| call.more.get_or_insert_default().twin = Some(twin));
         self.send(twin, &service, request);
     }
 
     /// A copy of a call gets its answer: the other one is given up.
     pub(super) fn wins(self: &Rc<Self>, key: CallKey) {
+        self.stays_alone(key, status::CANCELLED);
+    }
+
+    /// The other copy of a call is given up: this one stands for both.
+    pub(super) fn stays_alone(self: &Rc<Self>, key: CallKey, why: u32) {
         let Some(twin) = self.part(key) else { return };
         let was = self.with_call(twin, |call| {
             call.caller = Caller::Nobody;
@@ -358,7 +382,7 @@ impl Worker {
             call.leaves_off()
         });
         self.takes_over(key, was);
-        self.give_up(twin, status::CANCELLED);
+        self.give_up(twin, why);
     }
 
     /// Whether a copy of a call ends without an answer, as the other one may still get one.
@@ -378,7 +402,8 @@ impl Worker {
     /// A copy of a call is the only one from now on.
     fn takes_over(&self, key: CallKey, was: Option<LeftOff>) {
         self.with_call(key, |call| {
-            if let Some((started, followed)) = was {
+            if let Some((started, followed, executed)) = was {
+                call.more.get_or_insert_default().executed |= executed;
                 call.started = call.started.min(started);
                 if followed.is_some() {
                     call.more.get_or_insert_default().followed = followed;
@@ -415,7 +440,6 @@ impl Worker {
             match self.enter(Caller::Nobody, copy, request.len(), within) {
                 Ok(key) => {
                     counters.shadows.add(1);
-                    self.with_call(key, |call| call.counted = false);
                     self.send(key, &service, request.clone());
                 }
                 Err(_) => counters.shadows_dropped.add(1),

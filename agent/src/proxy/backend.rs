@@ -90,7 +90,10 @@ async fn serve(worker: Rc<Worker>, pool: Rc<Pool>, stream: Stream, shared: bool)
         worker.turn_begins();
     }
     for (key, request) in unsent {
-        worker.send_elsewhere(key, request, &Upstream::Pool(pool.clone()), &reason);
+        // Its try may have been given up meanwhile.
+        if worker.is_on(key, &link) {
+            worker.send_elsewhere(key, request, &Upstream::Pool(pool.clone()), &reason);
+        }
     }
 }
 

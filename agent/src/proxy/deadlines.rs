@@ -7,7 +7,6 @@ use tokio::time::Instant;
 use agent_common::frame::status;
 
 use super::{
-    caller::Caller,
     calls::CallKey,
     dispatch::{Call, Place, code},
     link::{Forgotten, Link},
@@ -66,7 +65,7 @@ impl Worker {
                     if call.within.extends && call.received.is_some() {
                         call.deadline = now + call.within.timeout;
                     }
-                    let tick = self.tick_of(call.deadline);
+                    let tick = self.tick_of(call.alarm());
                     calls.rearm(key, tick);
                     return false;
                 }
@@ -126,11 +125,8 @@ impl Worker {
             (call.place.clone(), code, reason)
         };
         let forgotten = self.withdraw(key, &place, u32::from(code));
-        if let Some(twin) = self.part(key) {
-            // Their time is the same, and the caller is answered once.
-            self.with_call(twin, |call| call.caller = Caller::Nobody);
-            self.give_up(twin, status::TIMEOUT);
-        }
+        // The time of both copies is the same, and the caller is answered once.
+        self.stays_alone(key, status::TIMEOUT);
         self.fail(key, code, place.instance(), &reason);
         if let (Forgotten::Sent, Place::Sent(_, link)) = (forgotten, place) {
             self.end_overdue(&link, &reason);

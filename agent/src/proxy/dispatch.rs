@@ -130,7 +130,7 @@ impl Place {
     }
 
     /// Whether certainly nobody has executed a call that is here.
-    fn is_before_sending(&self) -> bool {
+    pub(super) fn is_before_sending(&self) -> bool {
         matches!(self, Self::Nowhere | Self::Waiting(_) | Self::Queued(..))
     }
 }
@@ -197,7 +197,7 @@ impl Worker {
         let Begun { service, choice, method, more, .. } = begun;
         let scope = caller.scope();
         let mut call = Call {
-            counted: scope != Scope::Worker,
+            counted: scope != Scope::Worker && !more.as_deref().is_some_and(More::is_shadow),
             bounded: (false, false),
             caller,
             service: service.clone(),
@@ -368,7 +368,7 @@ impl Worker {
     }
 
     /// Whether a call is where this connection has it.
-    fn is_on(&self, key: CallKey, link: &Link) -> bool {
+    pub(super) fn is_on(&self, key: CallKey, link: &Link) -> bool {
         self.calls.borrow().get(key).is_some_and(|call| call.is_on(link))
     }
 
@@ -449,9 +449,7 @@ impl Worker {
 
     /// Nobody waits for the answer any more: what was not sent need not be, and what has begun to come need not go on.
     pub(crate) fn cancel(self: &Rc<Self>, key: CallKey, why: u32) {
-        if let Some(twin) = self.part(key) {
-            self.give_up(twin, why);
-        }
+        self.stays_alone(key, why);
         self.give_up(key, why);
     }
 
@@ -526,7 +524,8 @@ impl Worker {
             self.account(&mut call, Some(failed.counters()), &End::mesh(code, &text));
         }
         let begun = call.answer_has_begun();
-        call.caller.fail(Failure { code, text: &text, not_executed: true }, begun);
+        let not_executed = !call.may_have_been_executed();
+        call.caller.fail(Failure { code, text: &text, not_executed }, begun);
     }
 
     /// Ends a call with an error.
@@ -538,6 +537,7 @@ impl Worker {
         let text = text(&call);
         self.account(&mut call, None, &End::mesh(code, &text));
         let begun = call.answer_has_begun();
+        let not_executed = not_executed && !call.may_have_been_executed();
         call.caller.fail(Failure { code, text: &text, not_executed }, begun);
     }
 

@@ -32,7 +32,7 @@ impl Worker {
         let key = CallKey::of_via(header.via);
         let ours = self.with_call(key, |call| {
             let first = call.streams.as_ref().is_none_or(|streams| streams.answer.is_none());
-            first && is_at(call, conn) && !call.caller.is_one_way()
+            first && is_answer(call, conn, header) && !call.caller.is_one_way()
         });
         if ours != Some(true) {
             self.counters.frames_dropped.add(1);
@@ -47,6 +47,10 @@ impl Worker {
         {
             return Ok(());
         }
+        // Who has not executed it has not answered it either: the other copy may still be answered.
+        if error.is_some() && header.flags.has(Flags::NOT_EXECUTED) && self.leaves_to_twin(key) {
+            return Ok(());
+        }
         self.wins(key);
         let Some(call) = self.remove_answered(key, error, frame.body().len()) else { return Ok(()) };
         stop_request(&call, key);
@@ -54,7 +58,7 @@ impl Worker {
             Caller::Frames(framed) => {
                 framed.conn.ended(framed.via);
                 if !framed.one_way {
-                    self.pass_answer(framed, frame);
+                    self.pass_answer(&call, framed, frame);
                 }
             }
             Caller::Redis(app, seq) => app.answer(*seq, reply_of(frame)),
@@ -73,9 +77,12 @@ impl Worker {
         self.retry_after_code(key, error, instance)
     }
 
-    fn pass_answer(&self, framed: &Framed, frame: &Incoming<'_>) {
+    fn pass_answer(&self, call: &Call, framed: &Framed, frame: &Incoming<'_>) {
         let header = &frame.header;
-        let back = Header { flags: header.flags, word: header.word, ..framed.header(Kind::Response).sized_as(header) };
+        // Of this try, which may not have been the first one.
+        let executed = call.may_have_been_executed();
+        let flags = if executed { header.flags.without(Flags::NOT_EXECUTED) } else { header.flags };
+        let back = Header { flags, word: header.word, ..framed.header(Kind::Response).sized_as(header) };
         if framed.conn.try_whole(&back, frame.rest()) {
             return;
         }
@@ -134,7 +141,7 @@ impl Worker {
         let key = CallKey::of_via(header.via);
         let stream = header.stream;
         let received = self.with_call(key, |call| {
-            let streams = if is_at(call, conn) { call.streams.as_deref_mut()? } else { return None };
+            let streams = if is_answer(call, conn, header) { call.streams.as_deref_mut()? } else { return None };
             let window = streams.answer.as_mut().filter(|_| !streams.ended)?;
             streams.ended = header.flags.has(Flags::END_STREAM);
             Some(window.receive(header.frame_len()).map(|()| call.caller.clone()))
@@ -275,7 +282,7 @@ impl Worker {
     pub(super) fn given_up(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) {
         let header = &frame.header;
         let key = CallKey::of_via(header.via);
-        if self.with_call(key, |call| is_at(call, conn)) != Some(true) {
+        if self.with_call(key, |call| is_answer(call, conn, header)) != Some(true) {
             return self.counters.frames_dropped.add(1);
         }
         let error = error_of(header.word).unwrap_or(code::REMOTING);
@@ -291,7 +298,7 @@ impl Worker {
             text => text,
         };
         let begun = call.streams.as_ref().is_some_and(|streams| streams.begun);
-        let not_executed = header.flags.has(Flags::NOT_EXECUTED);
+        let not_executed = header.flags.has(Flags::NOT_EXECUTED) && !call.may_have_been_executed();
         call.caller.fail(Failure { code: error, text: &text, not_executed }, begun);
     }
 
@@ -416,6 +423,11 @@ impl Streams {
 /// Whether a call was given to this connection.
 fn is_at(call: &Call, conn: &Rc<FrameConn>) -> bool {
     matches!(&call.place, Place::Framed(_, to, _) if Rc::ptr_eq(to, conn))
+}
+
+/// Whether a frame from this connection is of the call's answer, and not of the answer to a former try of it.
+fn is_answer(call: &Call, conn: &Rc<FrameConn>, header: &Header) -> bool {
+    matches!(&call.place, Place::Framed(_, to, stream) if Rc::ptr_eq(to, conn) && *stream == header.stream)
 }
 
 /// The call has ended: what waits of its request is not sent any more.

@@ -187,7 +187,6 @@ impl Worker {
         conn.made(via, key);
         if is_copy {
             service.governed.counters.shadows.add(1);
-            self.with_call(key, |call| call.counted = false);
         }
         if !whole {
             return self.begin_streamed(key, &service, aim, frame);
