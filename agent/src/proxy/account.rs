@@ -21,6 +21,7 @@ use std::rc::Rc;
 pub(super) enum By {
     Service,
     Mesh,
+    Nobody,
 }
 
 /// How a call ended.
@@ -43,10 +44,15 @@ impl<'a> End<'a> {
         Self { by: By::Mesh, code: Some(code), text, bytes: 0 }
     }
 
+    /// The caller wants no answer any more.
+    pub(super) fn given_up() -> Self {
+        Self { by: By::Nobody, code: None, text: "the caller gave up", bytes: 0 }
+    }
+
     /// Whether it speaks against the instance.
     fn is_failure(&self, call: &Call) -> bool {
         match (self.by, self.code) {
-            (_, None) => false,
+            (_, None) | (By::Nobody, _) => false,
             (By::Mesh, Some(code)) => matches!(code, code::REMOTING | code::TIMEOUT),
             (By::Service, Some(code)) => call.service.route.policy.outlier.codes.contains(&code),
         }
@@ -56,9 +62,12 @@ impl<'a> End<'a> {
 impl Call {
     /// It is in the table from now on.
     pub(super) fn enters(&mut self) {
+        if !self.counted {
+            return;
+        }
         let governed = &self.service.governed;
         governed.in_flight.set(governed.in_flight.get() + 1);
-        if self.counted && self.service.route.policy.breaker.service_calls_max > 0 {
+        if self.service.route.policy.breaker.service_calls_max > 0 {
             self.service.route.under_way.calls.fetch_add(1, Relaxed);
             self.bounded.0 = true;
         }
@@ -106,15 +115,24 @@ impl Call {
     /// It is not in the table any more.
     pub(super) fn leaves(&self) {
         self.leaves_place();
-        let governed = &self.service.governed;
-        governed.in_flight.set(governed.in_flight.get() - 1);
+        if self.counted {
+            self.leaves_service();
+        }
         if self.bounded.0 {
             self.service.route.under_way.calls.fetch_sub(1, Relaxed);
         }
     }
 
+    fn leaves_service(&self) {
+        let governed = &self.service.governed;
+        governed.in_flight.set(governed.in_flight.get() - 1);
+    }
+
     /// It is not counted any more, as another copy of it is.
     pub(super) fn uncount(&mut self) {
+        if self.counted {
+            self.leaves_service();
+        }
         if let Some(counters) = self.counters() {
             counters.in_flight.sub(1);
         }
@@ -138,9 +156,10 @@ impl Call {
         self.choice.last = self.choice.last.and_then(same);
         // It may be another one by now.
         self.choice.rule = None;
-        let [was, is] = [&self.service.governed, &service.governed];
-        was.in_flight.set(was.in_flight.get() - 1);
-        is.in_flight.set(is.in_flight.get() + 1);
+        if self.counted {
+            self.leaves_service();
+            service.governed.in_flight.set(service.governed.in_flight.get() + 1);
+        }
         let [was, is] = [&self.service.route.under_way, &service.route.under_way];
         if self.bounded.0 && !Arc::ptr_eq(was, is) {
             was.calls.fetch_sub(1, Relaxed);

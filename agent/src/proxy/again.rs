@@ -100,6 +100,11 @@ impl More {
         self.kept = None;
     }
 
+    /// Whether the call has another copy under way, of which the first answer counts.
+    pub(super) fn has_twin(&self) -> bool {
+        self.twin.is_some()
+    }
+
     /// Whether it is a copy whose answer is dropped.
     pub(super) fn is_shadow(&self) -> bool {
         self.shadow.is_some() || self.copied
@@ -244,18 +249,20 @@ impl Worker {
         let Some((place, after)) = found.flatten() else { return };
         let reason = format!("no answer within {} ms (try_timeout_ms)", after.as_millis());
         let forgotten = self.withdraw(key, &place, status::CANCELLED);
+        if let (Forgotten::Sent, Place::Sent(_, link)) = (forgotten, &place) {
+            // Before the next try, which must not go there.
+            self.end_overdue(key, link, &reason);
+        }
         if !self.retry(key, RetryOn::Timeout, &reason) {
             self.fail(key, code::TIMEOUT, place.instance(), &reason);
-        }
-        if let (Forgotten::Sent, Place::Sent(_, link)) = (forgotten, place) {
-            self.end_overdue(&link, &reason);
         }
     }
 
     /// Sends a call again after an error code of the service, if its policy wants that.
     pub(super) fn retry_after_code(self: &Rc<Self>, key: CallKey, code: u16, instance: &Instance) -> bool {
         let wanted = self.with_call(key, |call| call.more.is_some() && retries(&call.service.route, RetryOn::Code, Some(code)));
-        wanted == Some(true) && self.retry(key, RetryOn::Code, &format!("{} answered with {code}", instance.name))
+        wanted == Some(true)
+            && (self.leaves_to_twin(key) || self.retry(key, RetryOn::Code, &format!("{} answered with {code}", instance.name)))
     }
 
     /// Sends a call again, if its policy and the budget let it: after a wait, elsewhere if there is an elsewhere.
@@ -334,9 +341,12 @@ impl Worker {
             if !call.service.governed.may_hedge(now) {
                 return None;
             }
+            // Each copy knows of the other one, so that both together are not sent more often than one may be.
+            more.again += 1;
             let own = More {
                 keeps: true,
                 idempotent: true,
+                again: more.again,
                 tried: Tried::from_slice(&[slot]),
                 twin: Some(key),
                 environment: more.environment.clone(),

@@ -129,15 +129,16 @@ impl Worker {
         self.stays_alone(key, status::TIMEOUT);
         self.fail(key, code, place.instance(), &reason);
         if let (Forgotten::Sent, Place::Sent(_, link)) = (forgotten, place) {
-            self.end_overdue(&link, &reason);
+            self.end_overdue(key, &link, &reason);
         }
     }
 
     /// The late answer must not be taken for another call's. Where answers come in order it can be waited for, as long as
     /// others wait behind it.
-    pub(super) fn end_overdue(&self, link: &Link, reason: &str) {
+    pub(super) fn end_overdue(&self, overdue: CallKey, link: &Link, reason: &str) {
         let calls = self.calls.borrow();
-        if link.is_shared() && link.waits_for(|key| calls.get(key).is_some_and(|call| call.is_on(link))) {
+        let is_live = |key: CallKey| key != overdue && calls.get(key).is_some_and(|call| call.is_on(link));
+        if link.is_shared() && link.waits_for(is_live) {
             link.retire();
         } else {
             link.stop(reason);

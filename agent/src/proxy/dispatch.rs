@@ -235,22 +235,35 @@ impl Worker {
         }
     }
 
-    /// Gives a call to an instance that takes it, of those that it may go to: to one that was tried only if no other does.
-    pub(super) fn send(self: &Rc<Self>, key: CallKey, service: &Rc<Service>, mut request: Request) {
+    /// Gives a call to an instance that takes it, of those that it may go to: to one that was tried only if no other does, and
+    /// never to the one that has its other copy.
+    pub(super) fn send(self: &Rc<Self>, key: CallKey, service: &Rc<Service>, request: Request) {
+        self.send_to(key, service, None, request);
+    }
+
+    /// As `send`, with the instance that was picked for it already, if one was.
+    pub(super) fn send_to(
+        self: &Rc<Self>,
+        key: CallKey,
+        service: &Rc<Service>,
+        mut first: Option<Upstream>,
+        mut request: Request,
+    ) {
         let found = self.with_call(key, |call| {
-            let mut tried = Tried::new();
+            let (mut tried, mut may_again) = (Tried::new(), true);
             if let Some(more) = &mut call.more {
                 tried.clone_from(&more.tried);
+                may_again = !more.has_twin();
                 more.keep(&request);
             }
-            (call.caller.scope(), call.choice, tried)
+            (call.caller.scope(), call.choice, tried, may_again)
         });
-        let Some((scope, choice, mut tried)) = found else { return };
+        let Some((scope, choice, mut tried, may_again)) = found else { return };
         let aim = Aim { choice: &choice, scope, now: self.now() };
         let mut full = None;
-        let mut again = !tried.is_empty();
+        let mut again = may_again && !tried.is_empty();
         for _ in 0..TRIES_MAX {
-            let picked = self.dice(|dice| service.pick(aim, &tried, dice));
+            let picked = first.take().or_else(|| self.dice(|dice| service.pick(aim, &tried, dice)));
             let Some(upstream) = picked else {
                 if !std::mem::take(&mut again) {
                     break;
@@ -450,6 +463,11 @@ impl Worker {
     /// Nobody waits for the answer any more: what was not sent need not be, and what has begun to come need not go on.
     pub(crate) fn cancel(self: &Rc<Self>, key: CallKey, why: u32) {
         self.stays_alone(key, why);
+        let now = self.now();
+        self.with_call(key, |call| {
+            let took = now.duration_since(call.started);
+            self.report(call, took, &End::given_up());
+        });
         self.give_up(key, why);
     }
 

@@ -120,6 +120,11 @@ pub(super) struct Refused {
     pub(super) reason: String,
 }
 
+/// A bound was reached.
+fn full(reason: String) -> Refused {
+    Refused { code: code::POOL_FULL, reason }
+}
+
 impl Governed {
     pub(super) fn new(route: &ServiceRoute, former: Option<(&ServiceRoute, &Rc<Self>)>, workers: u32) -> Rc<Self> {
         let same = former.filter(|(was, _)| was.policy == route.policy && Arc::ptr_eq(&was.plan, &route.plan));
@@ -222,8 +227,7 @@ impl Governed {
     }
 
     /// Whether there is room for one more call.
-    fn admits(&self, route: &ServiceRoute, origin: &Origin<'_>, now: Instant) -> Result<(), Refused> {
-        let full = |reason: String| Refused { code: code::POOL_FULL, reason };
+    fn has_room(&self, route: &ServiceRoute) -> Result<(), Refused> {
         let max = route.policy.breaker.service_calls_max;
         if max > 0 && route.under_way.calls.load(Relaxed) >= max {
             self.counters.broken.add(1);
@@ -239,7 +243,11 @@ impl Governed {
                 )));
             }
         }
-        // Last: a call that is refused for something else has used up nothing.
+        Ok(())
+    }
+
+    /// Whether the caller may make one more call now.
+    fn is_within_rate(&self, route: &ServiceRoute, origin: &Origin<'_>, now: Instant) -> Result<(), Refused> {
         if let (Some(limiter), Some(share)) = (&route.limiter, self.share(origin.application, route, now)) {
             limiter.admit(&share, now.into_std()).map_err(|refused| {
                 self.counters.rate_limited.add(1);
@@ -344,7 +352,11 @@ impl Worker {
         if origin.scope != Scope::Worker {
             self.may_call(service, call)?;
             if !routed.plain {
-                service.governed.admits(&service.route, origin, self.now())?;
+                if routed.group.is_none() {
+                    service.governed.has_room(&service.route)?;
+                }
+                // Last: a call that is refused for something else has used up nothing.
+                service.governed.is_within_rate(&service.route, origin, self.now())?;
             }
         }
         Ok(routed)
@@ -360,7 +372,7 @@ impl Worker {
         let service = begun.service.clone();
         let (governed, route) = (&service.governed, &service.route);
         if let Some(group) = routed.group {
-            self.join_group(begun, group, (routed, method))?;
+            self.join_group(begun, group, (call, routed, method))?;
         }
         begun.repeats(origin, method);
         let subset = begun.service.route.plan.subsets().get(usize::from(begun.choice.subset));
@@ -389,13 +401,23 @@ impl Worker {
     }
 
     /// A call goes to another group than its own.
-    fn join_group(&self, begun: &mut Begun, group: &str, (routed, method): (&Routed<'_>, &[u8])) -> Result<(), Refused> {
+    fn join_group(
+        &self,
+        begun: &mut Begun,
+        group: &str,
+        (call, routed, method): (&impl Says, &Routed<'_>, &[u8]),
+    ) -> Result<(), Refused> {
         let route = begun.service.route.clone();
         let otherwise = begun.choice.otherwise.map(|subset| {
             let choice = Choice { subset, otherwise: begun.choice.last, last: None, ..begun.choice };
             (begun.service.clone(), choice, begun.method)
         });
-        match (self.service(&service_key(&route.uri, group)), otherwise) {
+        let other = self.service(&service_key(&route.uri, group));
+        let room = other.as_ref().map_or(Ok(()), |other| {
+            self.may_call(other, call)?;
+            other.governed.has_room(&other.route)
+        });
+        match (other.filter(|_| room.is_ok()), otherwise) {
             (Some(other), otherwise) => {
                 let subset = meant_by(&route, routed.subset, &other);
                 begun.choice = Choice { subset, otherwise: None, last: None, rule: None, ..begun.choice };
@@ -407,11 +429,13 @@ impl Worker {
                 }
                 Ok(())
             }
-            (None, Some((_, choice, _))) => {
+            (None, Some((own, choice, _))) => {
+                own.governed.has_room(&own.route)?;
                 begun.choice = choice;
                 Ok(())
             }
             (None, None) => {
+                room?;
                 let rule = routed.rule.unwrap_or_default();
                 let reason = format!("the rule {rule:?} sends it to the group {group:?}, which nobody serves (routes)");
                 Err(Refused { code: code::SERVICE_NOT_FOUND, reason })

@@ -162,18 +162,24 @@ impl Pool {
         let links = self.links.borrow();
         let ServicePolicy { queue_max, connections_max, breaker, .. } = policy;
         let Breaker { service_queue_max, service_connections_max, .. } = *breaker;
+        let open = links.open.len() + links.connecting;
         if links.waiting.len() >= *queue_max {
-            return Some(format!(
-                "all {connections_max} connections of this worker are busy and {queue_max} calls wait already (connections_max, queue_max)"
-            ));
+            return Some(if open < *connections_max && !self.may_connect(policy) {
+                format!(
+                    "the service has {service_connections_max} connections, and {queue_max} calls wait for one already (breaker.service_connections_max, queue_max)"
+                )
+            } else {
+                format!(
+                    "all {connections_max} connections of this worker are busy and {queue_max} calls wait already (connections_max, queue_max)"
+                )
+            });
         }
         if service_queue_max > 0 && self.under_way.queued.load(Relaxed) >= service_queue_max {
             return Some(format!(
                 "{service_queue_max} calls of the service wait for connections already (breaker.service_queue_max)"
             ));
         }
-        let has_any = !links.open.is_empty() || links.connecting > 0;
-        (!has_any && !self.may_connect(policy)).then(|| {
+        (open == 0 && !self.may_connect(policy)).then(|| {
             format!("the service has {service_connections_max} connections, none of them to this instance (breaker.service_connections_max)")
         })
     }
@@ -268,15 +274,24 @@ impl Pool {
         }
         self.count_open();
         self.connect_for_waiting(worker);
+        self.send_stranded(worker, reason);
     }
 
-    /// No connection could be opened. Calls that waited for one go elsewhere, unless others are open.
+    /// No connection could be opened.
     pub(crate) fn connect_failed(self: &Rc<Self>, worker: &Rc<Worker>, reason: &str) {
-        let stranded = {
+        {
             let mut links = self.links.borrow_mut();
             links.connecting -= 1;
             self.under_way.connections.fetch_sub(1, Relaxed);
             links.failed(worker.now(), reason);
+        }
+        self.send_stranded(worker, reason);
+    }
+
+    /// Calls that wait for a connection go elsewhere if there is none, and none on its way.
+    fn send_stranded(self: &Rc<Self>, worker: &Rc<Worker>, reason: &str) {
+        let stranded = {
+            let mut links = self.links.borrow_mut();
             if links.open.is_empty() && links.connecting == 0 { std::mem::take(&mut links.waiting) } else { VecDeque::new() }
         };
         self.count_queued();

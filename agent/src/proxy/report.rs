@@ -149,14 +149,23 @@ impl Worker {
 
     /// A call was refused before it began.
     pub(super) fn report_refused(&self, service: &Service, call: &impl Says, origin: &Origin<'_>, refused: &Refused) {
-        let watch = &service.route.watch;
-        if !watch.is_on() {
+        let (route, spans) = (&service.route, self.spans());
+        let span = spans.and_then(|spans| Some((spans, self.span_of(call, origin)?)));
+        if span.is_none() && !route.watch.is_on() {
             return;
         }
         let method = call.get(&Name::Method).unwrap_or_default();
-        let record = self.record_of(&service.route, call, origin, &method);
-        let (code, reason) = (refused.code.into(), refused.reason.clone());
-        watch.offer(Record { unix_ms: unix_ms(SystemTime::now()), code, reason, by: trace::By::Mesh, ..record });
+        let record = self.record_of(route, call, origin, &method);
+        let now = SystemTime::now();
+        if let Some((spans, (context, parent, kind))) = span {
+            let (code, error) = (Some(refused.code), refused.reason.clone());
+            let base = Span::of(&record, (context, parent, kind), now);
+            spans.offer(Span { code, error, by: trace::By::Mesh, ..base });
+        }
+        if route.watch.is_on() {
+            let (code, reason) = (refused.code.into(), refused.reason.clone());
+            route.watch.offer(Record { unix_ms: unix_ms(now), code, reason, by: trace::By::Mesh, ..record });
+        }
     }
 
     /// A call has ended.
@@ -168,26 +177,13 @@ impl Worker {
         let by = match end.by {
             By::Service => trace::By::Service,
             By::Mesh => trace::By::Mesh,
+            By::Nobody => trace::By::Nobody,
         };
         let route = &call.service.route;
         if let (Some((context, parent, kind)), Some(spans)) = (span, self.spans()) {
-            spans.offer(Span {
-                context,
-                parent,
-                kind,
-                service: route.uri.clone(),
-                group: record.group.clone(),
-                method: record.method.clone(),
-                application: record.application.clone(),
-                instance: instance.clone(),
-                started,
-                took,
-                code: end.code,
-                by,
-                error: end.text.to_owned(),
-                events,
-                attributes: Vec::new(),
-            });
+            let base = Span::of(&record, (context, parent, kind), started);
+            let (instance, error) = (instance.clone(), end.text.to_owned());
+            spans.offer(Span { service: route.uri.clone(), instance, took, code: end.code, by, error, events, ..base });
         }
         if route.watch.is_on() {
             route.watch.offer(Record {

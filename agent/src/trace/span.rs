@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{By, Context, SpanId};
+use super::{By, Context, Record, SpanId};
 
 /// A call, or one side of it, for a collector.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +40,30 @@ pub struct Span {
     pub events: Vec<Event>,
     /// What else is worth knowing.
     pub attributes: Vec<(&'static str, Value)>,
+}
+
+impl Span {
+    /// The beginning of a span: what is known of a call before it is made.
+    #[must_use]
+    pub fn of(record: &Record, (context, parent, kind): (Context, Option<SpanId>, Kind), started: SystemTime) -> Self {
+        Self {
+            context,
+            parent,
+            kind,
+            service: record.service.clone(),
+            group: record.group.clone(),
+            method: record.method.clone(),
+            application: record.application.clone(),
+            instance: None,
+            started,
+            took: Duration::ZERO,
+            code: None,
+            by: By::Service,
+            error: String::new(),
+            events: Vec::new(),
+            attributes: Vec::new(),
+        }
+    }
 }
 
 /// The side of a call that a span tells of.

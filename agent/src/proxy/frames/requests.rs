@@ -191,17 +191,21 @@ impl Worker {
         if !whole {
             return self.begin_streamed(key, &service, aim, frame);
         }
+        if !is_plain {
+            return self.launch(key, &service, request());
+        }
+        let picked = self.dice(|dice| service.pick(aim, &[], dice));
         // The usual case needs no copy of the call that outlives this moment.
-        if is_plain && let Some(Upstream::Remote(remote)) = self.dice(|dice| service.pick(aim, &[], dice)) {
+        if let Some(Upstream::Remote(remote)) = &picked {
             let keeps = remote.is_away() && service.tells_others(aim.scope);
             if !keeps
                 && let Ok(Way::Conn(to)) = remote.way()
-                && self.give_whole(key, &remote, &to, frame)
+                && self.give_whole(key, remote, &to, frame)
             {
                 return;
             }
         }
-        self.launch(key, &service, request());
+        self.send_to(key, &service, picked, request());
     }
 
     /// Passes a call of one small frame on at once, if it can.
@@ -347,6 +351,11 @@ impl Worker {
                     Err(reason) => self.fail(key, code::POOL_FULL, None, &reason),
                 }
             }
+            Went::Waits => {
+                if let Err(reason) = self.hold(key, frame.header.frame_len()) {
+                    self.fail(key, code::POOL_FULL, None, &reason);
+                }
+            }
             Went::Whole(service, gathered) => self.launch(key, &service, gathered.finish()),
             Went::TooLong(text) => self.fail(key, code::SERIALIZATION, None, &text),
         }
@@ -410,6 +419,8 @@ enum Went {
     On,
     /// Nobody waits for it.
     Nowhere,
+    /// It waits for a tunnel, and no more than its window comes meanwhile.
+    Waits,
     /// It is held until the rest is there.
     Held,
     /// The rest is there.
@@ -469,7 +480,7 @@ impl Call {
         let Some(gathered) = &mut streams.gathered else { return Ok(Went::Nowhere) };
         gathered.body.extend_from_slice(frame.body());
         if let Place::Queued(..) = self.place {
-            return Ok(Went::On);
+            return Ok(Went::Waits);
         }
         if gathered.body.len() > max {
             return Ok(Went::TooLong(format!("the call has more than {max} bytes (argument_bytes_max)")));
