@@ -304,7 +304,7 @@ fn the_verb_follows_until_it_has_seen_enough() {
 }
 
 #[test]
-fn calls_that_nobody_waits_for_are_shown_when_they_end() {
+fn calls_that_their_caller_gives_up_are_shown_then() {
     let fake = named("fake");
     let agent = one(&[(&fake, "")], "");
     let onlooker = Onlooker::start(&agent, "service=/service/demo").ready(&agent, DEMO);
@@ -316,7 +316,12 @@ fn calls_that_nobody_waits_for_are_shown_when_they_end() {
     fake.await_in_flight(1);
     peer.cancel(DEMO, stream);
     peer.expect_quiet();
-    gate.open();
     let record = onlooker.record();
     assert_eq!((&record["method"], &record["application"]), (&"get".into(), &"web".into()), "{record}");
+    assert_eq!((&record["by"], &record["code"]), (&"nobody".into(), &0.into()), "{record}");
+    assert!(record["reason"].as_str().is_some_and(|reason| reason.contains("gave up")), "{record}");
+    // Its late answer is nobody's, and no record: the next one is of the next call.
+    gate.open();
+    Caller::frames(&agent, "web").call(DEMO, "next", &[]);
+    assert_eq!(onlooker.record()["method"], "next");
 }

@@ -90,6 +90,49 @@ fn when_both_fail_the_caller_is_told_once() {
 }
 
 #[test]
+fn an_error_after_which_calls_are_sent_again_leaves_the_call_to_the_other_copy() {
+    let policy = HEDGED.replace("retry.on = []", "retry.on = [\"code\", \"connection\"]\nretry.codes = [777]\nretry.backoff_ms = 0");
+    for tries in [2, 3] {
+        let several = Several::start(2, &format!("{policy}retry.tries_max = {tries}"));
+        let gates = [(); 2].map(|()| Gate::closed());
+        let own = gates.clone();
+        several.script(move |server, _| Answer::envelope(777, &format!("no {server}"), "null").at(&own[server]));
+        let mut client = several.connect();
+        client.send(command(&["GET", &call_of("get", "x")]));
+        let first = both(&several);
+        gates[first].open();
+        until_true("the copy to be over", || several.instance(first)["stats"]["in_flight"] == 0);
+        gates[1 - first].open();
+        expect_code(&client.read(), 777);
+        assert_eq!(several.sum(), tries, "both copies together are tries of one call");
+        several.await_idle();
+        let stats = several.stats();
+        assert_eq!((&stats["calls"], &stats["mesh_errors"]), (&json!(1), &json!(0)), "{stats}");
+    }
+}
+
+#[test]
+fn a_second_copy_never_goes_where_the_first_one_is() {
+    // The other instance can take nothing.
+    let several = Several::start(2, &format!("{HEDGED}breaker.instance_calls_max = 1"));
+    let gate = Gate::closed();
+    let own = gate.clone();
+    several.script(move |server, _| by(server).at(&own));
+    let mut holder = several.connect();
+    holder.send(command(&["GET", &call_of("set", "held")]));
+    until_true("the holder to be under way", || several.sum() == 1);
+    let mut client = several.connect();
+    client.send(command(&["GET", &call_of("get", "x")]));
+    until_true("the second copy to have been tried", || {
+        moa_tests::fleet::events(&several.agent, DEMO, "hedges") == 1 && several.sum() == 2
+    });
+    gate.open();
+    assert!(client.read().bulk().starts_with(b"{\"ec\":0"));
+    assert_eq!(several.sum(), 2);
+    several.await_idle();
+}
+
+#[test]
 fn when_both_are_late_the_caller_is_told_once() {
     let (several, gates) = gated("timeout_ms = 300");
     let mut client = several.connect();

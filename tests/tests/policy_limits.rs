@@ -33,7 +33,7 @@ fn each_breaker_names_itself_and_its_places_come_back() {
         ("breaker.service_calls_max = 3", 2, 3),
         ("breaker.instance_calls_max = 2", 2, 4),
         ("breaker.service_queue_max = 2\nconnections_max = 1", 1, 3),
-        ("breaker.service_connections_max = 1\nqueue_max = 1", 2, 2),
+        ("breaker.service_connections_max = 1\nqueue_max = 1", 1, 2),
     ] {
         let key = policy.split(' ').next().expect("a key");
         let (several, gate) = held(servers, policy);
@@ -107,6 +107,58 @@ fn a_place_of_a_group_is_given_back_to_the_group() {
     for n in 0..5 {
         assert_eq!(client.call(&echo(&n.to_string()))["ec"], 0, "it falls back, each time");
     }
+}
+
+#[test]
+fn a_call_that_a_rule_sends_to_a_group_is_bound_by_the_group_and_not_by_its_own() {
+    let (own, group) = (FakeMoa::start(), FakeMoa::start());
+    let gate = Gate::closed();
+    for fake in [&own, &group] {
+        let gate = gate.clone();
+        fake.script(move |_| by(0).at(&gate));
+    }
+    let policy = |more: &str| format!("{}\n{KEPT}{more}", config::NO_HEALTH_CHECK);
+    let route = "[[services.\"/service/demo\".routes]]\nname = \"blue\"\nwhen = { method = \"blue\" }\nto = { group = \"blue\", fallback = false }\n";
+    let agent = Agent::start(&format!(
+        "{ONE}{}{}{route}",
+        config::service("/service/demo#blue", &[group.address()], &policy("breaker.service_calls_max = 2")),
+        config::service(DEMO, &[own.address()], &policy("breaker.service_calls_max = 1")),
+    ));
+    let mut holders: Vec<_> = ["get", "blue", "blue"].map(|method| {
+        let mut client = agent.connect();
+        client.send(command(&["GET", &call_of(method, "held")]));
+        client
+    }).into();
+    until_true("all to be under way", || own.counts().in_flight == 1 && group.counts().in_flight == 2);
+    for (method, key) in [("get", "1 calls of the service"), ("blue", "2 calls of the service")] {
+        refused(&agent.connect().call(&call_of(method, "one more")), key);
+    }
+    gate.open();
+    holders.iter_mut().for_each(|holder| assert!(holder.read().bulk().starts_with(b"{\"ec\":0")));
+}
+
+#[test]
+fn what_waits_for_a_connection_that_can_never_come_goes_elsewhere() {
+    let several = Several::start(2, &format!("{KEPT}breaker.service_connections_max = 2\ntimeout_ms = 60000"));
+    let gate = Gate::closed();
+    let own = gate.clone();
+    several.script(move |server, call| if call.method == "get" { by(server).at(&own) } else { by(server) });
+    // One connection to each, busy; two more calls wait.
+    let mut clients: Vec<_> = (0..4).map(|_| several.connect()).collect();
+    for (nth, client) in clients.iter_mut().enumerate() {
+        client.send(command(&["GET", &call_of("get", &format!("<{nth}>"))]));
+        until_true("the call to be under way", || several.stats()["in_flight"] == nth as u64 + 1);
+    }
+    let waits = |server: usize| several.instance(server)["queued"].as_u64().expect("a number");
+    assert_eq!((waits(0), waits(1)), (1, 1));
+    // The first server goes away for good: its place is taken by whoever waits for the second one.
+    several.fakes[0].down(moa_tests::fake::End::Reset);
+    until_true("its calls to be gone", || several.instance(0)["stats"]["in_flight"] == 0);
+    gate.open();
+    let answers: Vec<Value> = clients.iter_mut().map(|client| serde_json::from_slice(client.read().bulk()).expect("JSON")).collect();
+    let good = answers.iter().filter(|answer| answer["ec"] == 0 && answer["result"] == 1).count();
+    assert_eq!(good, 3, "{answers:?}");
+    several.await_idle();
 }
 
 #[test]

@@ -130,6 +130,32 @@ fn errors_and_retries_are_in_the_span() {
 }
 
 #[test]
+fn what_is_refused_or_given_up_has_a_span_that_says_so() {
+    let collector = Collector::start();
+    let fake = FakeMoa::start();
+    let gate = moa_tests::Gate::closed();
+    let held = gate.clone();
+    fake.script(move |_| Answer::ok(&"fake".into()).at(&held));
+    let policy = r#"access.rules = [{ name = "no-guests", when = { application = "guest" }, verdict = "deny" }]"#;
+    let agent = Agent::start(&format!("{}{}", tracing(&collector.endpoint(), 0), section(DEMO, &[(&fake, "")], policy)));
+    for (nth, mut caller) in (60..).zip(Caller::both_as(&agent, "guest")) {
+        let (text, trace) = traceparent(nth, true);
+        caller.call(DEMO, "get", &[("traceparent", &text)]).error(506);
+        let span = &collector.await_trace(&trace, 1)[0];
+        assert!(span.failed, "{span:?}");
+        assert!(span.attributes.values().any(|value| *value == 506 || *value == "506"), "{span:?}");
+    }
+    let (text, trace) = traceparent(70, true);
+    let Caller::Frames(mut peer) = Caller::frames(&agent, "web") else { unreachable!() };
+    let stream = moa_tests::fleet::begin(&mut peer, DEMO, "get", &[("traceparent", &text)]);
+    fake.await_in_flight(1);
+    peer.cancel(DEMO, stream);
+    let span = &collector.await_trace(&trace, 1)[0];
+    assert_eq!(span.kind, "client");
+    gate.open();
+}
+
+#[test]
 fn a_second_copy_is_an_event_and_knows_the_agents_span() {
     let collector = Collector::start();
     let policy = format!("hedge.after_ms = 5\nhedge.budget_percent = 100\nretry.methods = [\"get\"]\n{NO_HEALTH_CHECK}");
