@@ -454,3 +454,24 @@ fn connections_spread_over_the_workers_of_both_agents() {
         serve.join().expect("the service");
     }
 }
+
+#[test]
+fn agents_take_turns_for_small_calls_too() {
+    let fakes = [FakeMoa::start(), FakeMoa::start()];
+    let fars = fakes.each_ref().map(|fake| Agent::start(&config::service(DEMO, &[fake.address()], config::NO_HEALTH_CHECK)));
+    let peers = ["a", "b"].iter().zip(&fars).map(|(name, far)| config::peer(name, far.tunnel_address())).collect::<String>();
+    let policy = format!("balance.policy = \"round-robin\"\n{}", config::NO_HEALTH_CHECK);
+    let near = Agent::start(&format!("[agent]\nworkers = 1\n{peers}{}", config::served_by(DEMO, &[], &["a", "b"], &policy)));
+    let mut client = FramePeer::connect(near.address(), &caller());
+    let call = |client: &mut FramePeer| {
+        client.request(DEMO, Flags::END_STREAM, echo("x").as_bytes());
+        client.expect(Kind::Response).header.word == 0
+    };
+    until_true("both agents to be reached", || call(&mut client) && fakes.iter().all(|fake| fake.counts().calls > 0));
+    let before = fakes.each_ref().map(|fake| fake.counts().calls);
+    for _ in 0..40 {
+        assert!(call(&mut client));
+    }
+    let after = fakes.each_ref().map(|fake| fake.counts().calls);
+    assert_eq!([after[0] - before[0], after[1] - before[1]], [20, 20]);
+}
