@@ -91,7 +91,8 @@ fn when_both_fail_the_caller_is_told_once() {
 
 #[test]
 fn an_error_after_which_calls_are_sent_again_leaves_the_call_to_the_other_copy() {
-    let policy = HEDGED.replace("retry.on = []", "retry.on = [\"code\", \"connection\"]\nretry.codes = [777]\nretry.backoff_ms = 0");
+    let policy =
+        HEDGED.replace("retry.on = []", "retry.on = [\"code\", \"connection\"]\nretry.codes = [777]\nretry.backoff_ms = 0");
     for tries in [2, 3] {
         let several = Several::start(2, &format!("{policy}retry.tries_max = {tries}"));
         let gates = [(); 2].map(|()| Gate::closed());

@@ -124,11 +124,13 @@ fn a_call_that_a_rule_sends_to_a_group_is_bound_by_the_group_and_not_by_its_own(
         config::service("/service/demo#blue", &[group.address()], &policy("breaker.service_calls_max = 2")),
         config::service(DEMO, &[own.address()], &policy("breaker.service_calls_max = 1")),
     ));
-    let mut holders: Vec<_> = ["get", "blue", "blue"].map(|method| {
-        let mut client = agent.connect();
-        client.send(command(&["GET", &call_of(method, "held")]));
-        client
-    }).into();
+    let mut holders: Vec<_> = ["get", "blue", "blue"]
+        .map(|method| {
+            let mut client = agent.connect();
+            client.send(command(&["GET", &call_of(method, "held")]));
+            client
+        })
+        .into();
     until_true("all to be under way", || own.counts().in_flight == 1 && group.counts().in_flight == 2);
     for (method, key) in [("get", "1 calls of the service"), ("blue", "2 calls of the service")] {
         refused(&agent.connect().call(&call_of(method, "one more")), key);
@@ -155,7 +157,8 @@ fn what_waits_for_a_connection_that_can_never_come_goes_elsewhere() {
     several.fakes[0].down(moa_tests::fake::End::Reset);
     until_true("its calls to be gone", || several.instance(0)["stats"]["in_flight"] == 0);
     gate.open();
-    let answers: Vec<Value> = clients.iter_mut().map(|client| serde_json::from_slice(client.read().bulk()).expect("JSON")).collect();
+    let answers: Vec<Value> =
+        clients.iter_mut().map(|client| serde_json::from_slice(client.read().bulk()).expect("JSON")).collect();
     let good = answers.iter().filter(|answer| answer["ec"] == 0 && answer["result"] == 1).count();
     assert_eq!(good, 3, "{answers:?}");
     several.await_idle();

@@ -29,17 +29,17 @@ use super::{
     calls::CallTable,
     dispatch::Call,
     explain::{Explained, View},
-    frames::{self, Bounds, FrameConn, Handoff, Remote, Side, Target, To, Told, Tunnel, pin_of},
+    frames::{self, Bounds, FrameConn, Handoff, Side, Told, Tunnel},
     limits::{TunnelLimits, WorkerLimits},
     listen::Listeners,
     path::KernelPath,
     pool::Pool,
     read::ReadBuffers,
-    routes::{AgentRoute, Endpoint, Member, Routes},
+    routes::{AgentRoute, Member, Routes},
     service::{self, Service, Services},
     session::About,
     socket::{Peer, Socket},
-    stats::{CallCounters, CloseReason, WorkerCounters},
+    stats::{CloseReason, WorkerCounters},
     stream::Stream,
     timer::Timer,
 };
@@ -120,13 +120,13 @@ pub(crate) struct Worker {
     limits: Cell<WorkerLimits>,
     buffers: RefCell<ReadBuffers>,
     scratch: RefCell<Vec<u8>>,
-    apps: RefCell<Slab<Rc<App>>>,
+    pub(super) apps: RefCell<Slab<Rc<App>>>,
     /// Connections that speak frames, by their number.
     pub(super) frames: RefCell<HashMap<u64, Rc<FrameConn>>>,
     next_conn: Cell<u64>,
     /// The ways to other agents, by name, and to other workers, by number.
-    tunnels: RefCell<HashMap<Arc<str>, ToAgent>>,
-    workers_tunnels: RefCell<HashMap<usize, Rc<Tunnel>>>,
+    pub(super) tunnels: RefCell<HashMap<Arc<str>, ToAgent>>,
+    pub(super) workers_tunnels: RefCell<HashMap<usize, Rc<Tunnel>>>,
     others: Arc<[mpsc::Sender<Handoff>]>,
     told: mpsc::UnboundedSender<Told>,
     open: Arc<AtomicUsize>,
@@ -294,70 +294,6 @@ impl Worker {
         }
         self.retired.borrow_mut().extend(gone);
         self.look_after_pools();
-    }
-
-    /// Opens the ways to other agents, and closes those that are no longer wanted.
-    fn follow_agents(self: &Rc<Self>, agents: &[Arc<AgentRoute>]) {
-        let mut tunnels = self.tunnels.borrow_mut();
-        let mut former = std::mem::take(&mut *tunnels);
-        for agent in agents {
-            let known = former.remove(&agent.name).filter(|(route, tunnel)| {
-                let same = Arc::ptr_eq(route, agent);
-                if !same {
-                    tunnel.retire();
-                }
-                same
-            });
-            let tunnel = known.map_or_else(|| self.tunnel_to(agent), |(_, tunnel)| tunnel);
-            tunnels.insert(agent.name.clone(), (agent.clone(), tunnel));
-        }
-        former.into_values().for_each(|(_, tunnel)| tunnel.retire());
-    }
-
-    fn tunnel_to(self: &Rc<Self>, agent: &Arc<AgentRoute>) -> Rc<Tunnel> {
-        let AgentRoute { name, address, health } = &**agent;
-        let to = To::Agent { name: name.clone(), address: *address, health: health.clone() };
-        let tunnel = Rc::new(Tunnel::new(to));
-        tunnel.keep(self, self.limits().tunnel.connections);
-        tunnel
-    }
-
-    /// The way to an instance that is reached in frames.
-    fn remote(self: &Rc<Self>, member: &Member, slot: u32, counters: Arc<CallCounters>) -> Option<Remote> {
-        let mut pin = 0;
-        let target = match &member.instance.endpoint {
-            Endpoint::Redis(_) => return None,
-            Endpoint::Agent(name) => Target::By(self.tunnels.borrow().get(name)?.1.clone()),
-            Endpoint::Application(..) => {
-                let frames = self.frames.borrow();
-                let own = member.conns.iter().filter(|conn| conn.worker == self.id);
-                let conns: Vec<_> = own.filter_map(|conn| frames.get(&conn.id).cloned()).collect();
-                drop(frames);
-                match member.conns.get(self.id % member.conns.len().max(1)) {
-                    _ if !conns.is_empty() => {
-                        counters.connections.set(conns.len() as u64);
-                        Target::Here(conns)
-                    }
-                    Some(conn) if conn.worker != self.id => {
-                        pin = pin_of(conn.id);
-                        Target::By(self.tunnel_to_worker(conn.worker))
-                    }
-                    _ => return None,
-                }
-            }
-        };
-        Some(Remote { instance: member.instance.clone(), counters, slot, pin, target })
-    }
-
-    /// The way to another worker, which is opened when it is first needed.
-    fn tunnel_to_worker(self: &Rc<Self>, worker: usize) -> Rc<Tunnel> {
-        let mut tunnels = self.workers_tunnels.borrow_mut();
-        let tunnel = tunnels.entry(worker).or_insert_with(|| {
-            let tunnel = Rc::new(Tunnel::new(To::Worker(worker)));
-            tunnel.keep(self, 1);
-            tunnel
-        });
-        tunnel.clone()
     }
 
     fn look_after_pools(self: &Rc<Self>) {
@@ -626,29 +562,5 @@ impl Worker {
             }
             gone.await;
         }
-    }
-
-    fn conns(&self, max: usize) -> Vec<api::Conn> {
-        let now = Instant::now();
-        let ms = |since: Instant| u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX);
-        let describe = |app: &Rc<App>| {
-            let session = app.session.borrow();
-            api::Conn {
-                id: app.id,
-                worker: self.id,
-                peer: app.peer.to_string(),
-                name: session.as_ref().and_then(|session| session.name()),
-                protocol: if session.as_ref().is_some_and(|session| session.is_resp3()) { "resp3" } else { "resp2" }.to_owned(),
-                age_ms: ms(app.since),
-                idle_ms: ms(app.last_read.get()),
-                calls: app.calls.get(),
-                in_flight: app.owed() as u64,
-                queued_bytes: app.queued_bytes() as u64,
-            }
-        };
-        let frames = self.frames.borrow();
-        let mut conns: Vec<_> = self.apps.borrow().iter().take(max).map(|(_, app)| describe(app)).collect();
-        conns.extend(frames.values().take(max - conns.len()).map(|conn| conn.describe(self.id, now)));
-        conns
     }
 }

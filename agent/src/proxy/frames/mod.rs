@@ -8,13 +8,14 @@ mod streams;
 mod task;
 mod tunnel;
 mod upstream;
+mod ways;
 
 pub(crate) use conn::{Bounds, FrameConn, Side};
 pub(crate) use greet::Told;
 pub(crate) use streams::Streams;
 pub(crate) use task::{Handoff, start_in};
-pub(crate) use tunnel::{To, Tunnel};
-pub(crate) use upstream::{Remote, Target, Way, pin_of};
+pub(crate) use tunnel::Tunnel;
+pub(crate) use upstream::{Remote, Way};
 
 /// How far a call may go, by where it came from: it never goes in circles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
