@@ -218,7 +218,8 @@ impl Worker {
     /// Its connections of applications and agents, so many at most.
     pub(super) fn conns(&self, max: usize) -> Vec<api::Conn> {
         let now = tokio::time::Instant::now();
-        let ms = |since: tokio::time::Instant| u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX);
+        let ms =
+            |since: tokio::time::Instant| u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX);
         let describe = |app: &Rc<App>| {
             let session = app.session.borrow();
             api::Conn {

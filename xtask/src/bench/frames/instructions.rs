@@ -21,12 +21,12 @@ const CASE: &str = "frames_64B_1x128_callgrind";
 const FLOW: Flow = Flow { body: 64, depth: 128 };
 
 /// Two runs of each subject, whose difference is that of their calls: what a start and an end take is in both.
-pub(super) fn measure(ready: &Ready, quick: bool) -> Result<Vec<Row>> {
+pub(super) fn measure(ready: &Ready, quick: bool, profiles: Option<&Path>) -> Result<Vec<Row>> {
     let calls = if quick { [10_000, 30_000] } else { [50_000, 150_000] };
     let mut rows = Vec::new();
     for (subject, file) in ready.programs.iter().filter(|(subject, _)| counts(*subject)) {
         let Some(file) = file else { continue };
-        let run = |calls| count(*subject, file, calls, &ready.workshop).with_context(|| subject.name());
+        let run = |calls| count(*subject, file, calls, (&ready.workshop, profiles)).with_context(|| subject.name());
         let [fewer, more] = [run(calls[0])?, run(calls[1])?];
         let of_call = more.saturating_sub(fewer) as f64 / (calls[1] - calls[0]) as f64;
         rows.extend(Row::new(CASE, &subject.name(), Metric::Instructions, &[of_call], ("", None)));
@@ -39,8 +39,8 @@ fn counts(subject: Subject) -> bool {
     subject.chain().1 == 1 && !subject.needs_kernel() && subject != Subject::Nginx
 }
 
-fn count(subject: Subject, file: &Path, calls: u64, workshop: &Workshop) -> Result<u64> {
-    let counts = workshop.path().join(format!("callgrind-{}-{calls}", subject.name()));
+fn count(subject: Subject, file: &Path, calls: u64, (workshop, profiles): (&Workshop, Option<&Path>)) -> Result<u64> {
+    let counts = profiles.unwrap_or(workshop.path()).join(format!("callgrind-{}-{calls}", subject.name()));
     let bed = FrameBed::start(Cpus::All, workshop)?.counting(&counts);
     let mut serving = bed.serve(subject, Some(file))?;
     let load = FrameLoad { calls: Some(calls), ..FrameLoad::new(at(serving.target.port), FLOW) };

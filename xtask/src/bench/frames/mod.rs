@@ -4,6 +4,8 @@ mod bed;
 mod case;
 mod instructions;
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, ensure};
 use clap::builder::PossibleValuesParser;
 
@@ -28,6 +30,9 @@ pub(crate) struct Args {
     /// Only instructions of a call in userspace, by Valgrind: the same on any machine, however busy it is
     #[arg(long, conflicts_with = "case")]
     callgrind: bool,
+    /// Keep callgrind's profiles in this folder, for `callgrind_annotate`
+    #[arg(long, value_name = "DIR", requires = "callgrind")]
+    profiles: Option<PathBuf>,
 }
 
 /// Options of `bench mesh`.
@@ -48,7 +53,7 @@ pub(super) fn run(place: &Place, args: &Args) -> Result<()> {
         return measure_all(place, &args.common, &ready, &FRAMES, &args.case);
     }
     let mut report = Report::new(args.common.json);
-    let rows = instructions::measure(&ready, args.common.quick)?;
+    let rows = instructions::measure(&ready, args.common.quick, args.profiles.as_deref())?;
     ensure!(!rows.is_empty(), "instructions are counted of agent-off and of haproxy: choose one with --subject");
     report.add("instructions of a call of 64 B, 128 in flight on 1 connection, by callgrind", rows);
     report.end(&ready)
