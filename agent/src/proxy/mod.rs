@@ -20,6 +20,7 @@ mod frames;
 mod govern;
 mod handle;
 mod health;
+mod lanes;
 mod limits;
 mod link;
 mod listen;
@@ -43,5 +44,6 @@ mod turn;
 mod worker;
 
 pub use handle::{ApplyError, Options, Proxy, StartError};
+pub use lanes::{LaneId, LaneLook, LanePath, LaneRoute, Pick, Routed, RoutedCall, RoutedMember, Unrouted};
 pub use path::{End, Enrolled, Fallback, KernelPath};
 pub use report::Telemetry;

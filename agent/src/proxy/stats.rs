@@ -3,6 +3,7 @@
 mod methods;
 mod policy;
 
+use agent_common::latency;
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
@@ -20,11 +21,8 @@ pub const CODES: [u16; 32] = [
     3040, 3041, 3050, 3051, 3060, 3061, 5030, 5031,
 ];
 
-/// Octaves of the latency histogram, from 2^10 ns (about 1 µs) to 2^36 ns (about 69 s), four buckets each.
-const FIRST_OCTAVE: u32 = 10;
-const OCTAVES: usize = 26;
 /// Buckets of a [`Histogram`].
-pub const BUCKETS: usize = OCTAVES * 4;
+pub use agent_common::latency::BUCKETS;
 
 /// A counter with one writer, which needs no locked instruction.
 #[derive(Debug, Default)]
@@ -58,7 +56,7 @@ pub(crate) struct Took {
 impl From<Duration> for Took {
     fn from(took: Duration) -> Self {
         let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        Self { ns, bucket: bucket(ns) }
+        Self { ns, bucket: latency::bucket(ns) }
     }
 }
 
@@ -156,14 +154,6 @@ fn index(code: u16) -> usize {
     CODES.binary_search(&code).unwrap_or(0)
 }
 
-fn bucket(ns: u64) -> usize {
-    let ns = ns.max(1 << FIRST_OCTAVE);
-    let octave = ns.ilog2();
-    let quarter = (ns >> (octave - 2)) & 3;
-    let bucket = (octave - FIRST_OCTAVE) as usize * 4 + usize::try_from(quarter).unwrap_or(0);
-    bucket.min(BUCKETS - 1)
-}
-
 /// Times to the answer, in logarithmic buckets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Histogram {
@@ -185,7 +175,7 @@ impl Histogram {
     pub fn upper_bound(bucket: usize) -> Duration {
         let octave = bucket / 4;
         let quarter = bucket as u64 % 4 + 1;
-        Duration::from_nanos((4 + quarter) << (octave + FIRST_OCTAVE as usize - 2))
+        Duration::from_nanos((4 + quarter) << (octave + latency::FIRST_OCTAVE as usize - 2))
     }
 
     fn merge(&mut self, other: &Self) {
