@@ -24,6 +24,7 @@ use super::{
     board::{Board, lock, register},
     describe,
     explain::{Explained, View},
+    lanes::{Keeper, LanePath, Lanes, Verdicts},
     listen::{self, Listeners},
     outliers,
     path::KernelPath,
@@ -46,6 +47,8 @@ pub struct Options {
     pub name: String,
     /// The kernel path, if there is one.
     pub kernel: Option<Arc<dyn KernelPath>>,
+    /// The part of it that routes calls, if there is one.
+    pub lanes: Option<Arc<dyn LanePath>>,
     /// What is told of single calls.
     pub telemetry: Telemetry,
 }
@@ -116,7 +119,8 @@ pub struct Proxy {
     unix: Option<PathBuf>,
     workers: Vec<WorkerHandle>,
     board: Arc<Board>,
-    tasks: [tokio::task::JoinHandle<()>; 2],
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    lanes: Option<(Arc<Lanes>, Arc<Verdicts>)>,
     open: Arc<AtomicUsize>,
     connections_max: usize,
 }
@@ -143,12 +147,15 @@ impl Proxy {
         let (others, handoffs): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(HANDOFFS_MAX)).unzip();
         let others: Arc<[_]> = others.into();
         let (told, tells) = mpsc::unbounded_channel();
+        let (posts, letters): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
+        let (lanes, events) = options.lanes.clone().map(|path| Lanes::new(path, posts)).unzip();
         let instance: Arc<str> = instance_text(&options.name).into();
         let workers: Vec<_> = listeners
             .into_iter()
             .zip(handoffs)
+            .zip(letters)
             .enumerate()
-            .map(|(id, (listeners, handoffs))| {
+            .map(|(id, ((listeners, handoffs), letters))| {
                 let (control, receiver) = mpsc::channel(16);
                 let counters = Arc::new(WorkerCounters::default());
                 let start = Start {
@@ -166,6 +173,8 @@ impl Proxy {
                     others: others.clone(),
                     told: told.clone(),
                     kernel: options.kernel.clone(),
+                    lanes: lanes.clone(),
+                    letters,
                     spans: options.telemetry.spans.clone(),
                     unknown: options.telemetry.taps.watch(""),
                 };
@@ -175,8 +184,12 @@ impl Proxy {
             .collect::<Result<_, StartError>>()?;
         let controls = workers.iter().map(|worker| worker.control.clone()).collect();
         let board = Arc::new(Board::new(routes, controls, options.telemetry.taps.clone()));
-        let tasks = [tokio::spawn(register(board.clone(), tells)), tokio::spawn(outliers::watch(board.clone()))];
-        Ok(Self { listen, unix, workers, board, tasks, open, connections_max })
+        let mut tasks = vec![tokio::spawn(register(board.clone(), tells)), tokio::spawn(outliers::watch(board.clone()))];
+        let lanes = lanes.map(|lanes| (lanes, Arc::<Verdicts>::default()));
+        if let (Some((lanes, verdicts)), Some(events)) = (&lanes, events) {
+            tasks.push(tokio::spawn(Keeper::new(lanes.clone(), board.clone(), verdicts.clone()).run(events)));
+        }
+        Ok(Self { listen, unix, workers, board, tasks, lanes, open, connections_max })
     }
 
     /// Takes over a new configuration without dropping a call, or refuses it as a whole.

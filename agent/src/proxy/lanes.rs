@@ -1,6 +1,13 @@
 //! What the data plane asks of the kernel about calls that it routes from lane to lane, and tells it.
 
+mod eligible;
+mod keeper;
+mod registry;
+
 use std::{io, os::fd::BorrowedFd};
+
+pub(crate) use keeper::{BODY_MAX, Keeper, Verdicts, now_ns};
+pub(crate) use registry::{Event, Lanes, Letter, Owner};
 
 pub use agent_common::lane::{Call as RoutedCall, Member as RoutedMember, Routed, Unrouted};
 
@@ -94,6 +101,9 @@ pub trait LanePath: Send + Sync {
     /// # Errors
     /// The kernel did not say.
     fn calls(&self, each: &mut dyn FnMut(u64, &RoutedCall)) -> io::Result<()>;
+
+    /// A call in flight, by the `via` that its callee has seen.
+    fn peek(&self, via: u64) -> Option<RoutedCall>;
 
     /// Takes a call out of the table: then whoever has asked owns its answer. None if it has been answered. What it has
     /// reserved at its callee stays reserved, until [`LanePath::release`].

@@ -3,11 +3,12 @@
 mod methods;
 mod policy;
 
-use agent_common::latency;
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
+
+use agent_common::{lane::Member as RoutedMember, latency};
 
 pub use self::{methods::MethodSums, policy::PolicySums};
 pub(crate) use self::{
@@ -141,6 +142,18 @@ impl CallCounters {
         self.tries.add(1);
         self.failures.add(u64::from(failed));
         self.tries_ns.add(took.ns);
+    }
+
+    /// Calls were answered that the kernel had routed: the programs' own counters, before and now.
+    pub(crate) fn routed(&self, before: &RoutedMember, now: &RoutedMember) {
+        let (calls, ns) = (now.answered - before.answered, now.sum_ns.saturating_sub(before.sum_ns));
+        self.calls.add(calls);
+        self.tries.add(calls);
+        self.latency_ns.add(ns);
+        self.tries_ns.add(ns);
+        for (bucket, (before, now)) in self.latency.iter().zip(before.took.iter().zip(&now.took)) {
+            bucket.add(now.saturating_sub(*before));
+        }
     }
 
     fn took(&self, took: Took) {

@@ -13,11 +13,13 @@ use bytes::Bytes;
 use foldhash::fast::RandomState;
 use tokio::{sync::Notify, time::Instant};
 
+use super::lane::Tie;
 use crate::{
     api,
     proxy::{
         app::Shared,
         calls::CallKey,
+        lanes::RoutedCall,
         out::SLICES_MAX,
         socket::Peer,
         stats::CloseReason,
@@ -106,6 +108,10 @@ pub(crate) struct FrameConn {
     /// Since when nothing has left, as the peer gives no credit.
     starved_since: Cell<Option<Instant>>,
     shared: Rc<Shared>,
+    /// The other connection of its application.
+    pub(super) tie: Cell<Tie>,
+    /// Answers to routed calls that come in several frames, by their `via`.
+    pub(super) routed: RefCell<HashMap<u64, RoutedCall, RandomState>>,
 }
 
 /// What a connection is made of.
@@ -149,6 +155,8 @@ impl FrameConn {
             blocked_since: Cell::new(None),
             starved_since: Cell::new(None),
             shared,
+            tie: Cell::default(),
+            routed: RefCell::default(),
         }
     }
 
@@ -163,6 +171,11 @@ impl FrameConn {
         self.hello.borrow().clone()
     }
 
+    /// Whether it is a lane.
+    pub(crate) fn is_lane(&self) -> bool {
+        matches!(self.tie.get(), Tie::Is(..))
+    }
+
     /// Whether somebody offers services on it.
     pub(crate) fn is_service(&self) -> bool {
         self.side == Side::App && self.hello.borrow().as_ref().is_some_and(|hello| !hello.offers.is_empty())
@@ -170,7 +183,7 @@ impl FrameConn {
 
     /// Whether it is there for its calls, and nothing else.
     pub(crate) fn is_caller(&self) -> bool {
-        self.was_accepted() && !self.is_service()
+        self.was_accepted() && !self.is_service() && !self.is_lane()
     }
 
     /// Whether the other end has opened it.
@@ -183,6 +196,7 @@ impl FrameConn {
         let ms = |since: Instant| u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX);
         let hello = self.hello.borrow();
         let protocol = match self.side {
+            Side::App if self.is_lane() => "lane",
             Side::App => "frames",
             Side::AgentIn | Side::Out if self.peer == Peer::Unix => "worker",
             Side::AgentIn | Side::Out => "tunnel",
@@ -209,7 +223,7 @@ impl FrameConn {
 
     /// Whether it can be given a call.
     pub(crate) fn is_usable(&self) -> bool {
-        matches!(*self.ending.borrow(), Ending::Open) && !self.closed.get() && self.hello.borrow().is_some()
+        matches!(*self.ending.borrow(), Ending::Open) && !self.closed.get() && self.hello.borrow().is_some() && !self.is_lane()
     }
 
     /// Whether the peer takes one more call.
