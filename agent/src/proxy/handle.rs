@@ -24,7 +24,7 @@ use super::{
     board::{Board, lock, register},
     describe,
     explain::{Explained, View},
-    lanes::{Keeper, LanePath, Lanes, Verdicts},
+    lanes::{Keeper, LanePath, Lanes, Routed, Unrouted, Verdicts},
     listen::{self, Listeners},
     outliers,
     path::KernelPath,
@@ -328,6 +328,35 @@ impl Proxy {
             closed: CloseReason::ALL.into_iter().map(closed).collect(),
             frames_dropped: self.workers.iter().map(|worker| worker.counters.frames_dropped.get()).sum(),
         }
+    }
+
+    /// What became of messages on lanes; none if the kernel routes no calls.
+    #[must_use]
+    pub fn routed(&self) -> Option<Routed> {
+        self.lanes.as_ref()?.0.path().routed().ok()
+    }
+
+    /// Calls that the kernel routes; none if it routes none.
+    #[must_use]
+    pub fn routing(&self) -> Option<api::Routing> {
+        let (lanes, verdicts) = self.lanes.as_ref()?;
+        let routed = lanes.path().routed().ok()?;
+        let lanes = lanes.all();
+        let looks = lanes.iter().filter_map(|lane| self.lanes.as_ref()?.0.path().look(*lane));
+        let mut services: Vec<_> = lock(verdicts)
+            .iter()
+            .map(|(key, why)| api::RoutedService { service: key.replace('\0', "#"), why_not: why.map(str::to_owned) })
+            .collect();
+        services.sort_unstable_by(|one, other| one.service.cmp(&other.service));
+        Some(api::Routing {
+            lanes: lanes.len() as u64,
+            in_flight: looks.map(|look| look.in_flight).sum(),
+            calls: routed.calls,
+            answers: routed.answers,
+            bytes: routed.bytes,
+            unrouted: Unrouted::ALL.into_iter().zip(routed.unrouted).map(|(why, n)| (why.name().to_owned(), n)).collect(),
+            services,
+        })
     }
 
     /// Application connections, at most `max` of each worker. A worker that does not answer in time is left out.

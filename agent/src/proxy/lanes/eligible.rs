@@ -57,8 +57,8 @@ fn by_policy(route: &ServiceRoute) -> Result<(), &'static str> {
     let retries = policy.retry.tries_max > 1;
     let why = [
         (!policy.kernel, "kernel = false"),
-        (!route.plan.is_open(), "access rules"),
-        (!route.plan.is_plain(), "rules"),
+        (!route.plan.asks_for_applications_alone(), "access rules"),
+        (!route.plan.is_plain_for_those_let_in(), "rules"),
         (route.limiter.is_some(), "rate limits"),
         (policy.breaker != Default::default(), "breakers"),
         (policy.concurrency.adaptive, "concurrency.adaptive"),

@@ -266,6 +266,16 @@ impl Keeper {
         }
     }
 
+    /// The labels of those that may call; none: all may.
+    fn callers(&self, route: &ServiceRoute) -> Option<Vec<u32>> {
+        if route.plan.is_open() {
+            return None;
+        }
+        let nobody = ("".into(), 0);
+        let labels = self.lanes.labels().into_iter().chain([nobody]);
+        Some(labels.filter(|(application, _)| route.plan.lets_in(application)).map(|(_, label)| label).collect())
+    }
+
     fn route(&mut self, routes: &Routes, route: &ServiceRoute, instances: Vec<Eligible>) -> Result<LaneRoute, &'static str> {
         let mut numbered = Vec::with_capacity(instances.len());
         for Eligible { lane, weight, instance } in instances {
@@ -276,7 +286,7 @@ impl Keeper {
         Ok(LaneRoute {
             service: service_hash(route.uri.as_bytes(), route.group.as_bytes()),
             pick: pick_of(route.policy.balance.policy),
-            callers: None,
+            callers: self.callers(route),
             timeout_ms: u32::try_from(route.policy.timeout_ms).unwrap_or(u32::MAX),
             to_agent_per_million: routes.checked.config.tracing.share_per_million(),
             body_max: BODY_MAX,

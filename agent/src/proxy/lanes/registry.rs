@@ -12,8 +12,10 @@ use tokio::sync::mpsc;
 
 use super::{LaneId, LanePath, RoutedCall};
 
-/// Labels that callers can have. Applications beyond that are nobody in particular.
+/// Labels that callers can have.
 const LABELS_MAX: usize = 4_096;
+/// The label of all others: it never has leave where leave is needed, so that the agent decides.
+const NO_LEAVE: u32 = u32::MAX;
 /// Calls in flight that an application may be given which does not say.
 const CALLS_MAX: u32 = 1_024;
 
@@ -127,7 +129,7 @@ impl Lanes {
     }
 
     /// All lanes that are not over.
-    pub(super) fn all(&self) -> Vec<LaneId> {
+    pub(crate) fn all(&self) -> Vec<LaneId> {
         self.held().by_conn.values().copied().collect()
     }
 
@@ -142,9 +144,12 @@ impl Lanes {
         if let Some(label) = labels.get(application) {
             return *label;
         }
-        let next = u32::try_from(labels.len() + 1).unwrap_or(0);
-        if application.is_empty() || labels.len() >= LABELS_MAX {
+        let next = u32::try_from(labels.len() + 1).unwrap_or(NO_LEAVE);
+        if application.is_empty() {
             return 0;
+        }
+        if labels.len() >= LABELS_MAX {
+            return NO_LEAVE;
         }
         labels.insert(application.into(), next);
         next
