@@ -171,6 +171,11 @@ impl FrameConn {
         self.hello.borrow().clone()
     }
 
+    /// Whether its application has a lane, too.
+    pub(super) fn has_lane(&self) -> bool {
+        matches!(self.tie.get(), Tie::Has(_))
+    }
+
     /// Whether it is a lane.
     pub(crate) fn is_lane(&self) -> bool {
         matches!(self.tie.get(), Tie::Is(..))

@@ -220,6 +220,16 @@ impl Worker {
         }
     }
 
+    /// Answers that have begun do not go on.
+    pub(super) fn break_off_routed(&self, stream: &FrameConn) {
+        let begun = std::mem::take(&mut *stream.routed.borrow_mut());
+        for call in begun.into_values() {
+            if let Some(lanes) = self.lanes() {
+                lanes.break_off(&call, code::REMOTING);
+            }
+        }
+    }
+
     fn count_routed(&self, stream: &FrameConn, call: &RoutedCall, header: &Header) {
         let Some(service) = self.services().by_hash(call.service).cloned() else { return };
         let Some(Upstream::Remote(remote)) = service.offered_by(stream.id) else { return };

@@ -175,6 +175,14 @@ impl Lanes {
         self.post(caller(call), |conn| Letter::Message(conn, header, meta, body))
     }
 
+    /// An answer that has begun does not go on.
+    pub(crate) fn break_off(&self, call: &RoutedCall, code: u16) {
+        let RoutedCall { stream, via, service, .. } = *call;
+        let word = u32::from(code);
+        let header = Header { flags: Flags::TO_CALLER, stream, via, service, word, ..Header::new(Kind::Cancel) };
+        self.post(caller(call), |conn| Letter::Control(conn, header));
+    }
+
     /// A call that was claimed is not of interest any more: its callee is told, and its late answer is expected.
     pub(super) fn abandon(&self, via: u64, call: &RoutedCall, status: u32) {
         let header = Header { stream: call.stream, via, service: call.service, word: status, ..Header::new(Kind::Cancel) };
