@@ -360,7 +360,7 @@ impl Worker {
         let service = begun.service.clone();
         let (governed, route) = (&service.governed, &service.route);
         if let Some(group) = routed.group {
-            self.join_group(begun, group, (routed, method))?;
+            self.join_group(begun, group, (call, routed, method))?;
         }
         begun.repeats(origin, method);
         let subset = begun.service.route.plan.subsets().get(usize::from(begun.choice.subset));
@@ -389,7 +389,12 @@ impl Worker {
     }
 
     /// A call goes to another group than its own.
-    fn join_group(&self, begun: &mut Begun, group: &str, (routed, method): (&Routed<'_>, &[u8])) -> Result<(), Refused> {
+    fn join_group(
+        &self,
+        begun: &mut Begun,
+        group: &str,
+        (call, routed, method): (&impl Says, &Routed<'_>, &[u8]),
+    ) -> Result<(), Refused> {
         let route = begun.service.route.clone();
         let otherwise = begun.choice.otherwise.map(|subset| {
             let choice = Choice { subset, otherwise: begun.choice.last, last: None, ..begun.choice };
@@ -398,7 +403,9 @@ impl Worker {
         match (self.service(&service_key(&route.uri, group)), otherwise) {
             (Some(other), otherwise) => {
                 let subset = meant_by(&route, routed.subset, &other);
-                begun.choice = Choice { subset, otherwise: None, last: None, rule: None, ..begun.choice };
+                // Whether its key counts is for who gets it to say.
+                let key = hash_key(&other.route, call);
+                begun.choice = Choice { subset, otherwise: None, last: None, key, rule: None, ..begun.choice };
                 begun.method = other.governed.methods.number(method, &other.route);
                 begun.more.get_or_insert_default().moved = true;
                 begun.service = other;
@@ -457,7 +464,7 @@ impl Worker {
             count.set(count.get() + 1);
             let moved = !Rc::ptr_eq(&to, service);
             let subset = meant_by(route, *subset, &to);
-            let choice = Choice { subset, key: begun.choice.key, ..Choice::default() };
+            let choice = Choice { subset, key: hash_key(&to.route, call), ..Choice::default() };
             let (guard, counters) = (Guard(count.clone()), governed.counters.clone());
             begun.copies.push(Copied { service: to, choice, moved, name: name.clone(), followed: None, guard, counters });
         }
