@@ -185,7 +185,8 @@ fn a_slow_one_gets_little() {
     let sums = tally(&mut several.connect(), 3, 400);
     assert!(sums[0] >= 1 && sums[0] < 40 && sums[1] > 40 && sums[2] > 40, "{sums:?}");
     // Nor does one that fails fast look like a fast one.
-    several.script(|server, _| if server == 1 { Answer::bulk(b"no").cut(0).then(moa_tests::fake::End::Reset) } else { by(server) });
+    several
+        .script(|server, _| if server == 1 { Answer::bulk(b"no").cut(0).then(moa_tests::fake::End::Reset) } else { by(server) });
     let before = several.calls();
     let mut client = several.connect();
     for _ in 0..400 {
@@ -500,10 +501,7 @@ fn expect_balanced(several: &Several, among: &[usize], each: usize) {
 fn instances_that_come_go_and_move_under_load_lose_no_call() {
     let several = Several::start(6, &policy("least-request", ""));
     let mut rng = seed::rng("instances_that_come_go_and_move_under_load_lose_no_call");
-    let loads = [
-        Load::start(several.agent.address(), &[DEMO], 4),
-        Load::start_frames(several.agent.address(), &[DEMO], 4),
-    ];
+    let loads = [Load::start(several.agent.address(), &[DEMO], 4), Load::start_frames(several.agent.address(), &[DEMO], 4)];
     for _ in 0..seed::count(25, 250) {
         let mut list: Vec<_> = (0..6).collect();
         list.shuffle(&mut rng);

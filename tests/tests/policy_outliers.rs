@@ -88,7 +88,8 @@ fn after_failures_in_a_row() {
 /// The callers notice nothing: what fails at one instance is answered by another.
 #[test]
 fn after_tries_that_were_late_though_others_answered() {
-    let more = "retry.tries_max = 2\nretry.methods = [\"get\"]\nretry.budget_per_s = 1000\ntry_timeout_ms = 250\nretry.backoff_ms = 0";
+    let more =
+        "retry.tries_max = 2\nretry.methods = [\"get\"]\nretry.budget_per_s = 1000\ntry_timeout_ms = 250\nretry.backoff_ms = 0";
     let several = Several::start(3, &rows(more).replace("retry.tries_max = 1\n", ""));
     several.script(|server, _| if server == 0 { Answer::silence() } else { by(server) });
     let mut client = several.connect();
