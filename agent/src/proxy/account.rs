@@ -187,8 +187,8 @@ impl Call {
         }
     }
 
-    fn succeeded_at(&self, slot: u32, instance: &Instance, took: Duration, now: Instant) {
-        let average = self.service.loads.observe(slot, took, now.into_std());
+    fn succeeded_at(&self, slot: u32, instance: &Instance, (took, late): (Duration, Duration), now: Instant) {
+        let average = self.service.loads.observe_late(slot, took, late, now.into_std());
         self.notes_average(average);
         if self.counted {
             instance.record.succeeded();
@@ -219,7 +219,7 @@ impl Worker {
             match failed {
                 true => call.failed_at(slot, instance, now),
                 false if end.refused => call.passes_for_slow(slot, now),
-                false if end.by == By::Service => call.succeeded_at(slot, instance, tried, now),
+                false if end.by == By::Service => call.succeeded_at(slot, instance, (tried, self.late()), now),
                 false => {}
             }
         }
