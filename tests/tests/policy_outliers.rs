@@ -7,6 +7,7 @@ use moa_tests::{
     client::{Client, command},
     config, echo,
     fake::End,
+    fleet::{Caller, Server},
     frames::{FramePeer, caller},
     machine::http,
     mesh::tunnel,
@@ -64,17 +65,16 @@ fn expect_reason(instance: &Value, text: &str) {
 
 #[test]
 fn after_failures_in_a_row() {
-    let lost = || by(0).cut(0).then(End::Reset);
-    let kinds: [(&str, fn() -> Answer); 4] = [
-        ("a lost connection", lost),
-        ("a code of the list", failure),
-        ("no answer in time", Answer::silence),
-        ("what is no answer", || Answer::raw(&b"?\r\n"[..])),
+    let kinds = [
+        ("a lost connection", by(0).cut(0).then(End::Reset)),
+        ("a code of the list", failure()),
+        ("no answer in time", Answer::silence()),
+        ("what is no answer", Answer::raw(&b"?\r\n"[..])),
     ];
-    for (kind, fails) in kinds {
+    for (kind, answer) in kinds {
         println!("{kind}");
         let several = Several::start(3, &rows("timeout_ms = 250"));
-        several.script(move |server, _| if server == 0 { fails() } else { by(server) });
+        several.script(move |server, _| if server == 0 { answer.clone() } else { by(server) });
         let mut client = several.connect();
         let instance = until_out(&several, &mut client, 0);
         expect_reason(&instance, "3 failures in a row");
@@ -121,6 +121,28 @@ fn neither_after_failures_with_answers_between_nor_after_other_codes() {
     assert_eq!(out(&several), [2]);
     let calls = several.calls();
     assert!(calls[0] > 30 && calls[1] > 30, "{calls:?}");
+}
+
+#[test]
+fn an_application_that_has_dialled_in_goes_too() {
+    let agent = Agent::start(&format!("{ONE}[defaults]\n{}", rows("")));
+    let [well, ill] = ["well", "ill"].map(|name| Server::start(&agent, name, &[DEMO]));
+    ill.answer(777);
+    let instance = || -> Option<Value> {
+        let services = agent.json(&["services", DEMO]);
+        services[0]["instances"].as_array()?.iter().find(|one| one["address"] == "ill ill-1").cloned()
+    };
+    for mut caller in Caller::both(&agent) {
+        let gone = until("it to be taken out", || {
+            (0..6).for_each(|_| drop(caller.call(DEMO, "get", &[])));
+            instance().filter(|instance| !instance["ejected"].is_null())
+        });
+        expect_reason(&gone, "3 failures in a row");
+        let before = ill.calls().len();
+        caller.expect("well", DEMO, "get", &[]);
+        assert_eq!(ill.calls().len(), before);
+    }
+    assert!(well.calls().len() >= 16);
 }
 
 #[test]
