@@ -202,6 +202,15 @@ fn a_slow_one_gets_little() {
     assert!(failing < 40, "{failing} of 400");
 }
 
+/// Stops those who look, even if the test fails.
+struct Stops<'a>(&'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 /// While the agent does not run all answers are late, whoever has given them.
 #[test]
 fn an_agent_that_stalls_still_knows_who_is_slow() {
@@ -218,18 +227,21 @@ fn an_agent_that_stalls_still_knows_who_is_slow() {
     };
     thread::scope(|scope| {
         (0..4).for_each(|_| drop(scope.spawn(calls)));
+        let _stops = Stops(&stop);
         let go_on = |stalls: usize| {
             let before = done.load(Relaxed);
             until_true(&format!("calls after {stalls} stalls"), || done.load(Relaxed) >= before + 100);
         };
         go_on(0);
+        let is_known = || several.calls()[0] > 0 && several.fakes[0].counts().in_flight == 0;
         for stalls in 1..=8 {
+            // So that only others can look slow for the stall.
+            until_true("the slow one to be known, and idle", is_known);
             several.agent.freeze();
             thread::sleep(2 * slow);
             several.agent.signal(Signal::SIGCONT);
             go_on(stalls);
         }
-        stop.store(true, Relaxed);
     });
     let sums = tally(&mut several.connect(), 4, 400);
     println!("{sums:?} after {:?}", several.calls());
