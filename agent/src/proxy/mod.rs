@@ -20,6 +20,7 @@ mod frames;
 mod govern;
 mod handle;
 mod health;
+mod lag;
 mod limits;
 mod link;
 mod listen;
