@@ -57,6 +57,22 @@ fn only_those_calls_are_copied_that_a_rule_is_about_and_their_share() {
 }
 
 #[test]
+fn a_call_of_many_frames_has_no_copy_and_is_counted_as_without() {
+    let (now, next) = (named("now"), named("next"));
+    let agent = Agent::start(&with_labels(&now, &next, TO_LABEL));
+    let Caller::Frames(mut peer) = Caller::frames(&agent, "web") else { unreachable!() };
+    let json = json_of(DEMO, "get", &[]);
+    let (head, rest) = json.as_bytes().split_at(10);
+    let stream = peer.request(DEMO, Flags::NONE, head);
+    let header =
+        Header { stream, via: u64::from(stream), service: service_hash(DEMO.as_bytes(), b""), ..Header::new(Kind::Data) };
+    peer.data(&header, Flags::END_STREAM, rest);
+    assert_eq!(peer.expect(Kind::Response).header.word, 0);
+    await_events(&agent, DEMO, "shadows_dropped", 1);
+    assert_eq!((now.counts().calls, next.counts().calls), (1, 0));
+}
+
+#[test]
 fn errors_slowness_and_absence_of_who_gets_copies_are_nobodys_concern() {
     let (now, next) = (named("now"), named("next"));
     let agent = Agent::start(&with_labels(&now, &next, TO_LABEL));

@@ -170,8 +170,11 @@ impl Worker {
             Request::framed(Header { flags: vouched(header.flags, &conn), ..header }, meta, body)
         };
         let whole = header.flags.has(Flags::END_STREAM);
-        if whole && !begun.copies.is_empty() {
-            self.copy(&mut begun, &request(), within);
+        match begun.copies.is_empty() {
+            false if whole => self.copy(&mut begun, &request(), within),
+            // What comes in pieces is not held for a copy.
+            false => begun.copies.drain(..).for_each(|copied| copied.counters.shadows_dropped.add(1)),
+            true => {}
         }
         let is_copy = conn.side.scope() == Scope::Node && header.flags.has(Flags::SHADOW);
         if is_copy {
