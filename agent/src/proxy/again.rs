@@ -262,7 +262,8 @@ impl Worker {
     pub(super) fn retry_after_code(self: &Rc<Self>, key: CallKey, code: u16, instance: &Instance) -> bool {
         let wanted = self.with_call(key, |call| call.more.is_some() && retries(&call.service.route, RetryOn::Code, Some(code)));
         wanted == Some(true)
-            && (self.leaves_to_twin(key) || self.retry(key, RetryOn::Code, &format!("{} answered with {code}", instance.name)))
+            && (self.leaves_to_twin(key, false)
+                || self.retry(key, RetryOn::Code, &format!("{} answered with {code}", instance.name)))
     }
 
     /// Sends a call again, if its policy and the budget let it: after a wait, elsewhere if there is an elsewhere.

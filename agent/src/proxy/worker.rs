@@ -29,7 +29,7 @@ use super::{
     calls::CallTable,
     dispatch::Call,
     explain::{Explained, View},
-frames::{self, Bounds, FrameConn, Handoff, Side, Told, Tunnel},
+    frames::{self, Bounds, FrameConn, Handoff, Side, Told, Tunnel},
     lag::Lag,
     limits::{TunnelLimits, WorkerLimits},
     listen::Listeners,
