@@ -208,6 +208,9 @@ fn a_route_to_a_group_with_a_section() {
     }
     Caller::frames(&agent, "").expect("blue", "/service/demo#blue", "get", &[]);
     blue.down(End::Reset);
+    until_true("the agent to have seen it", || {
+        agent.instance("/service/demo#blue", blue.address()).is_some_and(|one| one["connections"] == 0)
+    });
     // A way out is on unless it is turned off.
     for mut caller in Caller::both(&agent) {
         caller.expect("plain", DEMO, "get", &[("user", "7")]);

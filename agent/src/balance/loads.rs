@@ -85,10 +85,19 @@ impl Loads {
 
     /// An answer came. Returns the average with it, in nanoseconds.
     pub(crate) fn observe(&self, index: u32, took: Duration, now: Instant) -> f32 {
+        self.observe_late(index, took, Duration::ZERO, now)
+    }
+
+    /// An answer came, and may have been there for as long as `late` before it was seen: only what is certain of its latency
+    /// counts, or a worker that stalls would take all instances for as slow as itself.
+    pub(crate) fn observe_late(&self, index: u32, took: Duration, late: Duration, now: Instant) -> f32 {
         let at = self.stamp(now);
+        let ns = |time: Duration| time.as_secs_f32() * 1e9;
+        let (least, most) = (ns(took.saturating_sub(late)), ns(took));
         let average = self.see(index, |seen| {
             let left = ewma::left(at.saturating_sub(seen.at.get()), self.decay_per_ns.get());
-            seen.average.set(ewma::after(seen.average.get(), took.as_secs_f32() * 1e9, left));
+            let average = seen.average.get();
+            seen.average.set(ewma::after(average, average.clamp(least, most), left));
             seen.at.set(at.max(seen.at.get()));
             seen.average.get()
         });

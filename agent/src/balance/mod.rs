@@ -27,6 +27,8 @@ mod seed;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
+mod stalls;
+#[cfg(test)]
 mod tests;
 
 pub(crate) use backoff::backoff;

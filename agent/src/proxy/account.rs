@@ -33,26 +33,34 @@ pub(super) struct End<'a> {
     pub(super) text: &'a str,
     /// Bytes of the answer, as far as they are known.
     pub(super) bytes: usize,
+    /// Who got the call says that it has not executed it.
+    pub(super) refused: bool,
 }
 
 impl<'a> End<'a> {
     pub(super) fn service(code: Option<u16>, bytes: usize) -> Self {
-        Self { by: By::Service, code, text: "", bytes }
+        Self { by: By::Service, code, text: "", bytes, refused: false }
     }
 
     pub(super) fn mesh(code: u16, text: &'a str) -> Self {
-        Self { by: By::Mesh, code: Some(code), text, bytes: 0 }
+        Self { by: By::Mesh, code: Some(code), text, bytes: 0, refused: false }
     }
 
     /// The caller wants no answer any more.
     pub(super) fn given_up() -> Self {
-        Self { by: By::Nobody, code: None, text: "the caller gave up", bytes: 0 }
+        Self { by: By::Nobody, code: None, text: "the caller gave up", bytes: 0, refused: false }
     }
 
-    /// Whether it speaks against the instance.
+    /// With this error, if who got the call has not executed it.
+    pub(super) fn refused(self, refused: bool) -> Self {
+        Self { refused, ..self }
+    }
+
+    /// Whether it speaks against the instance. A refusal does not: there may be no room, or a rule against the call.
     fn is_failure(&self, call: &Call) -> bool {
         match (self.by, self.code) {
             (_, None) | (By::Nobody, _) => false,
+            _ if self.refused => false,
             (By::Mesh, Some(code)) => matches!(code, code::REMOTING | code::TIMEOUT),
             (By::Service, Some(code)) => call.service.route.policy.outlier.codes.contains(&code),
         }
@@ -170,12 +178,25 @@ impl Call {
 
     /// One try of it has failed at an instance.
     pub(super) fn failed_at(&self, slot: u32, instance: &Instance, now: Instant) {
-        let took = now.duration_since(self.tried_at);
-        let average = self.service.loads.fail(slot, took, now.into_std());
-        self.notes_average(average);
+        self.passes_for_slow(slot, now);
         if self.counted {
             instance.record.failed(self.service.route.policy.outlier.consecutive);
         }
+    }
+
+    /// One try of it was not answered at an instance; if `refused`, it was not executed either.
+    pub(super) fn not_answered_at(&self, slot: u32, instance: &Instance, refused: bool, now: Instant) {
+        match refused {
+            true => self.passes_for_slow(slot, now),
+            false => self.failed_at(slot, instance, now),
+        }
+    }
+
+    /// An instance that fails, or refuses, at once must not look like a quick one.
+    fn passes_for_slow(&self, slot: u32, now: Instant) {
+        let took = now.duration_since(self.tried_at);
+        let average = self.service.loads.fail(slot, took, now.into_std());
+        self.notes_average(average);
     }
 
     /// For those who look on.
@@ -185,8 +206,8 @@ impl Call {
         }
     }
 
-    fn succeeded_at(&self, slot: u32, instance: &Instance, took: Duration, now: Instant) {
-        let average = self.service.loads.observe(slot, took, now.into_std());
+    fn succeeded_at(&self, slot: u32, instance: &Instance, (took, late): (Duration, Duration), now: Instant) {
+        let average = self.service.loads.observe_late(slot, took, late, now.into_std());
         self.notes_average(average);
         if self.counted {
             instance.record.succeeded();
@@ -211,17 +232,18 @@ impl Worker {
         if let (Some(slot), Some(instance)) = (call.place.slot(), call.place.instance()) {
             let once = call.tried_at == call.started;
             let tried = if once { took } else { now.duration_since(call.tried_at) };
-            if let Some(counters) = counters {
+            if let Some(counters) = counters.filter(|_| !end.refused) {
                 counters.tried(if once { counted } else { tried.into() }, failed);
             }
             match failed {
                 true => call.failed_at(slot, instance, now),
-                false if end.by == By::Service => call.succeeded_at(slot, instance, tried, now),
+                false if end.refused => call.passes_for_slow(slot, now),
+                false if end.by == By::Service => call.succeeded_at(slot, instance, (tried, self.late()), now),
                 false => {}
             }
         }
         if call.counted {
-            call.service.governed.ended(call, (took, counted, now), end, failed);
+            call.service.governed.ended(call, (took, counted, now), end, failed || end.refused);
         }
         self.report(call, took, end);
     }

@@ -262,7 +262,8 @@ impl Worker {
     pub(super) fn retry_after_code(self: &Rc<Self>, key: CallKey, code: u16, instance: &Instance) -> bool {
         let wanted = self.with_call(key, |call| call.more.is_some() && retries(&call.service.route, RetryOn::Code, Some(code)));
         wanted == Some(true)
-            && (self.leaves_to_twin(key) || self.retry(key, RetryOn::Code, &format!("{} answered with {code}", instance.name)))
+            && (self.leaves_to_twin(key, false)
+                || self.retry(key, RetryOn::Code, &format!("{} answered with {code}", instance.name)))
     }
 
     /// Sends a call again, if its policy and the budget let it: after a wait, elsewhere if there is an elsewhere.
@@ -304,7 +305,7 @@ impl Worker {
         true
     }
 
-    /// A call that was tried somewhere is nowhere again, which may count against the instance.
+    /// A call that was tried somewhere is nowhere again. Unless it was refused, that counts against the instance.
     fn lose_place(&self, key: CallKey, failed: bool) {
         let now = self.now();
         let former = self.with_call(key, |call| call.place.clone());
@@ -316,11 +317,11 @@ impl Worker {
             if let (Some(slot), Some(instance)) = (call.place.slot(), call.place.instance()) {
                 if let Some(counters) = call.counters() {
                     counters.retries.add(1);
-                    counters.tried(now.duration_since(call.tried_at).into(), failed);
+                    if failed {
+                        counters.tried(now.duration_since(call.tried_at).into(), true);
+                    }
                 }
-                if failed {
-                    call.failed_at(slot, instance, now);
-                }
+                call.not_answered_at(slot, instance, !failed, now);
             }
         });
         self.placed(key, Place::Nowhere);
@@ -395,12 +396,12 @@ impl Worker {
         self.give_up(twin, why);
     }
 
-    /// Whether a copy of a call ends without an answer, as the other one may still get one.
-    pub(super) fn leaves_to_twin(&self, key: CallKey) -> bool {
+    /// Whether a copy of a call ends without an answer, or `refused`, as the other one may still get one.
+    pub(super) fn leaves_to_twin(&self, key: CallKey, refused: bool) -> bool {
         let Some(twin) = self.part(key) else { return false };
         let was = self.with_call(key, |call| {
             if let (Some(slot), Some(instance)) = (call.place.slot(), call.place.instance()) {
-                call.failed_at(slot, instance, self.now());
+                call.not_answered_at(slot, instance, refused, self.now());
             }
             call.leaves_off()
         });

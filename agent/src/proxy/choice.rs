@@ -53,6 +53,15 @@ pub(super) struct Slot<'a> {
     pub(super) is_new: bool,
 }
 
+/// What is remembered of the instance in a slot.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    /// Whether it could be used when it was last looked.
+    usable: bool,
+    /// When it began to start, if it starts slowly.
+    since: Option<std::time::Instant>,
+}
+
 /// The sets of instances that the calls of one service go to, as one worker sees them.
 #[derive(Debug)]
 pub(crate) struct Sets {
@@ -64,21 +73,22 @@ pub(crate) struct Sets {
     node: Option<Vec<Set>>,
     /// By subset, for calls that are no part of the policy.
     plain: Vec<Set>,
-    /// Which instances could be used when it was last looked, by slot.
-    usable: Vec<bool>,
+    /// By slot.
+    known: Vec<Known>,
 }
 
 impl Sets {
-    pub(super) fn new(route: &ServiceRoute, slots: &[Slot<'_>], now: Instant) -> RefCell<Self> {
+    /// The sets of these instances. Those that were there before go on from what `former` knows of them.
+    pub(super) fn new(route: &ServiceRoute, slots: &[Slot<'_>], former: Option<&Self>, now: Instant) -> RefCell<Self> {
         let options = options(&route.policy);
-        let slow = |slot: &Slot<'_>| (slot.is_new && !options.slow_start.is_zero()).then(|| now.into_std());
+        let known = known(slots, former, (!options.slow_start.is_zero()).then(|| now.into_std()));
         let members = |fits: &dyn Fn(&Slot<'_>) -> bool| -> Vec<Member> {
             let chosen = slots.iter().filter(|slot| fits(slot));
             let member = |slot: &Slot<'_>| Member {
                 index: slot.slot,
                 weight: slot.member.traits.weight,
                 level: slot.member.level,
-                since: slow(slot),
+                since: known[slot.slot as usize].since,
             };
             chosen.map(member).collect()
         };
@@ -102,8 +112,7 @@ impl Sets {
             let fits = |slot: &Slot<'_>| slot.member.is_of(subset);
             Set::new(options, members(&fits), None, now.into_std())
         });
-        let len = slots.iter().map(|slot| slot.slot as usize + 1).max().unwrap_or(0);
-        RefCell::new(Self { seen: None, mesh: mesh.collect(), node, plain: plain.collect(), usable: vec![false; len] })
+        RefCell::new(Self { seen: None, mesh: mesh.collect(), node, plain: plain.collect(), known })
     }
 
     /// Looks at which instances can be used, if that may have changed.
@@ -112,24 +121,26 @@ impl Sets {
         if self.seen == Some(count) {
             return;
         }
-        let first = self.seen.replace(count).is_none();
-        let slow = service.route.policy.balance.slow_start_ms > 0 && !first;
-        for slot in 0..self.usable.len() {
+        self.seen = Some(count);
+        let slow = service.route.policy.balance.slow_start_ms > 0;
+        for slot in 0..self.known.len() {
             let index = u32::try_from(slot).unwrap_or(u32::MAX);
             let usable = service.is_usable(index);
-            let was = std::mem::replace(&mut self.usable[slot], usable);
-            let returns = usable && !was;
-            if returns && !first {
-                // What it was like before says nothing of how it is now.
-                service.loads.forget(index);
+            let was = std::mem::replace(&mut self.known[slot].usable, usable);
+            if was || !usable {
+                continue;
             }
-            if returns && slow {
-                self.all().for_each(|set| set.set_since(index, Some(now.into_std())));
+            // What it was like before says nothing of how it is now.
+            service.loads.forget(index);
+            if slow {
+                let since = Some(now.into_std());
+                self.known[slot].since = since;
+                self.all().for_each(|set| set.set_since(index, since));
             }
         }
-        let usable = std::mem::take(&mut self.usable);
-        self.all().for_each(|set| set.refresh(now.into_std(), |index| usable.get(index as usize).copied().unwrap_or(false)));
-        self.usable = usable;
+        let known = std::mem::take(&mut self.known);
+        self.all().for_each(|set| set.refresh(now.into_std(), |index| known.get(index as usize).is_some_and(|slot| slot.usable)));
+        self.known = known;
     }
 
     fn all(&mut self) -> impl Iterator<Item = &mut Set> {
@@ -164,6 +175,23 @@ impl Sets {
         self.follow(service, now);
         self.mesh.get(usize::from(subset))
     }
+}
+
+/// What is known of each slot when the sets are made; `slow` is now, if who is new starts slowly.
+///
+/// What was there is not new: if it can be used again by now, that is still to be seen.
+fn known(slots: &[Slot<'_>], former: Option<&Sets>, slow: Option<std::time::Instant>) -> Vec<Known> {
+    let len = slots.iter().map(|slot| slot.slot as usize + 1).max().unwrap_or(0);
+    let mut known = vec![Known { usable: true, since: None }; len];
+    for slot in slots {
+        let before = former.and_then(|former| former.known.get(slot.slot as usize)).filter(|_| !slot.is_new);
+        let (usable, since) = match before {
+            Some(before) => (before.usable, before.since.filter(|_| slow.is_some())),
+            None => (true, slow.filter(|_| slot.is_new)),
+        };
+        known[slot.slot as usize] = Known { usable, since };
+    }
+    known
 }
 
 /// The policy as the balancer has it.

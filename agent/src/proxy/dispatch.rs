@@ -533,7 +533,7 @@ impl Worker {
 
     /// As `fail`, counted for an instance that the call did not reach.
     fn fail_at(&self, key: CallKey, failed: &Upstream, code: u16, reason: &str) {
-        if self.leaves_to_twin(key) {
+        if self.leaves_to_twin(key, false) {
             return;
         }
         let Some(mut call) = self.remove(key) else { return };
@@ -548,7 +548,7 @@ impl Worker {
 
     /// Ends a call with an error.
     pub(super) fn end_with(&self, key: CallKey, code: u16, not_executed: bool, text: impl FnOnce(&Call) -> String) {
-        if self.leaves_to_twin(key) {
+        if self.leaves_to_twin(key, false) {
             return;
         }
         let Some(mut call) = self.remove(key) else { return };
@@ -561,8 +561,13 @@ impl Worker {
 
     /// Takes a call out of the table, as an answer to it has come.
     pub(super) fn remove_answered(&self, key: CallKey, error: Option<u16>, bytes: usize) -> Option<Call> {
+        self.remove_ended(key, &End::service(error, bytes))
+    }
+
+    /// Takes a call out of the table, as it has ended like this.
+    pub(super) fn remove_ended(&self, key: CallKey, end: &End<'_>) -> Option<Call> {
         let mut call = self.remove(key)?;
-        self.account(&mut call, None, &End::service(error, bytes));
+        self.account(&mut call, None, end);
         Some(call)
     }
 

@@ -19,7 +19,6 @@ use crate::{
         routes::{Candidate, Explanation, Way},
     },
     balance,
-    config::traffic::BalancePolicy,
     rules::{Subset, Told},
 };
 
@@ -71,7 +70,7 @@ impl Worker {
         let mut ways: Vec<To> = Vec::new();
         for subset in by_rule.chain(outside).chain(copies) {
             if !ways.iter().any(|way| way.subset.index == subset.index) {
-                ways.push(self.to(&service, subset, hash_key(route, call)));
+                ways.push(self.to(&service, subset, call));
             }
         }
         Some(Explained { route: route.clone(), worker: self.id(), rules, ways })
@@ -87,7 +86,7 @@ impl Worker {
     }
 
     /// One of the places that a call can go to.
-    fn to(&self, service: &Service, subset: &api::routes::Subset, key: Option<u32>) -> To {
+    fn to(&self, service: &Service, subset: &api::routes::Subset, call: &Told) -> To {
         let route = &service.route;
         let wanted = route.plan.subsets().get(subset.index);
         let elsewhere = wanted.and_then(|wanted| wanted.elsewhere(&route.uri, &route.group));
@@ -100,7 +99,7 @@ impl Worker {
         To {
             subset: subset.clone(),
             service: shown(uri, group),
-            picked: to.zip(key).and_then(|((to, at), key)| self.picked(to, at, key)),
+            picked: to.and_then(|(to, at)| self.picked(to, at, hash_key(&to.route, call)?)),
             view: to.map(|(to, at)| self.view(to, at)),
         }
     }
@@ -120,9 +119,6 @@ impl Worker {
 
     /// Where a hash key leads to.
     fn picked(&self, service: &Service, subset: u16, key: u32) -> Option<Arc<Instance>> {
-        if service.route.policy.balance.policy != BalancePolicy::Ketama {
-            return None;
-        }
         let choice = Choice { subset, key: Some(key), ..Choice::default() };
         let aim = Aim { choice: &choice, scope: Scope::Mesh, now: self.now() };
         self.dice(|dice| service.pick(aim, &[], dice)).map(|picked| picked.instance().clone())

@@ -420,7 +420,9 @@ impl Worker {
         match (other.filter(|_| room.is_ok()), otherwise) {
             (Some(other), otherwise) => {
                 let subset = meant_by(&route, routed.subset, &other);
-                begun.choice = Choice { subset, otherwise: None, last: None, rule: None, ..begun.choice };
+                // Whether its key counts is for who gets it to say.
+                let key = hash_key(&other.route, call);
+                begun.choice = Choice { subset, otherwise: None, last: None, key, rule: None, ..begun.choice };
                 begun.method = other.governed.methods.number(method, &other.route);
                 begun.more.get_or_insert_default().moved = true;
                 begun.service = other;
@@ -481,7 +483,7 @@ impl Worker {
             count.set(count.get() + 1);
             let moved = !Rc::ptr_eq(&to, service);
             let subset = meant_by(route, *subset, &to);
-            let choice = Choice { subset, key: begun.choice.key, ..Choice::default() };
+            let choice = Choice { subset, key: hash_key(&to.route, call), ..Choice::default() };
             let (guard, counters) = (Guard(count.clone()), governed.counters.clone());
             begun.copies.push(Copied { service: to, choice, moved, name: name.clone(), followed: None, guard, counters });
         }

@@ -20,6 +20,7 @@ mod frames;
 mod govern;
 mod handle;
 mod health;
+mod lag;
 mod lanes;
 mod limits;
 mod link;

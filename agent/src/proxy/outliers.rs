@@ -162,6 +162,7 @@ impl Watched {
         match change {
             Change::Ejected { until, reason, .. } => {
                 let for_ms = until.saturating_duration_since(now.into_std()).as_millis();
+                let for_ms = u64::try_from(for_ms).unwrap_or(u64::MAX);
                 warn!(%service, instance = %instance.name, %reason, for_ms, "instance is taken out of traffic");
                 instance.record.set_ejection(Some((until, reason)));
             }

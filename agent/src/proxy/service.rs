@@ -439,7 +439,7 @@ impl Service {
                 is_new,
             })
             .collect();
-        let sets = Sets::new(&route, &places, now);
+        let sets = Sets::new(&route, &places, former.map(|former| former.sets.borrow()).as_deref(), now);
         Self {
             hash: service_hash(route.uri.as_bytes(), route.group.as_bytes()),
             meta: meta.finish(),

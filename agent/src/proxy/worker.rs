@@ -30,6 +30,7 @@ use super::{
     dispatch::Call,
     explain::{Explained, View},
     frames::{self, Bounds, FrameConn, Handoff, Side, Told, Tunnel},
+    lag::Lag,
     lanes::{Lanes, Letter},
     limits::{TunnelLimits, WorkerLimits},
     listen::Listeners,
@@ -143,6 +144,7 @@ pub(crate) struct Worker {
     dice: RefCell<SmallRng>,
     started: Instant,
     now: Cell<Instant>,
+    lag: Lag,
     timer: Notify,
     timing: Cell<bool>,
     draining: Cell<bool>,
@@ -209,9 +211,11 @@ async fn deadlines(worker: Rc<Worker>, timer: Timer) {
     loop {
         worker.timer.notified().await;
         while !worker.calls.borrow().is_empty() {
+            worker.lag.wants(Some(Instant::now() + TICK));
             timer.sleep(TICK).await;
             worker.expire();
         }
+        worker.lag.wants(None);
         worker.timing.set(false);
     }
 }
@@ -283,6 +287,7 @@ impl Worker {
             dice: RefCell::new(rand::make_rng()),
             started: now,
             now: Cell::new(now),
+            lag: Lag::default(),
             timer: Notify::new(),
             timing: Cell::new(false),
             draining: Cell::new(false),
@@ -366,7 +371,13 @@ impl Worker {
 
     /// The time at the beginning of a task's turn is the time for all of it.
     pub(crate) fn turn_begins(&self) {
-        self.now.set(Instant::now());
+        let now = Instant::now();
+        self.lag.runs(self.now.replace(now), now);
+    }
+
+    /// How long ago what is seen now may have come, as the worker did not get to run.
+    pub(super) fn late(&self) -> Duration {
+        self.lag.at(self.now())
     }
 
     pub(crate) fn now(&self) -> Instant {

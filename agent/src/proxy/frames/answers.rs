@@ -12,6 +12,7 @@ use super::{
     upstream::Remote,
 };
 use crate::proxy::{
+    account::End,
     caller::{Caller, Failure, Framed},
     calls::CallKey,
     dispatch::{Call, Place, UNNUMBERED, code},
@@ -51,11 +52,13 @@ impl Worker {
             return Ok(());
         }
         // Who has not executed it has not answered it either: the other copy may still be answered.
-        if error.is_some() && header.flags.has(Flags::NOT_EXECUTED) && self.leaves_to_twin(key) {
+        let refused = error.is_some() && header.flags.has(Flags::NOT_EXECUTED);
+        if refused && self.leaves_to_twin(key, true) {
             return Ok(());
         }
         self.wins(key);
-        let Some(call) = self.remove_answered(key, error, frame.body().len()) else { return Ok(()) };
+        let end = End::service(error, frame.body().len()).refused(refused);
+        let Some(call) = self.remove_ended(key, &end) else { return Ok(()) };
         stop_request(&call, key);
         match &call.caller {
             Caller::Frames(framed) => {
@@ -293,10 +296,11 @@ impl Worker {
             return self.counters.frames_dropped.add(1);
         }
         let error = error_of(header.word).unwrap_or(code::REMOTING);
-        if self.tries_again(key, error, frame) || self.leaves_to_twin(key) {
+        let refused = header.flags.has(Flags::NOT_EXECUTED);
+        if self.tries_again(key, error, frame) || self.leaves_to_twin(key, refused) {
             return;
         }
-        let Some(call) = self.remove_answered(key, Some(error), 0) else { return };
+        let Some(call) = self.remove_ended(key, &End::service(Some(error), 0).refused(refused)) else { return };
         stop_request(&call, key);
         let text = match id_text(frame.meta()) {
             text if text.is_empty() => {
@@ -305,7 +309,7 @@ impl Worker {
             text => text,
         };
         let begun = call.streams.as_ref().is_some_and(|streams| streams.begun);
-        let not_executed = header.flags.has(Flags::NOT_EXECUTED) && !call.may_have_been_executed();
+        let not_executed = refused && !call.may_have_been_executed();
         call.caller.fail(Failure { code: error, text: &text, not_executed }, begun);
     }
 
