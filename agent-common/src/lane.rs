@@ -14,6 +14,16 @@ pub mod kind {
     pub const STREAM: u32 = 3;
 }
 
+/// What the slots of the map `SLOTS` hold.
+pub mod slot {
+    /// What the attached stub runs for each message.
+    pub const LEG: u32 = 0;
+    /// What that runs for a message on a lane.
+    pub const LANE: u32 = 1;
+    /// What that runs for what it does not route.
+    pub const STAY: u32 = 2;
+}
+
 /// Whether a lane is given calls: [`Lane::state`].
 pub mod lane_state {
     /// Nobody has it.
