@@ -359,3 +359,40 @@ pub struct Routed {
 }
 
 const _: () = assert!(size_of::<Routed>() == 288);
+
+impl core::ops::Add for Routed {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            calls: self.calls + other.calls,
+            answers: self.answers + other.answers,
+            bytes: self.bytes + other.bytes,
+            reserved: 0,
+            unrouted: core::array::from_fn(|at| self.unrouted[at] + other.unrouted[at]),
+        }
+    }
+}
+
+impl core::iter::Sum for Routed {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), core::ops::Add::add)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_indexes() {
+        assert!(Unrouted::ALL.iter().enumerate().all(|(at, why)| *why as usize == at));
+    }
+
+    #[test]
+    fn adds_field_by_field() {
+        let one = Routed { calls: 1, answers: 20, bytes: 300, reserved: 0, unrouted: [4; UNROUTED_MAX] };
+        let twice = Routed { calls: 2, answers: 40, bytes: 600, reserved: 0, unrouted: [8; UNROUTED_MAX] };
+        assert_eq!([one, one].into_iter().sum::<Routed>(), twice);
+    }
+}
