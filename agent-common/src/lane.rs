@@ -14,6 +14,16 @@ pub mod kind {
     pub const STREAM: u32 = 3;
 }
 
+/// What the slots of the map `SLOTS` hold.
+pub mod slot {
+    /// What the attached stub runs for each message.
+    pub const LEG: u32 = 0;
+    /// What that runs for a message on a lane.
+    pub const LANE: u32 = 1;
+    /// What that runs for what it does not route.
+    pub const STAY: u32 = 2;
+}
+
 /// Whether a lane is given calls: [`Lane::state`].
 pub mod lane_state {
     /// Nobody has it.
@@ -349,3 +359,40 @@ pub struct Routed {
 }
 
 const _: () = assert!(size_of::<Routed>() == 288);
+
+impl core::ops::Add for Routed {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            calls: self.calls + other.calls,
+            answers: self.answers + other.answers,
+            bytes: self.bytes + other.bytes,
+            reserved: 0,
+            unrouted: core::array::from_fn(|at| self.unrouted[at] + other.unrouted[at]),
+        }
+    }
+}
+
+impl core::iter::Sum for Routed {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), core::ops::Add::add)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_indexes() {
+        assert!(Unrouted::ALL.iter().enumerate().all(|(at, why)| *why as usize == at));
+    }
+
+    #[test]
+    fn adds_field_by_field() {
+        let one = Routed { calls: 1, answers: 20, bytes: 300, reserved: 0, unrouted: [4; UNROUTED_MAX] };
+        let twice = Routed { calls: 2, answers: 40, bytes: 600, reserved: 0, unrouted: [8; UNROUTED_MAX] };
+        assert_eq!([one, one].into_iter().sum::<Routed>(), twice);
+    }
+}

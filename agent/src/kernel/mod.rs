@@ -8,8 +8,10 @@ mod cgroup;
 mod describe;
 mod diag;
 mod error;
+mod lanes;
 mod legs;
 mod load;
+mod mapped;
 mod mounts;
 mod netns;
 mod object;
@@ -47,6 +49,7 @@ pub use self::{
     remove::{RemoveError, uninstall},
 };
 use self::{
+    lanes::Lanes,
     legs::{Legs, sum},
     owner::Owner,
     pins::Pins,
@@ -55,7 +58,7 @@ use self::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::proxy::KernelPath;
+use crate::proxy::{KernelPath, LanePath};
 
 /// How the kernel programs are attached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -80,6 +83,7 @@ pub struct Kernel {
     /// For looking at it without being in anybody's way.
     socks: SockHash<MapData, End>,
     legs: Arc<Legs>,
+    lanes: Arc<Lanes>,
     cgroup: PathBuf,
     pinned: Option<(Pins, PinnedLink)>,
     /// The directions that are redirected when the path is on.
@@ -113,6 +117,7 @@ impl Kernel {
         kernel.redirected_before = verdicts.to_agent.bytes + verdicts.from_agent.bytes;
         kernel.legs.clear_listeners().map_err(|error| AttachError::map("LISTENERS", error))?;
         kernel.legs.clear_ended().map_err(|error| AttachError::map("READS", error))?;
+        kernel.lanes.forget_former().map_err(|source| AttachError::Lanes { source })?;
         kernel.legs.shared.set_bound(options.bound);
         kernel.sweep_former();
         kernel.beat();
@@ -124,6 +129,12 @@ impl Kernel {
     #[must_use]
     pub fn path(&self) -> Arc<dyn KernelPath> {
         self.legs.clone()
+    }
+
+    /// The part of it that routes calls, for the data plane. Routing is off until it is turned on.
+    #[must_use]
+    pub fn lanes(&self) -> Arc<dyn LanePath> {
+        self.lanes.clone()
     }
 
     /// Says that the agent lives; without it for some seconds, nothing more is enrolled. And looks whether the kernel is short

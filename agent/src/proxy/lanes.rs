@@ -87,11 +87,12 @@ pub trait LanePath: Send + Sync {
     /// No call in flight is of this lane any more: its place can be used again.
     fn free(&self, lane: LaneId);
 
-    /// Puts these services in the place of all those that were routed.
+    /// Puts these services in the place of all those that were routed. Gives those that cannot be, whose calls all go to the
+    /// agent: without an instance, with more than 64 of them, or with weights of which 64 turns give nobody his share.
     ///
     /// # Errors
     /// The kernel refused: what was routed before is routed still.
-    fn publish(&self, routes: &[LaneRoute]) -> io::Result<()>;
+    fn publish(&self, routes: &[LaneRoute]) -> io::Result<Vec<u64>>;
 
     /// Turns routing on or off. Lanes stay lanes; their calls go to the agent.
     fn set_on(&self, on: bool);
