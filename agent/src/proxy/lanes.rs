@@ -77,6 +77,9 @@ pub trait LanePath: Send + Sync {
     /// Why it can't be one.
     fn open(&self, socket: BorrowedFd<'_>, read: u64, label: u32, calls_max: u32) -> Result<LaneId, String>;
 
+    /// Whether lanes can be opened at all.
+    fn is_on(&self) -> bool;
+
     /// Whether a lane is given calls.
     fn pause(&self, lane: LaneId, paused: bool);
 

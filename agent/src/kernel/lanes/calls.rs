@@ -13,6 +13,8 @@ use nix::{
     libc::{self, c_int, c_long},
 };
 
+/// `BPF_MAP_LOOKUP_ELEM`.
+const LOOKUP: c_int = 1;
 /// `BPF_MAP_LOOKUP_AND_DELETE_ELEM`.
 const LOOKUP_AND_DELETE: c_int = 21;
 /// `BPF_MAP_LOOKUP_BATCH`.
@@ -52,11 +54,20 @@ pub(in crate::kernel) struct Calls(pub(in crate::kernel) MapData);
 impl Calls {
     /// Takes a call out, if it is there.
     pub(super) fn take(&self, via: u64) -> Option<Call> {
+        self.one(LOOKUP_AND_DELETE, via)
+    }
+
+    /// A call, if it is there.
+    pub(super) fn look(&self, via: u64) -> Option<Call> {
+        self.one(LOOKUP, via)
+    }
+
+    fn one(&self, command: c_int, via: u64) -> Option<Call> {
         let mut call = Call::default();
         let mut attr =
             One { map: self.descriptor(), reserved: 0, key: (&raw const via) as u64, value: (&raw mut call) as u64, flags: 0 };
         // SAFETY: the kernel reads a key and writes a value, of the sizes of these, while the call lasts.
-        unsafe { bpf(LOOKUP_AND_DELETE, &mut attr) }.is_ok().then_some(call)
+        unsafe { bpf(command, &mut attr) }.is_ok().then_some(call)
     }
 
     /// Shows each call that was there before this began and still is, and perhaps others. The kernel holds a bucket while it

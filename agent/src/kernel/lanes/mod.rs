@@ -16,6 +16,7 @@ use std::{
 use agent_common::{
     End,
     lane::{Lane, Member, Routed, lane_state},
+    mode,
 };
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray};
 use nix::{getsockopt_impl, libc, sockopt_impl, sys::socket::getsockopt};
@@ -115,6 +116,11 @@ impl LanePath for Lanes {
         Ok(LaneId { index, generation })
     }
 
+    fn is_on(&self) -> bool {
+        let both = mode::TO_AGENT | mode::FROM_AGENT;
+        self.legs.shared.mode() & both == both
+    }
+
     fn pause(&self, lane: LaneId, paused: bool) {
         let _places = lock(&self.places);
         if self.table.is_open(lane) {
@@ -153,6 +159,10 @@ impl LanePath for Lanes {
 
     fn calls(&self, each: &mut dyn FnMut(u64, &RoutedCall)) -> io::Result<()> {
         self.calls.each(each)
+    }
+
+    fn peek(&self, via: u64) -> Option<RoutedCall> {
+        self.calls.look(via)
     }
 
     fn claim(&self, via: u64) -> Option<RoutedCall> {

@@ -45,7 +45,7 @@ pub(super) fn worker_of(token: &[u8; 16]) -> usize {
 impl Worker {
     /// The right to open a lane, for a stream connection; none if there are no lanes.
     pub(super) fn lane_for(&self, conn: &FrameConn) -> Option<Lane> {
-        self.lanes().filter(|_| conn.side == Side::App && !self.is_draining())?;
+        self.lanes().filter(|lanes| conn.side == Side::App && !self.is_draining() && lanes.path().is_on())?;
         let mut token = [0; 16];
         token[..8].copy_from_slice(&conn.id.to_be_bytes());
         token[8..10].copy_from_slice(&u16::try_from(self.id()).ok()?.to_be_bytes());

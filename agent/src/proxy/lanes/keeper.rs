@@ -49,6 +49,8 @@ pub(crate) struct Keeper {
     verdicts: Arc<Verdicts>,
     /// What was published last.
     published: Vec<LaneRoute>,
+    /// The services of it that the kernel does not take.
+    refused: Vec<u64>,
     members: HashMap<u32, Member>,
     /// By the instance's address in memory, which is nobody else's while its member holds it.
     numbers: HashMap<usize, u32>,
@@ -73,6 +75,7 @@ impl Keeper {
             board,
             verdicts,
             published: Vec::new(),
+            refused: Vec::new(),
             members: HashMap::new(),
             numbers: HashMap::new(),
             free: (0..MEMBERS_MAX).rev().collect(),
@@ -81,6 +84,7 @@ impl Keeper {
 
     /// Runs until it is aborted.
     pub(crate) async fn run(mut self, mut events: mpsc::UnboundedReceiver<Event>) {
+        self.lanes.path().set_on(true);
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut count = 0;
@@ -256,12 +260,20 @@ impl Keeper {
         for (number, member) in &mut self.members {
             member.gone = if used.contains(number) { None } else { member.gone.or(Some(now)) };
         }
-        *self.verdicts.lock().unwrap_or_else(PoisonError::into_inner) = verdicts;
-        if published == self.published {
-            return;
+        if published != self.published {
+            self.put(published);
         }
+        for route in routes.services.iter().filter(|_| !self.refused.is_empty()) {
+            if self.refused.contains(&hash_of(route)) {
+                verdicts.insert(route.key.clone(), Some("its instances, or their weights, do not fit into 64 turns"));
+            }
+        }
+        *self.verdicts.lock().unwrap_or_else(PoisonError::into_inner) = verdicts;
+    }
+
+    fn put(&mut self, published: Vec<LaneRoute>) {
         match self.lanes.path().publish(&published) {
-            Ok(()) => self.published = published,
+            Ok(refused) => (self.published, self.refused) = (published, refused),
             Err(error) => warn!(%error, "the kernel does not take the routes: what was routed is routed still"),
         }
     }
@@ -284,7 +296,7 @@ impl Keeper {
         }
         numbered.sort_unstable_by_key(|(lane, ..)| lane.index);
         Ok(LaneRoute {
-            service: service_hash(route.uri.as_bytes(), route.group.as_bytes()),
+            service: hash_of(route),
             pick: pick_of(route.policy.balance.policy),
             callers: self.callers(route),
             timeout_ms: u32::try_from(route.policy.timeout_ms).unwrap_or(u32::MAX),
@@ -300,6 +312,10 @@ fn without_collisions(routes: &mut Vec<LaneRoute>) {
     let mut seen = HashMap::new();
     routes.iter().for_each(|route| *seen.entry(route.service).or_insert(0) += 1);
     routes.retain(|route| seen.get(&route.service) == Some(&1));
+}
+
+fn hash_of(route: &ServiceRoute) -> u64 {
+    service_hash(route.uri.as_bytes(), route.group.as_bytes())
 }
 
 fn address_of(instance: &Arc<Instance>) -> usize {
