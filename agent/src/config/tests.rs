@@ -23,7 +23,7 @@ fn address(text: &str) -> SocketAddr {
 
 /// An instance of which only the address is known.
 fn instance(text: &str) -> CheckedInstance {
-    CheckedInstance { address: address(text), traits: Traits::default() }
+    CheckedInstance { address: address(text), namespace: None, traits: Traits::default() }
 }
 
 #[test]

@@ -11,7 +11,6 @@ mod error;
 mod legs;
 mod load;
 mod mounts;
-mod netns;
 mod object;
 mod owner;
 mod pins;
@@ -47,7 +46,7 @@ pub use self::{
     remove::{RemoveError, uninstall},
 };
 use self::{
-    legs::{Legs, sum},
+    legs::{Legs, lock, sum},
     owner::Owner,
     pins::Pins,
     probe::Roots,
@@ -215,7 +214,7 @@ impl Kernel {
     /// next start looks again.
     fn sweep_former(&self) {
         for folder in self.pinned.iter().flat_map(|(pins, _)| pins.former()) {
-            if let Err(error) = remove::remove(&folder, Duration::ZERO, false) {
+            if let Err(error) = remove::remove(&folder, &lock(&self.legs.diags), Duration::ZERO, false) {
                 tracing::info!(folder = %folder.display(), "pins of another version stay for now: {error}");
             }
         }
@@ -277,7 +276,7 @@ impl Kernel {
         self.legs.shared.set_owner(Owner { start: 0, pid: 0, pidns: 0 });
         let Some((pins, link)) = self.pinned else { return Ok(()) };
         drop(link);
-        remove::remove(pins.folder(), within, false)?;
+        remove::remove(pins.folder(), &lock(&self.legs.diags), within, false)?;
         Ok(pins.remove()?)
     }
 }

@@ -16,7 +16,7 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::{
-    sync::{Barrier, mpsc, oneshot},
+    sync::{Barrier, mpsc, oneshot, watch},
     time::{Instant, timeout, timeout_at},
 };
 
@@ -24,6 +24,7 @@ use super::{
     board::{Board, lock, register},
     describe,
     explain::{Explained, View},
+    keeper::{Keeper, Report},
     listen::{self, Listeners},
     outliers,
     path::KernelPath,
@@ -32,7 +33,7 @@ use super::{
     stats::{CloseReason, Snapshot, WorkerCounters},
     worker::{self, Control, Start},
 };
-use crate::{api, config::Checked, rules};
+use crate::{api, config::Checked, netns::Namespaces, rules};
 
 /// Descriptors that are kept for everything that is not an application's connection, unless the limit is lower than four times that.
 const DESCRIPTORS_KEPT: u64 = 1024;
@@ -116,7 +117,10 @@ pub struct Proxy {
     unix: Option<PathBuf>,
     workers: Vec<WorkerHandle>,
     board: Arc<Board>,
-    tasks: [tokio::task::JoinHandle<()>; 2],
+    tasks: [tokio::task::JoinHandle<()>; 3],
+    /// What the keeper of the namespaces follows, and what it tells.
+    configured: watch::Sender<Arc<Checked>>,
+    namespaces: Arc<Report>,
     open: Arc<AtomicUsize>,
     connections_max: usize,
 }
@@ -138,7 +142,9 @@ impl Proxy {
         let count = worker_count(&checked);
         let listeners = bind(&checked, count, options.kernel.as_deref())?;
         let connections_max = connections_max(&checked);
+        let configured = watch::Sender::new(checked.clone());
         let routes = Arc::new(Routes::new(checked, &Offers::default(), None, &options.telemetry.taps));
+        let namespaces = Namespaces::new();
         let open = Arc::new(AtomicUsize::new(0));
         let (others, handoffs): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(HANDOFFS_MAX)).unzip();
         let others: Arc<[_]> = others.into();
@@ -166,6 +172,7 @@ impl Proxy {
                     others: others.clone(),
                     told: told.clone(),
                     kernel: options.kernel.clone(),
+                    namespaces: namespaces.clone(),
                     spans: options.telemetry.spans.clone(),
                     unknown: options.telemetry.taps.watch(""),
                 };
@@ -173,10 +180,16 @@ impl Proxy {
                 Ok(WorkerHandle { control, counters, thread: Mutex::new(Some(thread)) })
             })
             .collect::<Result<_, StartError>>()?;
-        let controls = workers.iter().map(|worker| worker.control.clone()).collect();
-        let board = Arc::new(Board::new(routes, controls, options.telemetry.taps.clone()));
-        let tasks = [tokio::spawn(register(board.clone(), tells)), tokio::spawn(outliers::watch(board.clone()))];
-        Ok(Self { listen, unix, workers, board, tasks, open, connections_max })
+        let controls: Vec<_> = workers.iter().map(|worker| worker.control.clone()).collect();
+        let board = Arc::new(Board::new(routes, controls.clone(), (options.telemetry.taps.clone(), namespaces.clone())));
+        let report = Arc::<Report>::default();
+        let keeper = Keeper::new((namespaces, report.clone()), controls, options.kernel.clone());
+        let tasks = [
+            tokio::spawn(register(board.clone(), tells)),
+            tokio::spawn(outliers::watch(board.clone())),
+            tokio::spawn(keeper.run(configured.subscribe())),
+        ];
+        Ok(Self { listen, unix, workers, board, tasks, configured, namespaces: report, open, connections_max })
     }
 
     /// Takes over a new configuration without dropping a call, or refuses it as a whole.
@@ -185,7 +198,10 @@ impl Proxy {
     /// When it changes what only a restart can change; or, with the configuration in force, when a worker is late.
     pub async fn apply(&self, checked: Arc<Checked>) -> Result<(), ApplyError> {
         check_fixed(&self.routes().checked, &checked)?;
-        self.board.apply(Some(checked)).await
+        let applied = self.board.apply(Some(checked.clone())).await;
+        // It is in force even if a worker is late.
+        self.configured.send_replace(checked);
+        applied
     }
 
     /// How many workers it has.
@@ -206,6 +222,18 @@ impl Proxy {
             refused: sum(|counters| counters.refused.get()),
             queued_bytes: sum(|counters| counters.queued_bytes.get()),
         }
+    }
+
+    /// The network namespaces that are served, and those that are not.
+    #[must_use]
+    pub fn namespaces(&self) -> Vec<api::Namespace> {
+        lock(&self.namespaces.served).clone()
+    }
+
+    /// The same in numbers; none if none is to be served.
+    #[must_use]
+    pub fn namespaces_status(&self) -> Option<api::NamespacesStatus> {
+        self.namespaces.status()
     }
 
     /// Bytes read and written on all connections.
@@ -426,6 +454,7 @@ fn check_fixed(former: &Checked, checked: &Checked) -> Result<(), ApplyError> {
         ("tracing.endpoint", was.tracing.endpoint == is.tracing.endpoint),
         ("tracing.queue_max", was.tracing.queue_max == is.tracing.queue_max),
         ("tracing.interval_ms", was.tracing.interval_ms == is.tracing.interval_ms),
+        ("namespaces.listen", was.namespaces.listen == is.namespaces.listen),
         ("kernel.mode", was.kernel.mode == is.kernel.mode),
         ("kernel.leg_bytes_max", was.kernel.leg_bytes_max == is.kernel.leg_bytes_max),
         ("kernel.exclude_namespaces", was.kernel.exclude_namespaces == is.kernel.exclude_namespaces),

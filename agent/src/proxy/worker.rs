@@ -34,18 +34,21 @@ use super::{
     limits::{TunnelLimits, WorkerLimits},
     listen::Listeners,
     path::KernelPath,
+    place::{Place, Source},
     pool::Pool,
     read::ReadBuffers,
     routes::{AgentRoute, Member, Routes},
     service::{self, Service, Services},
     session::About,
-    socket::{Peer, Socket},
+    socket::Socket,
     stats::{CloseReason, WorkerCounters},
     stream::Stream,
     timer::Timer,
 };
 use crate::{
-    api, rules,
+    api,
+    netns::{Namespace, Namespaces},
+    rules,
     trace::{Spans, Watch},
     wire::resp,
 };
@@ -74,6 +77,12 @@ pub(crate) enum Control {
     Views(Arc<str>, oneshot::Sender<Vec<View>>),
     /// Answer, to show that the worker is alive.
     Ping(oneshot::Sender<()>),
+    /// Take connections of applications in a namespace.
+    ServeNamespace(Arc<Namespace>, std::net::TcpListener),
+    /// Look again who is in which namespace.
+    RenewPlaces,
+    /// Close everything in a namespace.
+    LeaveNamespace(Arc<Namespace>),
     /// Take no new connections, finish what is in flight, say when it is done. Services are let go when no worker has
     /// callers any more, which is where the barrier is.
     Drain(Arc<Barrier>, oneshot::Sender<()>),
@@ -100,6 +109,7 @@ pub(crate) struct Start {
     pub(crate) others: Arc<[mpsc::Sender<Handoff>]>,
     pub(crate) told: mpsc::UnboundedSender<Told>,
     pub(crate) kernel: Option<Arc<dyn KernelPath>>,
+    pub(crate) namespaces: Arc<Namespaces>,
     pub(crate) spans: Option<Spans>,
     pub(crate) unknown: Watch,
 }
@@ -117,11 +127,13 @@ pub(crate) struct Worker {
     pub(crate) counters: Arc<WorkerCounters>,
     services: RefCell<Rc<Services>>,
     /// Pools of instances that were taken out, until their last call has ended.
-    retired: RefCell<Vec<Rc<Pool>>>,
+    pub(super) retired: RefCell<Vec<Rc<Pool>>>,
     limits: Cell<WorkerLimits>,
     buffers: RefCell<ReadBuffers>,
     scratch: RefCell<Vec<u8>>,
     pub(super) apps: RefCell<Slab<Rc<App>>>,
+    /// The namespaces that are served, by cookie.
+    pub(super) places: RefCell<HashMap<u64, Rc<Place>>>,
     /// Connections that speak frames, by their number.
     pub(super) frames: RefCell<HashMap<u64, Rc<FrameConn>>>,
     next_conn: Cell<u64>,
@@ -130,6 +142,7 @@ pub(crate) struct Worker {
     pub(super) workers_tunnels: RefCell<HashMap<usize, Rc<Tunnel>>>,
     others: Arc<[mpsc::Sender<Handoff>]>,
     told: mpsc::UnboundedSender<Told>,
+    namespaces: Arc<Namespaces>,
     open: Arc<AtomicUsize>,
     connections_max: usize,
     shared: Rc<Shared>,
@@ -161,7 +174,7 @@ pub(crate) fn run(start: Start) -> io::Result<()> {
         tokio::task::spawn_local(signs_of_life(worker.clone(), Timer::new()?));
         tokio::task::spawn_local(take_over(worker.clone(), start.handoffs));
         for (listener, side) in start.listeners.fasten()? {
-            tokio::task::spawn_local(accept::run(worker.clone(), listener, side));
+            tokio::task::spawn_local(accept::run(worker.clone(), listener, side, None));
         }
         obey(&worker, start.control).await;
         Ok(())
@@ -188,6 +201,15 @@ async fn obey(worker: &Rc<Worker>, mut control: mpsc::Receiver<Control>) {
             }
             Control::Ping(reply) => {
                 let _ = reply.send(());
+            }
+            Control::ServeNamespace(namespace, listener) => {
+                if let Err(error) = worker.serve_namespace(&namespace, listener) {
+                    tracing::error!(namespace = %namespace.name, %error, "a worker can't listen there");
+                }
+            }
+            Control::RenewPlaces => worker.renew_places(),
+            Control::LeaveNamespace(namespace) => {
+                tokio::task::spawn_local(worker.clone().leave_namespace(namespace));
             }
             Control::Stop => return,
             Control::Drain(no_callers, done) => {
@@ -258,12 +280,14 @@ impl Worker {
             buffers: RefCell::default(),
             scratch: RefCell::default(),
             apps: RefCell::default(),
+            places: RefCell::default(),
             frames: RefCell::default(),
             next_conn: Cell::new(0),
             tunnels: RefCell::default(),
             workers_tunnels: RefCell::default(),
             others: start.others.clone(),
             told: start.told.clone(),
+            namespaces: start.namespaces.clone(),
             open: start.open.clone(),
             connections_max: start.connections_max,
             shared: Rc::default(),
@@ -475,7 +499,7 @@ impl Worker {
     }
 
     /// Takes a connection, or says no if there are too many.
-    pub(crate) fn accepted(self: &Rc<Self>, socket: Socket, peer: Peer, side: Side) {
+    pub(crate) fn accepted(self: &Rc<Self>, socket: Socket, from: Source) {
         if self.open.fetch_add(1, Relaxed) >= self.connections_max {
             self.open.fetch_sub(1, Relaxed);
             self.counters.refused.add(1);
@@ -487,7 +511,7 @@ impl Worker {
             let mut apps = self.apps.borrow_mut();
             let entry = apps.vacant_entry();
             let id = self.next_conn_id();
-            let app = Rc::new(App::new(entry.key(), id, (peer, side), self.now(), self.shared.clone()));
+            let app = Rc::new(App::new(entry.key(), id, from, self.now(), self.shared.clone()));
             entry.insert(app.clone());
             app
         };
@@ -498,12 +522,17 @@ impl Worker {
     /// What was taken for a Redis client speaks frames.
     pub(crate) fn becomes_frames(self: &Rc<Self>, app: &App, stream: Stream, first: BytesMut) {
         self.apps.borrow_mut().remove(app.key);
-        frames::start_in(self, stream, app.peer, app.side, first);
+        frames::start_in(self, stream, app.source(), first);
     }
 
     /// The kernel path, if there is one.
     pub(crate) fn kernel(&self) -> Option<Arc<dyn KernelPath>> {
         self.kernel.clone()
+    }
+
+    /// The namespaces that are served.
+    pub(crate) fn namespaces(&self) -> &Namespaces {
+        &self.namespaces
     }
 
     pub(crate) fn app_ended(&self, app: &App, reason: CloseReason) {

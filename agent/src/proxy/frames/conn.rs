@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     io::{self, IoSlice},
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -19,6 +20,7 @@ use crate::{
         app::Shared,
         calls::CallKey,
         out::SLICES_MAX,
+        place::{Place, Source},
         socket::Peer,
         stats::CloseReason,
         stream::Stream,
@@ -70,6 +72,8 @@ pub(crate) struct FrameConn {
     pub(crate) id: u64,
     pub(crate) peer: Peer,
     pub(crate) side: Side,
+    /// What is known of who calls.
+    pub(crate) place: Option<Rc<Place>>,
     pub(crate) bounds: Bounds,
     pub(crate) since: Instant,
     pub(crate) last_read: Cell<Instant>,
@@ -111,8 +115,7 @@ pub(crate) struct FrameConn {
 /// What a connection is made of.
 pub(crate) struct About {
     pub(crate) id: u64,
-    pub(crate) peer: Peer,
-    pub(crate) side: Side,
+    pub(crate) from: Source,
     pub(crate) bounds: Bounds,
     pub(crate) now: Instant,
     pub(crate) shared: Rc<Shared>,
@@ -120,11 +123,13 @@ pub(crate) struct About {
 
 impl FrameConn {
     pub(crate) fn new(about: About) -> Self {
-        let About { id, peer, side, bounds, now, shared } = about;
+        let About { id, from, bounds, now, shared } = about;
+        let Source { peer, side, place } = from;
         Self {
             id,
             peer,
             side,
+            place,
             bounds,
             since: now,
             last_read: Cell::new(now),
@@ -163,6 +168,11 @@ impl FrameConn {
         self.hello.borrow().clone()
     }
 
+    /// The application at the other end: what is known of it, else what it says.
+    pub(crate) fn application(&self, hello: &Hello) -> Arc<str> {
+        self.place.as_ref().map_or_else(|| hello.application.as_str().into(), |place| place.application())
+    }
+
     /// Whether somebody offers services on it.
     pub(crate) fn is_service(&self) -> bool {
         self.side == Side::App && self.hello.borrow().as_ref().is_some_and(|hello| !hello.offers.is_empty())
@@ -192,7 +202,8 @@ impl FrameConn {
             id: self.id,
             worker,
             peer: self.peer.to_string(),
-            name: hello.as_ref().map(|hello| hello.application.clone()).filter(|name| !name.is_empty()),
+            name: hello.as_ref().map(|hello| self.application(hello).to_string()).filter(|name| !name.is_empty()),
+            namespace: self.place.as_ref().map(|place| place.namespace.name.to_string()),
             protocol: protocol.to_owned(),
             age_ms: ms(self.since),
             idle_ms: ms(self.last_read.get()),
