@@ -9,6 +9,7 @@ pub mod api;
 mod balance;
 pub mod cli;
 pub mod config;
+mod diag;
 pub mod instance;
 pub mod kernel;
 pub mod logging;

@@ -255,6 +255,7 @@ fn a_file_that_another_namespace_takes_over() {
     let next = pods.pod("pod");
     expect_all(&mut next.callers("x"), "fake");
     client.expect_closed();
+    drop(client);
     pods.await_end(former);
     await_served(&agent, 1);
 }
@@ -278,8 +279,9 @@ fn what_is_under_way_when_a_namespace_goes_may_end_or_is_cut() {
     idle.expect_closed();
     // Nobody answers: they are cut.
     busy.expect_closed();
-    framed.expect_end();
+    while framed.next_frame().is_some() {}
     gate.open();
+    drop((idle, busy, framed));
     pods.await_end(pod);
     assert!(metric(&agent, "moa_app_connections_closed_total{reason=\"namespace\"}") >= 2);
 }

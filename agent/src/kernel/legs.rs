@@ -14,8 +14,9 @@ use agent_common::{End, Leg, Listener, Pass, WATCHED, mode, role};
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray, SkStorage, SockHash};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 
-use super::{diag::Diag, shared::SharedPage};
+use super::shared::SharedPage;
 use crate::{
+    diag::Diag,
     netns::thread::{cookie, cookie_of_socket},
     proxy::{Enrolled, Fallback, KernelPath},
 };

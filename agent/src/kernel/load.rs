@@ -21,13 +21,12 @@ use tracing::level_filters::LevelFilter;
 use super::{
     AttachError, Kernel, Options, btf,
     cgroup::Cgroup,
-    diag::Diag,
     legs::Legs,
     owner::Owner,
     pins::{self, Pins},
     shared::SharedPage,
 };
-use crate::netns::thread;
+use crate::{diag::Diag, netns::thread};
 
 /// Where the kernel's type information is.
 const BTF: &str = "/sys/kernel/btf/vmlinux";

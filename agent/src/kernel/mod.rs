@@ -6,7 +6,6 @@
 mod btf;
 mod cgroup;
 mod describe;
-mod diag;
 mod error;
 mod legs;
 mod load;
@@ -279,6 +278,12 @@ impl Kernel {
         remove::remove(pins.folder(), &lock(&self.legs.diags), within, false)?;
         Ok(pins.remove()?)
     }
+}
+
+/// Where cgroup2 is mounted, if it is.
+#[must_use]
+pub fn cgroup2() -> Option<PathBuf> {
+    cgroup::find(&Roots::default()).ok()
 }
 
 /// Hands on what the programs log, for as long as they are attached.

@@ -16,11 +16,13 @@ use agent_common::End;
 use aya::maps::{Map, MapData, SockHash};
 
 use super::{
-    diag::{Diag, Unread},
     pins::{BPFFS, Pins, remove_folder},
     shared::SharedPage,
 };
-use crate::netns::thread::cookie;
+use crate::{
+    diag::{Diag, Unread},
+    netns::thread::cookie,
+};
 
 /// How often it is looked whether everything has been read.
 const EVERY: Duration = Duration::from_millis(5);

@@ -90,7 +90,11 @@ fn take(worker: &Rc<Worker>, socket: Socket, from: Source) {
     let usable =
         socket.tcp().is_none_or(|tcp| tcp.set_nodelay(true).and_then(|()| SockRef::from(tcp).set_keepalive(true)).is_ok());
     if usable && (from.side != Side::AgentIn || socket.send_in_turns().is_ok()) {
-        worker.accepted(socket, from);
+        if from.place.is_none() && from.side == Side::App && worker.cgroups.is_on() {
+            worker.accepted_from_cgroup(socket, from);
+        } else {
+            worker.accepted(socket, from);
+        }
     }
 }
 

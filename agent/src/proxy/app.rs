@@ -186,6 +186,12 @@ impl App {
         self.place.as_ref().is_some_and(|place| place.has_left())
     }
 
+    /// The application at the other end, if it is known or says so.
+    pub(crate) fn name(&self) -> Option<String> {
+        let known = self.place.as_ref().and_then(|place| place.application()).map(|known| known.to_string());
+        known.or_else(|| self.session.borrow().as_ref().and_then(|session| session.name()))
+    }
+
     /// Where it comes from.
     pub(crate) fn source(&self) -> Source {
         Source { peer: self.peer, side: self.side, place: self.place.clone() }

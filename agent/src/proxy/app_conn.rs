@@ -339,7 +339,7 @@ impl AppConn {
     fn with_origin<T>(&self, with: impl FnOnce(&Origin<'_>) -> T) -> T {
         let session = self.app.session.borrow();
         // What is known counts, not what it says.
-        let known = self.app.place.as_ref().map(|place| place.application());
+        let known = self.app.place.as_ref().and_then(|place| place.application());
         let said = || session.as_deref().and_then(Session::own_name);
         let application = known.as_deref().or_else(said).unwrap_or_default();
         let scope = self.app.side.scope();

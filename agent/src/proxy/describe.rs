@@ -227,7 +227,7 @@ impl Worker {
                 worker: self.id(),
                 peer: app.peer.to_string(),
                 name: app.name(),
-                namespace: app.place.as_ref().map(|place| place.namespace.name.to_string()),
+                namespace: app.place.as_ref().and_then(|place| place.namespace()).map(|namespace| namespace.name.to_string()),
                 protocol: if session.as_ref().is_some_and(|session| session.is_resp3()) { "resp3" } else { "resp2" }.to_owned(),
                 age_ms: ms(app.since),
                 idle_ms: ms(app.last_read.get()),

@@ -22,6 +22,7 @@ use tokio::{
 
 use super::{
     board::{Board, lock, register},
+    cgroups::Cgroups,
     describe,
     explain::{Explained, View},
     keeper::{Keeper, Report},
@@ -49,6 +50,8 @@ pub struct Options {
     pub kernel: Option<Arc<dyn KernelPath>>,
     /// What is told of single calls.
     pub telemetry: Telemetry,
+    /// Where cgroup2 is mounted, if it is.
+    pub cgroup2: Option<PathBuf>,
 }
 
 /// Why the data plane does not start.
@@ -121,6 +124,7 @@ pub struct Proxy {
     /// What the keeper of the namespaces follows, and what it tells.
     configured: watch::Sender<Arc<Checked>>,
     namespaces: Arc<Report>,
+    cgroups: Arc<Cgroups>,
     open: Arc<AtomicUsize>,
     connections_max: usize,
 }
@@ -145,6 +149,7 @@ impl Proxy {
         let configured = watch::Sender::new(checked.clone());
         let routes = Arc::new(Routes::new(checked, &Offers::default(), None, &options.telemetry.taps));
         let namespaces = Namespaces::new();
+        let cgroups = Cgroups::new(options.cgroup2.clone(), &routes.checked.config.cgroups.applications);
         let open = Arc::new(AtomicUsize::new(0));
         let (others, handoffs): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(HANDOFFS_MAX)).unzip();
         let others: Arc<[_]> = others.into();
@@ -173,6 +178,7 @@ impl Proxy {
                     told: told.clone(),
                     kernel: options.kernel.clone(),
                     namespaces: namespaces.clone(),
+                    cgroups: cgroups.clone(),
                     spans: options.telemetry.spans.clone(),
                     unknown: options.telemetry.taps.watch(""),
                 };
@@ -189,7 +195,7 @@ impl Proxy {
             tokio::spawn(outliers::watch(board.clone())),
             tokio::spawn(keeper.run(configured.subscribe())),
         ];
-        Ok(Self { listen, unix, workers, board, tasks, configured, namespaces: report, open, connections_max })
+        Ok(Self { listen, unix, workers, board, tasks, configured, cgroups, namespaces: report, open, connections_max })
     }
 
     /// Takes over a new configuration without dropping a call, or refuses it as a whole.
@@ -198,6 +204,7 @@ impl Proxy {
     /// When it changes what only a restart can change; or, with the configuration in force, when a worker is late.
     pub async fn apply(&self, checked: Arc<Checked>) -> Result<(), ApplyError> {
         check_fixed(&self.routes().checked, &checked)?;
+        self.cgroups.configure(&checked.config.cgroups.applications);
         let applied = self.board.apply(Some(checked.clone())).await;
         // It is in force even if a worker is late.
         self.configured.send_replace(checked);

@@ -11,6 +11,7 @@ mod backend;
 mod board;
 mod caller;
 mod calls;
+mod cgroups;
 mod choice;
 mod deadlines;
 mod describe;

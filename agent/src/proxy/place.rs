@@ -20,29 +20,57 @@ pub(crate) struct Source {
     pub(crate) place: Option<Rc<Place>>,
 }
 
-/// A namespace as one worker sees it.
+/// What is known of where a connection comes from.
+#[derive(Debug, Clone)]
+pub(crate) enum Whence {
+    /// Another namespace than the agent's.
+    Namespace(Arc<Namespace>),
+    /// The cgroup with this number.
+    Cgroup(u64),
+    /// Somewhere that the kernel did not say.
+    Unknown,
+}
+
+/// Where connections of one worker come from.
 #[derive(Debug)]
 pub(crate) struct Place {
-    pub(crate) namespace: Arc<Namespace>,
-    application: RefCell<Arc<str>>,
+    pub(crate) whence: Whence,
+    /// Who is there; none: nobody that is known.
+    application: RefCell<Option<Arc<str>>>,
     left: Cell<bool>,
     leaving: Notify,
 }
 
 impl Place {
-    pub(crate) fn new(namespace: &Arc<Namespace>) -> Rc<Self> {
-        let application = RefCell::new(namespace.application());
-        Rc::new(Self { namespace: namespace.clone(), application, left: Cell::new(false), leaving: Notify::new() })
+    pub(crate) fn in_namespace(namespace: &Arc<Namespace>) -> Rc<Self> {
+        Self::new(Whence::Namespace(namespace.clone()), Some(namespace.application()))
     }
 
-    /// Who is there.
-    pub(crate) fn application(&self) -> Arc<str> {
+    pub(crate) fn in_cgroup(id: u64, application: Option<Arc<str>>) -> Rc<Self> {
+        Self::new(Whence::Cgroup(id), application)
+    }
+
+    /// Of a caller that has no name, whatever it says.
+    pub(crate) fn unknown() -> Rc<Self> {
+        Self::new(Whence::Unknown, Some("".into()))
+    }
+
+    fn new(whence: Whence, application: Option<Arc<str>>) -> Rc<Self> {
+        Rc::new(Self { whence, application: RefCell::new(application), left: Cell::new(false), leaving: Notify::new() })
+    }
+
+    /// Who is there; none: whoever it says.
+    pub(crate) fn application(&self) -> Option<Arc<str>> {
         self.application.borrow().clone()
     }
 
-    /// Looks again who is there.
-    pub(crate) fn renew(&self) {
-        self.application.replace(self.namespace.application());
+    /// Somebody else is there.
+    pub(crate) fn set_application(&self, application: Option<Arc<str>>) {
+        self.application.replace(application);
+    }
+
+    pub(crate) fn namespace(&self) -> Option<&Arc<Namespace>> {
+        if let Whence::Namespace(namespace) = &self.whence { Some(namespace) } else { None }
     }
 
     /// Lets nobody from there in any more.

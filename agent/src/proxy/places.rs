@@ -12,7 +12,7 @@ use super::{
     accept::{self, Listener},
     app::App,
     frames::{FrameConn, Side},
-    place::Place,
+    place::{Place, Whence},
     pool::Pool,
     stats::CloseReason,
     worker::Worker,
@@ -40,12 +40,34 @@ impl Worker {
             return None;
         }
         let mut places = self.places.borrow_mut();
-        Some(places.entry(namespace.cookie).or_insert_with(|| Place::new(namespace)).clone())
+        Some(places.entry(namespace.cookie).or_insert_with(|| Place::in_namespace(namespace)).clone())
     }
 
     /// Looks again who is in which namespace.
     pub(super) fn renew_places(&self) {
-        self.places.borrow().values().for_each(|place| place.renew());
+        for place in self.places.borrow().values() {
+            place.set_application(place.namespace().map(|namespace| namespace.application()));
+        }
+    }
+
+    /// Looks again who is in which cgroup.
+    pub(super) fn renew_cgroups(&self) {
+        let (apps, frames) = (self.apps.borrow(), self.frames.borrow());
+        let places = apps.iter().filter_map(|(_, app)| app.place.as_ref());
+        for place in places.chain(frames.values().filter_map(|conn| conn.place.as_ref())) {
+            if let Whence::Cgroup(id) = place.whence {
+                place.set_application(self.cgroups.known(id).flatten());
+            }
+        }
+    }
+
+    /// Where a connection comes from that another worker gives; none if nobody is let in from there any more.
+    pub(super) fn place_of_whence(&self, whence: Whence) -> Option<Rc<Place>> {
+        match whence {
+            Whence::Namespace(namespace) => self.place_of(&namespace),
+            Whence::Cgroup(id) => Some(Place::in_cgroup(id, self.cgroups.known(id).flatten())),
+            Whence::Unknown => Some(Place::unknown()),
+        }
     }
 
     /// Closes everything that is open in a namespace.
@@ -101,5 +123,5 @@ impl Worker {
 }
 
 fn is_there(place: Option<&Rc<Place>>, namespace: &Arc<Namespace>) -> bool {
-    place.is_some_and(|place| Arc::ptr_eq(&place.namespace, namespace))
+    place.and_then(|place| place.namespace()).is_some_and(|own| Arc::ptr_eq(own, namespace))
 }

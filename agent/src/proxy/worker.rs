@@ -27,6 +27,7 @@ use super::{
     app::{App, Shared},
     app_conn::AppConn,
     calls::CallTable,
+    cgroups::Cgroups,
     dispatch::Call,
     explain::{Explained, View},
     frames::{self, Bounds, FrameConn, Handoff, Side, Told, Tunnel},
@@ -47,6 +48,7 @@ use super::{
 };
 use crate::{
     api,
+    diag::Diag,
     netns::{Namespace, Namespaces},
     rules,
     trace::{Spans, Watch},
@@ -110,6 +112,7 @@ pub(crate) struct Start {
     pub(crate) told: mpsc::UnboundedSender<Told>,
     pub(crate) kernel: Option<Arc<dyn KernelPath>>,
     pub(crate) namespaces: Arc<Namespaces>,
+    pub(crate) cgroups: Arc<Cgroups>,
     pub(crate) spans: Option<Spans>,
     pub(crate) unknown: Watch,
 }
@@ -143,6 +146,9 @@ pub(crate) struct Worker {
     others: Arc<[mpsc::Sender<Handoff>]>,
     told: mpsc::UnboundedSender<Told>,
     namespaces: Arc<Namespaces>,
+    pub(super) cgroups: Arc<Cgroups>,
+    /// Made when it is first needed.
+    pub(super) diag: RefCell<Option<Diag>>,
     open: Arc<AtomicUsize>,
     connections_max: usize,
     shared: Rc<Shared>,
@@ -288,6 +294,8 @@ impl Worker {
             others: start.others.clone(),
             told: start.told.clone(),
             namespaces: start.namespaces.clone(),
+            cgroups: start.cgroups.clone(),
+            diag: RefCell::default(),
             open: start.open.clone(),
             connections_max: start.connections_max,
             shared: Rc::default(),
@@ -322,6 +330,7 @@ impl Worker {
             pool.retire();
         }
         self.retired.borrow_mut().extend(gone);
+        self.renew_cgroups();
         self.look_after_pools();
     }
 

@@ -170,7 +170,8 @@ impl FrameConn {
 
     /// The application at the other end: what is known of it, else what it says.
     pub(crate) fn application(&self, hello: &Hello) -> Arc<str> {
-        self.place.as_ref().map_or_else(|| hello.application.as_str().into(), |place| place.application())
+        let known = self.place.as_ref().and_then(|place| place.application());
+        known.unwrap_or_else(|| hello.application.as_str().into())
     }
 
     /// Whether somebody offers services on it.
@@ -203,7 +204,7 @@ impl FrameConn {
             worker,
             peer: self.peer.to_string(),
             name: hello.as_ref().map(|hello| self.application(hello).to_string()).filter(|name| !name.is_empty()),
-            namespace: self.place.as_ref().map(|place| place.namespace.name.to_string()),
+            namespace: self.place.as_ref().and_then(|place| place.namespace()).map(|namespace| namespace.name.to_string()),
             protocol: protocol.to_owned(),
             age_ms: ms(self.since),
             idle_ms: ms(self.last_read.get()),

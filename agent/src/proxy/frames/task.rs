@@ -4,7 +4,6 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -15,15 +14,12 @@ use bytes::{Buf, Bytes, BytesMut};
 use tracing::debug;
 
 use super::conn::{FrameConn, Side};
-use crate::{
-    netns::Namespace,
-    proxy::{
-        place::Source,
-        socket::{Loose, Peer},
-        stats::CloseReason,
-        stream::{LooseStream, Stream},
-        worker::Worker,
-    },
+use crate::proxy::{
+    place::{Source, Whence},
+    socket::{Loose, Peer},
+    stats::CloseReason,
+    stream::{LooseStream, Stream},
+    worker::Worker,
 };
 
 /// Reads in one turn, before others have theirs.
@@ -74,7 +70,7 @@ pub(crate) struct Handoff {
     stream: LooseStream,
     peer: Peer,
     side: Side,
-    namespace: Option<Arc<Namespace>>,
+    whence: Option<Whence>,
     /// What was read of it.
     bytes: BytesMut,
 }
@@ -83,7 +79,7 @@ impl Handoff {
     /// One end of a pair, for the worker at the other one.
     pub(super) fn worker(socket: std::os::unix::net::UnixStream) -> Self {
         let stream = LooseStream::new(Loose::Unix(socket));
-        Self { stream, peer: Peer::Unix, side: Side::Worker, namespace: None, bytes: BytesMut::new() }
+        Self { stream, peer: Peer::Unix, side: Side::Worker, whence: None, bytes: BytesMut::new() }
     }
 }
 
@@ -401,8 +397,8 @@ impl FrameTask {
                 return Next::End;
             }
         };
-        let namespace = self.conn.place.as_ref().map(|place| place.namespace.clone());
-        let handoff = Handoff { stream, peer: self.conn.peer, side: self.conn.side, namespace, bytes };
+        let whence = self.conn.place.as_ref().map(|place| place.whence.clone());
+        let handoff = Handoff { stream, peer: self.conn.peer, side: self.conn.side, whence, bytes };
         if let Err(error) = self.worker.hand_over(other, handoff) {
             debug!(%error, "a connection could not be given to its worker");
             self.lost(&error.to_string());
@@ -421,9 +417,10 @@ pub(super) fn id_text(meta: &[u8]) -> String {
 impl Worker {
     /// Serves a connection that another worker has given.
     pub(crate) fn take_over(self: &Rc<Self>, handoff: Handoff) {
-        let Handoff { stream, peer, side, namespace, bytes } = handoff;
-        let place = namespace.as_ref().and_then(|namespace| self.place_of(namespace));
-        if namespace.is_some() && place.is_none() {
+        let Handoff { stream, peer, side, whence, bytes } = handoff;
+        let is_known = whence.is_some();
+        let place = whence.and_then(|whence| self.place_of_whence(whence));
+        if is_known && place.is_none() {
             return self.connection_gone(CloseReason::Namespace);
         }
         match stream.fasten(self.counters.clone()) {
