@@ -38,7 +38,7 @@ pub(crate) async fn run(worker: Rc<Worker>, pool: Rc<Pool>) {
     let policy = pool.policy();
     let within = Duration::from_millis(policy.connect_timeout_ms);
     let kernel = worker.kernel().filter(|_| policy.kernel);
-    let connected = timeout(within, pool.server.connect(worker.namespaces(), kernel.as_deref())).await;
+    let connected = timeout(within, pool.server.connect(&worker.namespaces, kernel.as_deref())).await;
     worker.turn_begins();
     match connected {
         // Whoever closes what is open in a namespace has not seen this one.

@@ -145,7 +145,7 @@ pub(crate) struct Worker {
     pub(super) workers_tunnels: RefCell<HashMap<usize, Rc<Tunnel>>>,
     others: Arc<[mpsc::Sender<Handoff>]>,
     told: mpsc::UnboundedSender<Told>,
-    namespaces: Arc<Namespaces>,
+    pub(super) namespaces: Arc<Namespaces>,
     pub(super) cgroups: Arc<Cgroups>,
     /// Made when it is first needed.
     pub(super) diag: RefCell<Option<Diag>>,
@@ -537,11 +537,6 @@ impl Worker {
     /// The kernel path, if there is one.
     pub(crate) fn kernel(&self) -> Option<Arc<dyn KernelPath>> {
         self.kernel.clone()
-    }
-
-    /// The namespaces that are served.
-    pub(crate) fn namespaces(&self) -> &Namespaces {
-        &self.namespaces
     }
 
     pub(crate) fn app_ended(&self, app: &App, reason: CloseReason) {

@@ -28,7 +28,7 @@ use socket2::{Domain, Socket, Type};
 
 pub use self::{
     agent_end::{AgentReader, AgentWriter},
-    cgroup::Inside,
+    cgroup::{Inside, root as cgroup2_root},
     netns::{in_new_namespace, set as set_sysctl},
     stamps::Stamps,
     took::Took,
