@@ -100,9 +100,9 @@ fn every_byte_goes_through_the_kernel() {
     until_true("the service to be reached", || client.call(&echo("x"))["ec"] == 0);
     until_true("the first connection to be closed", || agent.json(&["conns"]).as_array().is_some_and(|all| all.len() == 1));
     let before = Look::at(&agent);
-    let large = "x".repeat(100_000);
+    let large = "x".repeat(30_000);
     for text in ["small", &large] {
-        for _ in 0..100 {
+        for _ in 0..400 {
             assert_eq!(client.call(&echo(text))["result"], "server");
         }
     }
