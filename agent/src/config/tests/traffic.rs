@@ -122,7 +122,7 @@ fn wrong_instances_are_shown_one_by_one() {
         instances = ["10.0.0.1:5000", { address = "10.0.0.1:5000", zone = "a" }]
         "#;
     let expected = [
-        "moa.toml:4:42: services.\"/s\".instances[0].wieght: found the unknown key `wieght`, expected one of address, weight, \
+        "moa.toml:4:42: services.\"/s\".instances[0].wieght: found the unknown key `wieght`, expected one of address, namespace, weight, \
          zone, data_centre, environment, labels; did you mean `weight`?",
         "moa.toml:5:51: services.\"/s\".instances[1].weight: found the number 0, expected a whole number from 1 to 10000; use a \
          number within the bounds",
