@@ -25,8 +25,8 @@ use super::{
     cgroups::Cgroups,
     describe,
     explain::{Explained, View},
-    keeper::{Keeper, Report},
     listen::{self, Listeners},
+    namespaces::{NamespaceKeeper, Report},
     outliers,
     path::KernelPath,
     report::Telemetry,
@@ -189,7 +189,7 @@ impl Proxy {
         let controls: Vec<_> = workers.iter().map(|worker| worker.control.clone()).collect();
         let board = Arc::new(Board::new(routes, controls.clone(), (options.telemetry.taps.clone(), namespaces.clone())));
         let report = Arc::<Report>::default();
-        let keeper = Keeper::new((namespaces, report.clone()), controls, options.kernel.clone());
+        let keeper = NamespaceKeeper::new((namespaces, report.clone()), controls, options.kernel.clone());
         let tasks = [
             tokio::spawn(register(board.clone(), tells)),
             tokio::spawn(outliers::watch(board.clone())),

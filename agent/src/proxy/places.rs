@@ -24,9 +24,32 @@ const GRACE: Duration = Duration::from_secs(1);
 /// How often it is looked whether they have.
 const STEP: Duration = Duration::from_millis(5);
 
+/// What becomes of the namespaces that are served.
+#[derive(Debug)]
+pub(crate) enum Change {
+    /// Take connections of applications in one.
+    Serve(Arc<Namespace>, TcpListener),
+    /// Look again who is in which.
+    Renew,
+    /// Close everything in one.
+    Leave(Arc<Namespace>),
+}
+
 impl Worker {
+    pub(super) fn follow_namespaces(self: &Rc<Self>, change: Change) {
+        match change {
+            Change::Serve(namespace, listener) => {
+                if let Err(error) = self.serve_namespace(&namespace, listener) {
+                    tracing::error!(namespace = %namespace.name, %error, "a worker can't listen there");
+                }
+            }
+            Change::Renew => self.renew_places(),
+            Change::Leave(namespace) => drop(tokio::task::spawn_local(self.clone().leave_namespace(namespace))),
+        }
+    }
+
     /// Takes the connections of applications in a namespace.
-    pub(super) fn serve_namespace(self: &Rc<Self>, namespace: &Arc<Namespace>, listener: TcpListener) -> io::Result<()> {
+    fn serve_namespace(self: &Rc<Self>, namespace: &Arc<Namespace>, listener: TcpListener) -> io::Result<()> {
         if let Some(place) = self.place_of(namespace) {
             let listener = Listener::Tcp(tokio::net::TcpListener::from_std(listener)?);
             tokio::task::spawn_local(accept::run(self.clone(), listener, Side::App, Some(place)));
@@ -44,7 +67,7 @@ impl Worker {
     }
 
     /// Looks again who is in which namespace.
-    pub(super) fn renew_places(&self) {
+    fn renew_places(&self) {
         for place in self.places.borrow().values() {
             place.set_application(place.namespace().map(|namespace| namespace.application()));
         }
@@ -71,7 +94,7 @@ impl Worker {
     }
 
     /// Closes everything that is open in a namespace.
-    pub(super) async fn leave_namespace(self: Rc<Self>, namespace: Arc<Namespace>) {
+    async fn leave_namespace(self: Rc<Self>, namespace: Arc<Namespace>) {
         let place = self.places.borrow_mut().remove(&namespace.cookie);
         if let Some(place) = &place {
             place.leave();

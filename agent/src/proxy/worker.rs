@@ -36,6 +36,7 @@ use super::{
     listen::Listeners,
     path::KernelPath,
     place::{Place, Source},
+    places::Change,
     pool::Pool,
     read::ReadBuffers,
     routes::{AgentRoute, Member, Routes},
@@ -49,7 +50,7 @@ use super::{
 use crate::{
     api,
     diag::Diag,
-    netns::{Namespace, Namespaces},
+    netns::Namespaces,
     rules,
     trace::{Spans, Watch},
     wire::resp,
@@ -79,12 +80,8 @@ pub(crate) enum Control {
     Views(Arc<str>, oneshot::Sender<Vec<View>>),
     /// Answer, to show that the worker is alive.
     Ping(oneshot::Sender<()>),
-    /// Take connections of applications in a namespace.
-    ServeNamespace(Arc<Namespace>, std::net::TcpListener),
-    /// Look again who is in which namespace.
-    RenewPlaces,
-    /// Close everything in a namespace.
-    LeaveNamespace(Arc<Namespace>),
+    /// Follow a change of the namespaces.
+    Namespaces(Change),
     /// Take no new connections, finish what is in flight, say when it is done. Services are let go when no worker has
     /// callers any more, which is where the barrier is.
     Drain(Arc<Barrier>, oneshot::Sender<()>),
@@ -208,15 +205,7 @@ async fn obey(worker: &Rc<Worker>, mut control: mpsc::Receiver<Control>) {
             Control::Ping(reply) => {
                 let _ = reply.send(());
             }
-            Control::ServeNamespace(namespace, listener) => {
-                if let Err(error) = worker.serve_namespace(&namespace, listener) {
-                    tracing::error!(namespace = %namespace.name, %error, "a worker can't listen there");
-                }
-            }
-            Control::RenewPlaces => worker.renew_places(),
-            Control::LeaveNamespace(namespace) => {
-                tokio::task::spawn_local(worker.clone().leave_namespace(namespace));
-            }
+            Control::Namespaces(change) => worker.follow_namespaces(change),
             Control::Stop => return,
             Control::Drain(no_callers, done) => {
                 let worker = worker.clone();

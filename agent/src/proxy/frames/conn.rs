@@ -14,18 +14,15 @@ use bytes::Bytes;
 use foldhash::fast::RandomState;
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{
-    api,
-    proxy::{
-        app::Shared,
-        calls::CallKey,
-        out::SLICES_MAX,
-        place::{Place, Source},
-        socket::Peer,
-        stats::CloseReason,
-        stream::Stream,
-        turn::{Task, Waiters},
-    },
+use crate::proxy::{
+    app::Shared,
+    calls::CallKey,
+    out::SLICES_MAX,
+    place::{Place, Source},
+    socket::Peer,
+    stats::CloseReason,
+    stream::Stream,
+    turn::{Task, Waiters},
 };
 
 /// What a connection is for the agent.
@@ -187,31 +184,6 @@ impl FrameConn {
     /// Whether the other end has opened it.
     pub(crate) fn was_accepted(&self) -> bool {
         matches!(self.side, Side::App | Side::AgentIn)
-    }
-
-    /// What lists show of it.
-    pub(crate) fn describe(&self, worker: usize, now: Instant) -> api::Conn {
-        let ms = |since: Instant| u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX);
-        let hello = self.hello.borrow();
-        let protocol = match self.side {
-            Side::App => "frames",
-            Side::AgentIn | Side::Out if self.peer == Peer::Unix => "worker",
-            Side::AgentIn | Side::Out => "tunnel",
-            Side::Worker => "worker",
-        };
-        api::Conn {
-            id: self.id,
-            worker,
-            peer: self.peer.to_string(),
-            name: hello.as_ref().map(|hello| self.application(hello).to_string()).filter(|name| !name.is_empty()),
-            namespace: self.place.as_ref().and_then(|place| place.namespace()).map(|namespace| namespace.name.to_string()),
-            protocol: protocol.to_owned(),
-            age_ms: ms(self.since),
-            idle_ms: ms(self.last_read.get()),
-            calls: self.calls.get(),
-            in_flight: (self.incoming_len() + self.outgoing()) as u64,
-            queued_bytes: self.queued_bytes() as u64,
-        }
     }
 
     /// Whether the source entries of what it sends can be believed.

@@ -17,7 +17,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{board::lock, handle::ANSWER_WITHIN, listen, path::KernelPath, worker::Control};
+use super::{board::lock, handle::ANSWER_WITHIN, listen, path::KernelPath, places::Change, worker::Control};
 use crate::{
     api,
     config::Checked,
@@ -58,7 +58,7 @@ impl Report {
 }
 
 /// Serves namespaces.
-pub(super) struct Keeper {
+pub(super) struct NamespaceKeeper {
     namespaces: Arc<Namespaces>,
     workers: Vec<mpsc::Sender<Control>>,
     kernel: Option<Arc<dyn KernelPath>>,
@@ -70,7 +70,7 @@ pub(super) struct Keeper {
     watcher: Option<Watcher>,
 }
 
-impl Keeper {
+impl NamespaceKeeper {
     pub(super) fn new(
         (namespaces, report): (Arc<Namespaces>, Arc<Report>),
         workers: Vec<mpsc::Sender<Control>>,
@@ -160,7 +160,7 @@ impl Keeper {
                 namespace.set_application(application);
                 self.namespaces.set(namespace, names.into_keys());
                 for worker in &self.workers {
-                    let _ = timeout(ANSWER_WITHIN, worker.send(Control::RenewPlaces)).await;
+                    let _ = timeout(ANSWER_WITHIN, worker.send(Control::Namespaces(Change::Renew))).await;
                 }
             }
             Action::Close { id } => {
@@ -185,7 +185,7 @@ impl Keeper {
         let namespace = Namespace::new((cookie, name.clone(), application), file, helper);
         self.namespaces.set(&namespace, names.keys().cloned());
         for (worker, listener) in self.workers.iter().zip(listeners) {
-            let serve = Control::ServeNamespace(namespace.clone(), listener);
+            let serve = Control::Namespaces(Change::Serve(namespace.clone(), listener));
             if timeout(ANSWER_WITHIN, worker.send(serve)).await.is_err() {
                 warn!(namespace = %name, "a worker is late: the others take its connections");
             }
@@ -210,7 +210,7 @@ impl Keeper {
             kernel.leave(namespace.cookie);
         }
         for worker in &self.workers {
-            let (worker, leave) = (worker.clone(), Control::LeaveNamespace(namespace.clone()));
+            let (worker, leave) = (worker.clone(), Control::Namespaces(Change::Leave(namespace.clone())));
             // One that is late does so as soon as it can; nobody else waits for it.
             tokio::spawn(async move { drop(worker.send(leave).await) });
         }
