@@ -8,7 +8,7 @@ use std::{
     fs, io,
     net::{SocketAddr, UdpSocket},
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     rc::Rc,
     sync::{
         Arc, Mutex,
@@ -28,7 +28,7 @@ use crate::diag::Diag;
 
 /// Numbers that are remembered; beyond that all are forgotten, and found again.
 const KNOWN_MAX: usize = 65_536;
-/// Folders that are walked at a time.
+/// Folders that are walked below one path.
 const FOLDERS_MAX: usize = 65_536;
 
 /// Applications by cgroup.
@@ -43,7 +43,7 @@ pub(crate) struct Cgroups {
 
 #[derive(Debug, Default)]
 struct Table {
-    applications: BTreeMap<String, String>,
+    applications: Arc<BTreeMap<String, String>>,
     /// By the numbers of cgroups; none for those that are nobody's.
     known: HashMap<u64, Option<Arc<str>>>,
 }
@@ -57,11 +57,9 @@ impl Cgroups {
 
     /// Follows a new configuration.
     pub(crate) fn configure(&self, applications: &BTreeMap<String, String>) {
-        let mut table = lock(&self.table);
-        if table.applications != *applications {
-            table.applications.clone_from(applications);
-            table.known.clear();
-            table.walk(self.root.as_deref());
+        if *lock(&self.table).applications != *applications {
+            let known = self.walk(applications).into_iter().map(|(id, application)| (id, Some(application))).collect();
+            *lock(&self.table) = Table { applications: Arc::new(applications.clone()), known };
         }
         if !applications.is_empty() && self.root.is_none() {
             warn!("cgroup2 is not mounted, so nobody is known by cgroup: mount -t cgroup2 none /sys/fs/cgroup");
@@ -81,42 +79,54 @@ impl Cgroups {
 
     /// Who is in the cgroup with this number, if anybody is known to be. Looks for it if it is new.
     pub(crate) fn application(&self, id: u64) -> Option<Arc<str>> {
-        let mut table = lock(&self.table);
-        if let Some(known) = table.known.get(&id) {
-            return known.clone();
+        loop {
+            let applications = {
+                let table = lock(&self.table);
+                if let Some(known) = table.known.get(&id) {
+                    return known.clone();
+                }
+                table.applications.clone()
+            };
+            // Nobody waits for it.
+            let found = self.walk(&applications);
+            let mut table = lock(&self.table);
+            if Arc::ptr_eq(&table.applications, &applications) {
+                if table.known.len() >= KNOWN_MAX {
+                    table.known.clear();
+                }
+                table.known.extend(found.into_iter().map(|(id, application)| (id, Some(application))));
+                return table.known.entry(id).or_default().clone();
+            }
         }
-        table.walk(self.root.as_deref());
-        table.known.entry(id).or_default().clone()
+    }
+
+    /// Looks for the numbers of all cgroups that are somebody's.
+    fn walk(&self, applications: &BTreeMap<String, String>) -> HashMap<u64, Arc<str>> {
+        let mut found = HashMap::new();
+        let Some(root) = &self.root else { return found };
+        // A path comes before those below it, which count more.
+        for (path, application) in applications {
+            let application: Arc<str> = application.as_str().into();
+            let mut folders = vec![root.join(path.trim_start_matches('/'))];
+            let mut left = FOLDERS_MAX;
+            while let Some(folder) = folders.pop()
+                && left > 0
+            {
+                left -= 1;
+                // One that is not there, or goes meanwhile, is nobody's.
+                let Ok(metadata) = fs::metadata(&folder) else { continue };
+                found.insert(metadata.ino(), application.clone());
+                let below = fs::read_dir(&folder).into_iter().flatten().flatten();
+                let below = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+                folders.extend(below.map(|entry| entry.path()));
+            }
+        }
+        found
     }
 
     fn warn_once(&self, error: &io::Error) {
         if !self.warned.swap(true, Relaxed) {
             warn!(%error, "can't tell by cgroup who calls: such callers have no name until it can be");
-        }
-    }
-}
-
-impl Table {
-    /// Looks for the numbers of all cgroups that are somebody's.
-    fn walk(&mut self, root: Option<&Path>) {
-        let Some(root) = root else { return };
-        if self.known.len() >= KNOWN_MAX {
-            self.known.clear();
-        }
-        // A path comes before those below it, which count more.
-        for (path, application) in &self.applications {
-            let application: Arc<str> = application.as_str().into();
-            let mut folders = vec![root.join(path.trim_start_matches('/'))];
-            let mut left = FOLDERS_MAX;
-            while let Some(folder) = folders.pop() {
-                // One that is not there, or goes meanwhile, is nobody's.
-                let Ok(metadata) = fs::metadata(&folder) else { continue };
-                self.known.insert(metadata.ino(), Some(application.clone()));
-                let below = fs::read_dir(&folder).into_iter().flatten().flatten();
-                let below = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-                folders.extend(below.map(|entry| entry.path()).take(left));
-                left = FOLDERS_MAX.saturating_sub(folders.len());
-            }
         }
     }
 }
