@@ -5,6 +5,7 @@ use std::{
     fs,
     net::{SocketAddr, TcpStream},
     os::unix::fs::symlink,
+    path::Path,
 };
 
 use agent_common::frame::{Flags, Kind};
@@ -111,6 +112,21 @@ fn every_byte_goes_through_the_kernel() {
     assert_eq!(way.enrolled, 0, "the connections stay");
     assert!(way.to_agent > 10_000_000 && way.from_agent > 10_000_000, "{way:?}");
     drop(server);
+}
+
+#[test]
+fn a_stop_leaves_nothing_in_the_kernel_though_applications_in_pods_stay() {
+    let (pods, fake) = (Pods::new(), named("fake"));
+    let pod = pods.pod("pod");
+    let mut agent = kernel::start(&(pods.section("") + &demo(&fake, "")));
+    let mut client = pod.client();
+    assert_eq!(client.call(&echo("x"))["result"], "fake");
+    assert!(Look::at(&agent).redirected() > 0);
+    let pins = Path::new("/sys/fs/bpf/moa").join(agent.name());
+    assert!(pins.exists());
+    agent.stop();
+    assert!(!pins.exists(), "{}", agent.log());
+    client.expect_closed();
 }
 
 #[test]
