@@ -172,7 +172,7 @@ fn a_service_in_a_pod_is_called_from_everywhere() {
     let peer = serving.greet(&frames::service("a", &[uri]));
     let thread = serve(peer, |peer, call| {
         if call.kind() == Some(Kind::Request) {
-            peer.respond(&call, 0, b"framed")
+            peer.respond(&call, 0, b"framed");
         }
     });
     let mut caller = calling.greet(&frames::caller());
