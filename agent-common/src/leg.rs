@@ -47,9 +47,17 @@ pub struct Leg {
     pub limit: u64,
     /// Bytes that went by TCP since it was enrolled.
     pub passed: u64,
+    /// Whether it is a lane: see [`crate::lane::kind`].
+    pub lane: u32,
+    /// Which one.
+    pub lane_index: u32,
+    /// Its generation when the socket was found to be one: the place may be another's by now.
+    pub lane_generation: u32,
+    /// Always 0.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Leg>() == 96 && align_of::<Leg>() == 8);
+const _: () = assert!(size_of::<Leg>() == 112 && align_of::<Leg>() == 8);
 
 impl Leg {
     /// A mark on one of the agent's own sockets.

@@ -8,23 +8,27 @@
 mod counts;
 mod end;
 pub mod frame;
+pub mod lane;
+pub mod latency;
 mod leg;
 mod listener;
 #[cfg(feature = "aya")]
 mod pod;
 #[cfg(feature = "sdk")]
 pub mod sdk;
+mod sip;
 mod verdict;
 
 pub use counts::Counts;
 pub use end::End;
 pub use leg::{LEASE_NS, Leg, Offsets, Shared, mode, role};
 pub use listener::{Listener, V4_MAPPED, WATCHED};
+pub use sip::sip;
 pub use verdict::{Pass, REASONS, Refusal, Sent, Verdicts};
 
 /// The version of the maps' names, keys and values. One more with every change: pins and objects of another schema are
 /// refused, never reinterpreted.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// How the schema is marked in an object file, in a section of its own: the prefix, then [`SCHEMA`] in little-endian.
 pub const SCHEMA_MARK: [u8; 16] = {

@@ -1,7 +1,10 @@
 //! Leave for the loader to copy these types to and from maps.
 #![expect(unsafe_code, reason = "aya's marker for types that are plain bytes is an unsafe trait")]
 
-use crate::{Counts, End, Leg, Listener, Offsets, Shared, Verdicts};
+use crate::{
+    Counts, End, Leg, Listener, Offsets, Shared, Verdicts,
+    lane::{Call, Lane, Leave, Member, Route, RouteKey, Routed, Routing},
+};
 
 // SAFETY: `repr(C)`, integers and arrays of integers only, no padding (asserted beside the type).
 unsafe impl aya::Pod for Counts {}
@@ -23,3 +26,27 @@ unsafe impl aya::Pod for Verdicts {}
 
 // SAFETY: as above.
 unsafe impl aya::Pod for Offsets {}
+
+// SAFETY: as above.
+unsafe impl aya::Pod for Lane {}
+
+// SAFETY: as above.
+unsafe impl aya::Pod for RouteKey {}
+
+// SAFETY: as above.
+unsafe impl aya::Pod for Route {}
+
+// SAFETY: as above.
+unsafe impl aya::Pod for Leave {}
+
+// SAFETY: as above.
+unsafe impl aya::Pod for Call {}
+
+// SAFETY: as above.
+unsafe impl aya::Pod for Routing {}
+
+// SAFETY: as above.
+unsafe impl aya::Pod for Member {}
+
+// SAFETY: as above.
+unsafe impl aya::Pod for Routed {}

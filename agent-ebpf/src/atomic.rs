@@ -1,4 +1,4 @@
-//! Atomic additions.
+//! Atomic additions, with and without a result.
 
 use core::arch::asm;
 
@@ -6,7 +6,7 @@ use core::arch::asm;
 /// which is why per-CPU counters need it too.
 ///
 /// Written out, as the compiler has been seen to turn a relaxed `fetch_add` into an instruction that does not fetch.
-/// This one gives no result, so that nobody can rely on one.
+/// This one gives no result, and costs less than [`fetch_add`].
 ///
 /// # Safety
 /// `counter` points into a map's value that holds an aligned `u64`.
@@ -14,4 +14,19 @@ use core::arch::asm;
 pub(crate) unsafe fn add(counter: *mut u64, amount: u64) {
     // SAFETY: the caller's promise.
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) amount) }
+}
+
+/// Adds to a counter that others may add to at the same time, and gives what it was before. Nothing that this program reads
+/// or writes is moved over it, in either direction.
+///
+/// Written out for the same reason: the instruction is the one with BPF_FETCH, which the kernel makes a full barrier.
+///
+/// # Safety
+/// As for [`add`].
+#[inline(always)]
+pub(crate) unsafe fn fetch_add(counter: *mut u64, amount: u64) -> u64 {
+    let mut value = amount;
+    // SAFETY: the caller's promise.
+    unsafe { asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), {1})", in(reg) counter, inout(reg) value) }
+    value
 }

@@ -2,9 +2,15 @@
 
 use core::mem::offset_of;
 
-use agent_common::{Pass, REASONS, Refusal, Sent, Verdicts};
+use agent_common::{
+    Pass, REASONS, Refusal, Sent, Verdicts,
+    lane::{Routed, Unrouted},
+};
 
-use crate::{atomic, maps::VERDICTS};
+use crate::{
+    atomic,
+    maps::{ROUTED, VERDICTS},
+};
 
 /// A socket was enrolled.
 #[inline(always)]
@@ -35,6 +41,36 @@ pub(crate) fn redirected(by_agent: bool, bytes: u64) {
 #[inline(always)]
 pub(crate) fn passed(bytes: u64) {
     sent(offset_of!(Verdicts, passed), bytes);
+}
+
+/// A call was routed.
+#[inline(always)]
+pub(crate) fn called(bytes: u64) {
+    routed(offset_of!(Routed, calls), 1);
+    routed(offset_of!(Routed, bytes), bytes);
+}
+
+/// An answer was.
+#[inline(always)]
+pub(crate) fn answered(bytes: u64) {
+    routed(offset_of!(Routed, answers), 1);
+    routed(offset_of!(Routed, bytes), bytes);
+}
+
+/// A message on a lane was not.
+#[inline(always)]
+pub(crate) fn unrouted(why: Unrouted) {
+    const { assert!(Unrouted::ALL.len() <= 32) };
+    routed(offset_of!(Routed, unrouted) + (why as usize & 31) * size_of::<u64>(), 1);
+}
+
+/// Adds to the counter at this offset of [`Routed`].
+#[inline(always)]
+fn routed(at: usize, amount: u64) {
+    if let Some(counters) = ROUTED.get_ptr_mut(0) {
+        // SAFETY: as in `add`.
+        unsafe { atomic::add(counters.cast::<u8>().add(at).cast(), amount) };
+    }
 }
 
 #[inline(always)]

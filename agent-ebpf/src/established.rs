@@ -5,7 +5,7 @@
 
 use core::{arch::asm, mem::offset_of};
 
-use agent_common::{End, LEASE_NS, Leg, Listener, Pass, Refusal, V4_MAPPED, mode, role};
+use agent_common::{End, LEASE_NS, Leg, Listener, Pass, Refusal, V4_MAPPED, lane::kind, mode, role};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, bpf_sock, bpf_sock_ops},
@@ -190,6 +190,10 @@ fn try_enrol(ctx: &SockOpsContext, sk: *mut bpf_sock, own: &Listener, other: &Li
         redirected: 0,
         limit: shared.bound,
         passed: 0,
+        lane: kind::NEW,
+        lane_index: 0,
+        lane_generation: 0,
+        reserved: 0,
     };
     // SAFETY: not null.
     if !unsafe { sock::set_leg(sk, &mut leg) } {

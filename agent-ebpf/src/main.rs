@@ -9,8 +9,12 @@
 mod atomic;
 mod count;
 mod established;
+mod frame;
+mod lane;
 mod legs;
 mod maps;
+mod request;
+mod response;
 mod sock;
 
 /// What a program that panicked would run; the verifier accepts none that can.

@@ -1,6 +1,9 @@
 //! The maps. A name, a key or a value that changes is a new `agent_common::SCHEMA`.
 
-use agent_common::{Counts, End, Leg, Listener, Shared, Verdicts};
+use agent_common::{
+    Counts, End, Leg, Listener, Shared, Verdicts,
+    lane::{CALLS_MAX, Call, LANES_MAX, Lane, Leave, MEMBERS_MAX, Member, Route, RouteKey, Routed, Routing},
+};
 use aya_ebpf::{
     bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE},
     macros::{btf_map, map},
@@ -45,7 +48,43 @@ pub(crate) static READS: HashMap<End, u64> = HashMap::with_max_entries(262_144, 
 #[map]
 pub(crate) static BLOCKING: LruHashMap<End, u64> = LruHashMap::with_max_entries(16_384, 0);
 
-/// The program that the attached stub runs, in slot 0.
+/// Applications' sockets that are lanes, by their place in `LANE`. Written by the agent.
+#[map]
+pub(crate) static LANES: HashMap<End, u32> = HashMap::with_max_entries(LANES_MAX, BPF_F_NO_PREALLOC);
+
+/// The lanes, which the agent maps into its memory.
+#[map]
+pub(crate) static LANE: Array<Lane> = Array::with_max_entries(LANES_MAX, BPF_F_MMAPABLE);
+
+/// How services are routed, of two snapshots. Written by the agent.
+#[map]
+pub(crate) static ROUTES: HashMap<RouteKey, Route> = HashMap::with_max_entries(8192, BPF_F_NO_PREALLOC);
+
+/// Who may call what, of two snapshots. Written by the agent.
+#[map]
+pub(crate) static ACCESS: HashMap<Leave, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+
+/// Calls in flight. Whoever deletes an entry owns the answer, so an old one must never be displaced by a new one.
+#[map]
+pub(crate) static CALLS: HashMap<u64, Call> = HashMap::with_max_entries(CALLS_MAX, BPF_F_NO_PREALLOC);
+
+/// Whose turn it is, for each service.
+#[map]
+pub(crate) static TURNS: Array<u64> = Array::with_max_entries(4096, 0);
+
+/// What instances have answered.
+#[map]
+pub(crate) static MEMBERS: Array<Member> = Array::with_max_entries(MEMBERS_MAX, 0);
+
+/// What is common to all calls, in the one entry 0, which the agent maps into its memory.
+#[map]
+pub(crate) static ROUTING: Array<Routing> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// What became of messages on lanes, in the one entry 0.
+#[map]
+pub(crate) static ROUTED: PerCpuArray<Routed> = PerCpuArray::with_max_entries(1, 0);
+
+/// The programs that the attached stub runs, and those that they run: see `slot`.
 #[map]
 pub(crate) static SLOTS: ProgramArray = ProgramArray::with_max_entries(4, 0);
 

@@ -122,6 +122,12 @@ pub struct KernelStatus {
     /// Why `kernel.mode = "auto"` decided as it did.
     #[serde(default)]
     pub decision: Option<String>,
+    /// Calls that the kernel routed from application to application.
+    #[serde(default)]
+    pub routed_calls: u64,
+    /// Their share in all calls of this agent, from 0 to 1.
+    #[serde(default)]
+    pub routed_share: f64,
 }
 
 /// `GET /v1/kernel`, `POST /v1/kernel/on`, `POST /v1/kernel/off`: the kernel path in detail.
@@ -157,6 +163,37 @@ pub struct Kernel {
     pub maps: Vec<KernelMap>,
     /// What was tried at the start, and what came of it.
     pub probes: Vec<KernelProbe>,
+    /// Calls that the kernel routes from application to application; none if it routes none.
+    #[serde(default)]
+    pub routing: Option<Routing>,
+}
+
+/// Calls that the kernel routes.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Routing {
+    /// Lanes that are open.
+    pub lanes: u64,
+    /// Calls in flight.
+    pub in_flight: u64,
+    /// Calls that were routed.
+    pub calls: u64,
+    /// Answers that were routed back.
+    pub answers: u64,
+    /// Bytes of both.
+    pub bytes: u64,
+    /// Messages on lanes that went to the agent, by reason.
+    pub unrouted: BTreeMap<String, u64>,
+    /// The services of this node's applications.
+    pub services: Vec<RoutedService>,
+}
+
+/// Whether a service's calls are routed in the kernel.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct RoutedService {
+    /// Its URI, and behind `#` its group if it has one.
+    pub service: String,
+    /// Why they are not; none if they are.
+    pub why_not: Option<String>,
 }
 
 /// Messages and their bytes.

@@ -79,6 +79,12 @@ pub enum Broken {
 }
 
 impl Header {
+    /// Whether the kernel path has written `via`.
+    #[must_use]
+    pub const fn is_routed(&self) -> bool {
+        self.via & crate::lane::KERNEL_VIA != 0
+    }
+
     /// A header with nothing in it.
     #[must_use]
     pub const fn new(kind: Kind) -> Self {

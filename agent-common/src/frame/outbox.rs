@@ -156,6 +156,12 @@ impl Outbox {
         next_stream(self.last_stream)
     }
 
+    /// Uses up the number of the next call, for one that leaves by the lane: both ways share one sequence.
+    pub const fn take_number(&mut self) -> u32 {
+        self.last_stream = self.next_stream();
+        self.last_stream
+    }
+
     /// Sends a whole message of one small frame at once, if there is credit and nobody waits for it. `rest` is what stands
     /// behind the header. A REQUEST must have the number that is next.
     pub fn try_whole(&mut self, header: &Header, rest: &[u8]) -> bool {
@@ -292,7 +298,7 @@ impl Outbox {
             let Some(mut frame) = self.small.pop_front() else { return };
             self.waiting_bytes -= len;
             if frame.header.kind == Kind::Request as u8 {
-                frame.header.stream = self.number();
+                frame.header.stream = self.take_number();
             }
             self.ready.frame(&frame);
             released(Released { message: Message::of(&frame.header), stream: frame.header.stream, len, end: true });
@@ -350,11 +356,6 @@ impl Outbox {
     pub fn advance(&mut self, written: usize) {
         self.ready.advance(written);
         self.control.advance(written);
-    }
-
-    fn number(&mut self) -> u32 {
-        self.last_stream = self.next_stream();
-        self.last_stream
     }
 }
 

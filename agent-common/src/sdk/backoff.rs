@@ -6,6 +6,7 @@ use std::{
 /// How long to wait before the next try: twice as long each time, and never as long as others wait.
 #[derive(Debug)]
 pub(super) struct Backoff {
+    first: Duration,
     next: Duration,
     max: Duration,
 }
@@ -14,7 +15,11 @@ const FIRST: Duration = Duration::from_millis(20);
 
 impl Backoff {
     pub(super) fn new(max: Duration) -> Self {
-        Self { next: FIRST.min(max), max }
+        Self::starting(FIRST.min(max), max)
+    }
+
+    pub(super) fn starting(first: Duration, max: Duration) -> Self {
+        Self { first, next: first, max }
     }
 
     /// Between half and all of what it has grown to.
@@ -26,7 +31,7 @@ impl Backoff {
     }
 
     pub(super) fn reset(&mut self) {
-        self.next = FIRST.min(self.max);
+        self.next = self.first;
     }
 }
 

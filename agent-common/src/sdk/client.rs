@@ -12,7 +12,7 @@ use super::{
     BadAddress, Error, Incoming, Metadata, Request, Response,
     body::Kind,
     link::{Link, Ticket, lock},
-    made::{Answer, Head, Outgoing},
+    made::{Answer, Head, Outgoing, Way},
     options::{Options, common_options},
     pool::Pool,
     state::error_text,
@@ -63,7 +63,7 @@ impl Client {
     /// When the answer's status is not 0, and when there is none. The call was sent again where that is safe before.
     pub async fn call(&self, request: Request) -> Result<Response, Error> {
         let deadline = request.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let (mut tried, mut last) = (Vec::new(), None);
+        let (mut tried, mut last, mut sent) = (Vec::new(), None, 0);
         loop {
             let picked = within(deadline, self.pick(&tried)).await;
             let (at, link) = match picked {
@@ -73,15 +73,11 @@ impl Client {
                     return Err(error.of_call(request.is_idempotent()));
                 }
             };
-            let sent_before = u8::try_from(tried.len()).unwrap_or(u8::MAX);
-            let error = match self.try_call(&link, &request, deadline, sent_before).await {
+            let error = match self.try_here(&link, &request, deadline, &mut sent).await {
                 Ok(response) => return Ok(response),
-                Err(error) => error.of_call(request.is_idempotent()),
+                Err(error) => error,
             };
-            if !error.may_go_elsewhere()
-                || !request.body.is_whole()
-                || deadline.is_some_and(|deadline| Instant::now() >= deadline)
-            {
+            if !error.may_go_elsewhere() || !request.body.is_whole() || is_over(deadline) {
                 return Err(error);
             }
             tried.push(at);
@@ -122,18 +118,40 @@ impl Client {
         pool.pick(tried).await
     }
 
+    /// By the lane where that is possible, and if it fails there and may be sent again, once more by the stream connection.
+    async fn try_here(
+        &self,
+        link: &Link,
+        request: &Request,
+        deadline: Option<Instant>,
+        sent: &mut u8,
+    ) -> Result<Response, Error> {
+        let mut way = Way::Any;
+        loop {
+            let answer = self.try_call(link, request, deadline, (way, *sent)).await;
+            *sent = sent.saturating_add(1);
+            let Err(error) = answer else { return answer };
+            let error = error.of_call(request.is_idempotent());
+            if way == Way::Stream || !error.may_go_by_stream() || !link.is_open() || is_over(deadline) {
+                return Err(error);
+            }
+            way = Way::Stream;
+        }
+    }
+
     async fn try_call(
         &self,
         link: &Link,
         request: &Request,
         deadline: Option<Instant>,
-        sent_before: u8,
+        (way, sent_before): (Way, u8),
     ) -> Result<Response, Error> {
         let outgoing = request.outgoing(left_ms(deadline), sent_before)?;
-        let (ticket, told) = link.call(outgoing, deadline)?;
+        let (ticket, told) = link.call(outgoing, deadline, way)?;
+        let by_lane = ticket.is_by_lane();
         pump(link, &ticket, request);
         let mut waiting = Waiting { ticket, told };
-        let head = within(deadline, waiting.answer()).await?;
+        let head = within(deadline, waiting.answer()).await.map_err(|error| error.by_lane(by_lane))?;
         let ticket = waiting.ticket;
         let names = ticket.names();
         let Head { header, meta, body, pipe } = head;
@@ -150,7 +168,7 @@ impl Client {
         }
         let error = Error::new(header.word, error_text(&response.metadata.0, header.word));
         let not_executed = header.flags.has(crate::frame::Flags::NOT_EXECUTED);
-        Err(error.not_executed(not_executed).with_response(response))
+        Err(error.not_executed(not_executed).by_lane(by_lane).with_response(response))
     }
 }
 
@@ -196,6 +214,10 @@ async fn within<T>(deadline: Option<Instant>, future: impl Future<Output = Resul
         Some(deadline) => timeout_at(deadline, future).await.unwrap_or_else(|_| Err(Error::late())),
         None => future.await,
     }
+}
+
+fn is_over(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|deadline| Instant::now() >= deadline)
 }
 
 /// What a REQUEST says of its time; 0 if it has no bound of its own.

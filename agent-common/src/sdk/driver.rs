@@ -11,6 +11,8 @@ use tokio::time::{Interval, MissedTickBehavior, timeout};
 use super::{
     address::Socket,
     frames::Frames,
+    lane_calls::LaneOver,
+    lane_socket::LaneReader,
     link::{Link, lock},
     state::{Fault, Phase, State},
     taken::Start,
@@ -28,6 +30,7 @@ pub(super) struct Driver {
     link: Link,
     socket: Socket,
     frames: Frames,
+    lane: Option<LaneReader>,
     ticks: Interval,
     serve: Option<Arc<dyn Serve>>,
     starts: Vec<Start>,
@@ -53,7 +56,7 @@ impl Driver {
     pub(super) fn new(link: Link, socket: Socket, frames: Frames, ping: Duration, serve: Option<Arc<dyn Serve>>) -> Self {
         let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + ping, ping);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { link, socket, frames, ticks, serve, starts: Vec::new() }
+        Self { link, socket, frames, lane: None, ticks, serve, starts: Vec::new() }
     }
 
     /// Runs until the connection ends.
@@ -91,6 +94,8 @@ impl Driver {
                 return Poll::Ready(End::Lost(text));
             }
         }
+        // Before the stream connection: so no CANCEL overtakes its call.
+        let lane_idle = self.poll_lane(cx);
         let mut idle = false;
         for _ in 0..READS {
             match self.frames.poll_read(cx, &self.socket) {
@@ -107,8 +112,9 @@ impl Driver {
                 Poll::Ready(Err(error)) => return Poll::Ready(End::Lost(error.to_string())),
             }
         }
+        self.take_last();
         let end = self.poll_write(cx);
-        if end.is_pending() && !idle {
+        if end.is_pending() && !(idle && lane_idle) {
             cx.waker().wake_by_ref();
         }
         end
@@ -135,6 +141,68 @@ impl Driver {
         if fault { self.link.look(|state| state.fault.take()).map_or(result, Err) } else { result }
     }
 
+    /// Reads the lane. True if there is nothing more to read now.
+    fn poll_lane(&mut self, cx: &mut Context<'_>) -> bool {
+        let arrived = lock(&self.link.0.arrived).take();
+        if let Some(lane) = arrived {
+            self.lane = Some(lane);
+            // What came behind its HELLO.
+            self.take_lane(true);
+        }
+        for _ in 0..READS {
+            let Some(lane) = &mut self.lane else { return true };
+            match lane.poll_read(cx) {
+                Poll::Pending => return true,
+                Poll::Ready(read) => self.take_lane(read.is_ok_and(|read| read > 0)),
+            }
+        }
+        false
+    }
+
+    /// Hands on the frames that have come by the lane; nothing comes behind them if it has ended.
+    fn take_lane(&mut self, goes_on: bool) {
+        let Some(lane) = &mut self.lane else { return };
+        let mut state = lock(&self.link.0.state);
+        let mut goes_on = goes_on && state.laned.open.is_some();
+        if !goes_on {
+            // It was given up by who sent something: what is there is read, and all that is left.
+            let _ = lane.read_now();
+        }
+        let broken = loop {
+            match lane.next() {
+                Ok(Some(frame)) => match state.receive_by_lane(frame, &mut self.starts) {
+                    Ok(()) => {}
+                    Err(LaneOver) => break true,
+                },
+                Ok(None) => break false,
+                Err(_) => break true,
+            }
+        };
+        goes_on &= !broken;
+        if !goes_on {
+            state.end_lane();
+        }
+        drop(state);
+        if !goes_on {
+            self.lane = None;
+            self.link.0.lane_over.notify_one();
+        }
+        self.start();
+    }
+
+    /// Ends a lane that was given up. And before the connection ends in good order, looks whether calls lie on the lane that
+    /// the runtime does not know of yet: what the agent gave before its last word is there.
+    fn take_last(&mut self) {
+        let Some(lane) = &mut self.lane else { return };
+        let (over, last) = self.link.look(|state| (state.laned.open.is_none(), state.is_done()));
+        if last && !over {
+            let _ = lane.read_now();
+        }
+        if over || last {
+            self.take_lane(!over);
+        }
+    }
+
     fn start(&mut self) {
         let Some(serve) = &self.serve else { return };
         if self.starts.is_empty() {
@@ -154,6 +222,14 @@ impl Driver {
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let mut state = lock(&self.link.0.state);
+        if let Some(lane) = &self.lane {
+            while state.laned.is_waiting() && lane.poll_writable(cx).is_ready() {
+                state.flush_lane();
+            }
+            if state.laned.open.is_none() {
+                cx.waker().wake_by_ref();
+            }
+        }
         loop {
             if let Some(fault) = state.fault.take() {
                 return Poll::Ready(End::Fault(fault));

@@ -12,12 +12,14 @@ pub struct Error {
     idempotent: bool,
     /// The connection is at fault, so another agent may do better.
     broken: bool,
+    /// The call went by the lane.
+    by_lane: bool,
     response: Option<Box<Response>>,
 }
 
 impl Error {
     pub(super) fn new(status: u32, text: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, text: text.into(), not_executed: false, idempotent: false, broken: false, response: None }
+        Self { status, text: text.into(), not_executed: false, idempotent: false, broken: false, by_lane: false, response: None }
     }
 
     /// The connection ended, or could not be had.
@@ -39,6 +41,11 @@ impl Error {
         self
     }
 
+    pub(super) fn by_lane(mut self, by_lane: bool) -> Self {
+        self.by_lane = by_lane;
+        self
+    }
+
     pub(super) fn with_response(mut self, response: Response) -> Self {
         self.response = Some(Box::new(response));
         self
@@ -47,6 +54,11 @@ impl Error {
     /// Whether sending the call to another agent is safe, and may help.
     pub(super) fn may_go_elsewhere(&self) -> bool {
         self.not_executed || self.broken && self.idempotent
+    }
+
+    /// Whether sending the call to the same agent is safe, by the stream connection, and may help.
+    pub(super) fn may_go_by_stream(&self) -> bool {
+        self.by_lane && self.status == status::REMOTING && self.is_safe_to_retry()
     }
 
     /// One of [`crate::frame::status`], or a code of the service's own.

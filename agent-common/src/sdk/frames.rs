@@ -1,9 +1,11 @@
 use std::{
     io,
+    pin::pin,
     task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::address::Socket;
 use crate::frame::{Broken, COPY_BELOW, HEADER_LEN, Header};
@@ -35,6 +37,19 @@ impl Frames {
         }
         let read = ready!(socket.poll_read(cx, &mut self.buffer));
         Poll::Ready(read)
+    }
+
+    /// The same from a socket that takes less than there is room for as a sign that there is no more, and is not asked again.
+    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>, socket: &mut (impl AsyncRead + Unpin)) -> Poll<io::Result<usize>> {
+        if self.buffer.capacity() - self.buffer.len() < READ_MIN {
+            self.buffer.reserve(READ);
+        }
+        pin!(socket.read_buf(&mut self.buffer)).poll(cx)
+    }
+
+    /// Bytes that were read elsewhere.
+    pub(super) fn put(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
     }
 
     /// The next whole frame. Small ones are copied, so that one that is kept does not keep the whole buffer.

@@ -7,6 +7,7 @@ use super::{
     address::Socket,
     driver::{Driver, Serve, farewell, goaway},
     frames::{Frames, Received},
+    lane_socket::LaneKeeper,
     link::Link,
     options::Options,
     state::{Fault, State, error_text},
@@ -37,12 +38,18 @@ impl Opening<'_> {
         let calls_max = options.calls_max.min(bound.unwrap_or(usize::MAX));
         let state = State::new(&peer, options.windows, self.terms, calls_max, options.queued_bytes_max);
         let link = Link::new(state, peer);
+        if options.lanes
+            && let Some(keeper) = LaneKeeper::new(&link, &socket, self.hello)
+        {
+            tokio::spawn(keeper.run());
+        }
         tokio::spawn(Driver::new(link.clone(), socket, frames, options.ping_interval, self.serve).run());
         Ok(link)
     }
 }
 
-async fn greet(mut socket: Socket, hello: &Hello) -> Result<(Socket, Frames, Hello), String> {
+/// Says HELLO, and waits for the agent's.
+pub(super) async fn greet(mut socket: Socket, hello: &Hello) -> Result<(Socket, Frames, Hello), String> {
     let mut frames = Frames::default();
     let bytes = hello.encode().ok_or("the names and offers do not fit into a HELLO")?;
     socket.write_all(&bytes).await.map_err(|error| error.to_string())?;

@@ -6,14 +6,15 @@ use std::{
 
 use bytes::Bytes;
 use tokio::{
-    sync::{oneshot, watch},
+    sync::{Notify, oneshot, watch},
     time::Instant,
 };
 
 use super::{
     Error,
     body::{Part, Streamed},
-    made::{Answer, Outgoing, Told},
+    lane_socket::LaneReader,
+    made::{Answer, Begin, Outgoing, Told, Way},
     sending::Sending,
     state::{Names, Phase, State},
 };
@@ -28,6 +29,10 @@ pub(super) struct Shared {
     pub(super) state: Mutex<State>,
     pub(super) phase: watch::Sender<Phase>,
     pub(super) peer: Hello,
+    /// A lane that the connection's task does not know of yet.
+    pub(super) arrived: Mutex<Option<LaneReader>>,
+    /// The lane is over.
+    pub(super) lane_over: Notify,
 }
 
 /// A call in flight: dropped, it cancels.
@@ -35,13 +40,20 @@ pub(super) struct Shared {
 pub(super) struct Ticket {
     link: Link,
     names: Names,
+    by_lane: bool,
     deadline: Option<Instant>,
     over: bool,
 }
 
 impl Link {
     pub(super) fn new(state: State, peer: Hello) -> Self {
-        Self(Arc::new(Shared { state: Mutex::new(state), phase: watch::Sender::new(Phase::Open), peer }))
+        Self(Arc::new(Shared {
+            state: Mutex::new(state),
+            phase: watch::Sender::new(Phase::Open),
+            peer,
+            arrived: Mutex::default(),
+            lane_over: Notify::new(),
+        }))
     }
 
     /// Looks at the state, or changes it in a way that gives nothing to send.
@@ -101,17 +113,20 @@ impl Link {
         &self,
         request: Outgoing,
         deadline: Option<Instant>,
+        way: Way,
     ) -> Result<(Ticket, oneshot::Receiver<Answer>), Error> {
         let (tell, told) = oneshot::channel();
-        let names = self.change(|state| state.call(request, Told::Answer(tell)))?;
-        Ok((Ticket { link: self.clone(), names, deadline, over: false }, told))
+        let mut state = lock(&self.0.state);
+        let Begin { names, by_lane } = state.call(request, Told::Answer(tell), way)?;
+        wake_unless(by_lane, state);
+        Ok((Ticket { link: self.clone(), names, by_lane, deadline, over: false }, told))
     }
 
     /// Begins a call that nothing answers.
     pub(super) fn notify(&self, request: Outgoing) -> Result<(Ticket, oneshot::Receiver<Result<(), Error>>), Error> {
         let (tell, told) = oneshot::channel();
-        let names = self.change(|state| state.call(request, Told::Written(tell)))?;
-        Ok((Ticket { link: self.clone(), names, deadline: None, over: false }, told))
+        let Begin { names, by_lane } = self.change(|state| state.call(request, Told::Written(tell), Way::Stream))?;
+        Ok((Ticket { link: self.clone(), names, by_lane, deadline: None, over: false }, told))
     }
 
     /// Gives back room for what comes of a call, if it still is in flight.
@@ -172,7 +187,10 @@ impl Link {
 
     /// Answers a call that is served. False if it has ended before.
     pub(super) fn answer(&self, names: Names, header: Header, meta: Bytes, whole: Option<Bytes>) -> bool {
-        self.change(|state| state.answer(names, header, meta, whole))
+        let mut state = lock(&self.0.state);
+        let Some(by_lane) = state.answer(names, header, meta, whole) else { return false };
+        wake_unless(by_lane, state);
+        true
     }
 
     pub(super) fn end_taken(&self, names: Names, cancel: Option<(u32, &str)>) {
@@ -209,6 +227,10 @@ impl Ticket {
         self.names
     }
 
+    pub(super) fn is_by_lane(&self) -> bool {
+        self.by_lane
+    }
+
     /// The call has ended: there is nothing to cancel.
     pub(super) fn end(&mut self) {
         self.over = true;
@@ -222,6 +244,18 @@ impl Drop for Ticket {
             let status = if late { status::TIMEOUT } else { status::CANCELLED };
             self.link.change(|state| state.abandon(self.names, status));
         }
+    }
+}
+
+/// Wakes the connection's task, unless the lane's socket has taken what there was to send: that leaves it nothing to do.
+fn wake_unless(by_lane: bool, mut state: MutexGuard<'_, State>) {
+    if by_lane && state.phase == Phase::Open && state.laned.has_sent_all() {
+        return;
+    }
+    let driver = state.driver.take();
+    drop(state);
+    if let Some(driver) = driver {
+        driver.wake();
     }
 }
 

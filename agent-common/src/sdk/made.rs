@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use super::{
     Error,
     frames::Received,
+    lane_calls::Begun,
     pipe::Pipe,
     sending::Sending,
     state::{Fault, Mark, Names, Phase, State, error_text},
@@ -22,6 +23,8 @@ use crate::frame::{FRAME_MAX, Flags, Header, Kind, Released, Violation, is_after
 pub(super) struct Made {
     pub(super) names: Names,
     pub(super) sending: Sending,
+    /// The lane that it went by, if it did.
+    pub(super) lane: Option<u32>,
     waits: Waits,
 }
 
@@ -56,6 +59,24 @@ pub(super) struct Outgoing {
     pub(super) meta: Bytes,
     /// None if it comes piece by piece.
     pub(super) body: Option<Bytes>,
+    /// Its trace is recorded.
+    pub(super) sampled: bool,
+}
+
+/// Which connection a call may go by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// The lane, if there is one and the call fits.
+    Any,
+    /// The stream connection.
+    Stream,
+}
+
+/// What is known of a call that has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Begin {
+    pub(super) names: Names,
+    pub(super) by_lane: bool,
 }
 
 /// Who is told what came of a call.
@@ -83,7 +104,7 @@ impl Made {
 
 impl State {
     /// Begins a call.
-    pub(super) fn call(&mut self, request: Outgoing, told: Told) -> Result<Names, Error> {
+    pub(super) fn call(&mut self, mut request: Outgoing, told: Told, way: Way) -> Result<Begin, Error> {
         if self.phase != Phase::Open {
             return Err(Error::broken("the connection is about to end", true));
         }
@@ -93,19 +114,28 @@ impl State {
             let text = if queued > self.queued_bytes_max { "queued_bytes_max is reached" } else { "calls_max is reached" };
             return Err(Error::new(status::LIMIT, text));
         }
+        if request.sampled && self.laned.offered {
+            request.flags |= Flags::SLOW_PATH;
+        }
         self.last += 1;
         let via = self.last;
         let one_way = if matches!(told, Told::Written(_)) { Flags::ONE_WAY } else { Flags::NONE };
         // It gets its number when it leaves.
         let names = Names { stream: 0, via, service: request.service, flags: one_way };
         let header = Header { flags: request.flags | one_way, word: request.timeout_ms, ..names.header(Kind::Request) };
-        let sending = self.begin(names, header, request.meta, request.body);
-        let waits = match told {
-            Told::Answer(answer) => Waits::Answer(answer),
-            Told::Written(done) => Waits::Written(done),
+        let (waits, may) = match told {
+            Told::Answer(answer) => (Waits::Answer(answer), way == Way::Any),
+            Told::Written(done) => (Waits::Written(done), false),
         };
-        self.made.insert(via, Made { names, sending, waits });
-        Ok(names)
+        let begun = if may && self.fits_lane(&request) {
+            self.call_by_lane(names, header, request.meta, request.body.unwrap_or_default())
+        } else {
+            let sending = self.begin(names, header, request.meta, request.body);
+            Begun { names, sending, lane: None }
+        };
+        let Begun { names, sending, lane } = begun;
+        self.made.insert(via, Made { names, sending, lane, waits });
+        Ok(Begin { names, by_lane: lane.is_some() })
     }
 
     /// Nobody is interested any more, or the call cannot go on. True if that ends it.
@@ -115,7 +145,9 @@ impl State {
         if let Waits::Rest(pipe) = made.waits {
             pipe.fail(Error::new(status, "the call was cancelled"));
         }
-        if !self.outbox.cancel(names.message()) {
+        let message = names.message();
+        let unsent = if made.lane.is_some() { self.laned.cancel(message) } else { self.outbox.cancel(message) };
+        if !unsent {
             self.cancel_frame(made.names, status, "");
         }
         true
@@ -128,7 +160,11 @@ impl State {
     /// The call has ended for its caller, who stops sending it.
     fn end_made(&mut self, via: u64) -> Option<Made> {
         let mut made = self.made.remove(&via)?;
-        self.outbox.cancel(made.names.message());
+        if made.lane.is_some() {
+            self.laned.cancel(made.names.message());
+        } else {
+            self.outbox.cancel(made.names.message());
+        }
         made.sending.wake();
         Some(made)
     }
@@ -212,7 +248,7 @@ impl State {
         }
     }
 
-    fn fail_one(&mut self, via: u64, error: Error) {
+    pub(super) fn fail_one(&mut self, via: u64, error: Error) {
         match self.end_made(via).map(|made| made.waits) {
             Some(Waits::Answer(answer)) => drop(answer.send(Err(error))),
             Some(Waits::Rest(pipe)) => pipe.fail(error.not_executed(false)),

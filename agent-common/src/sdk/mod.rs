@@ -5,7 +5,8 @@
 //! guaranteed.
 //!
 //! A connection has one task, which moves bytes between the socket and what is known of the connection; calls only
-//! change what is known, and wake the task once for all that begin before it runs.
+//! change what is known, and wake the task once for all that begin before it runs. What goes by the lane is sent by who calls
+//! or answers; the task only reads it.
 
 mod address;
 mod backoff;
@@ -16,6 +17,9 @@ mod error;
 mod frames;
 mod handshake;
 mod incoming;
+mod lane;
+mod lane_calls;
+mod lane_socket;
 mod link;
 mod made;
 mod options;

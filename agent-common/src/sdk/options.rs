@@ -20,6 +20,7 @@ pub(super) struct Options {
     /// For the socket and for the agent's HELLO together.
     pub(super) connect_timeout: Duration,
     pub(super) backoff_max: Duration,
+    pub(super) lanes: bool,
 }
 
 impl Options {
@@ -35,6 +36,7 @@ impl Options {
             ping_interval: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(1),
             backoff_max: Duration::from_secs(1),
+            lanes: true,
         }
     }
 
@@ -121,6 +123,14 @@ macro_rules! common_options {
         #[must_use]
         pub fn backoff_max(mut self, wait: Duration) -> Self {
             self.options.backoff_max = wait;
+            self
+        }
+
+        /// Whether small calls go by a second connection, which the kernel routes, where the agent gives one. Usually so;
+        /// nothing but speed depends on it.
+        #[must_use]
+        pub fn lanes(mut self, lanes: bool) -> Self {
+            self.options.lanes = lanes;
             self
         }
     };

@@ -7,7 +7,7 @@ use tokio::time::sleep;
 
 use super::{
     Address, Error,
-    backoff::Backoff,
+    backoff::{Backoff, random},
     handshake::Opening,
     link::{Link, lock},
     options::Options,
@@ -35,7 +35,10 @@ impl Pool {
     pub(super) fn new(options: Options, addresses: Vec<Address>) -> Self {
         let agents =
             addresses.into_iter().map(|address| Agent { address, link: Mutex::new(None), dialling: tokio::sync::Mutex::new(()) });
-        Self { hello: options.hello(), agents: agents.collect(), options }
+        // A lane must reach the same worker as its connection: any of them, but the same.
+        let connection = options.lanes.then(|| u16::try_from(random() & 0xffff).unwrap_or(0));
+        let hello = Hello { connection, ..options.hello() };
+        Self { hello, agents: agents.collect(), options }
     }
 
     pub(super) fn options(&self) -> &Options {

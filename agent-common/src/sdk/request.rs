@@ -118,8 +118,10 @@ impl Request {
         if !self.group.is_empty() {
             meta.put(id::GROUP, self.group.as_bytes());
         }
-        for (id, value) in entries(self.rest.as_ref()).map_while(Result::ok) {
-            meta.put(id, value);
+        let mut sampled = false;
+        for (entry, value) in entries(self.rest.as_ref()).map_while(Result::ok) {
+            sampled |= entry == id::TRACEPARENT && is_sampled(value);
+            meta.put(entry, value);
         }
         if sent_before > 0 {
             meta.put(id::RETRY_COUNT, &[sent_before]);
@@ -132,8 +134,14 @@ impl Request {
             return Err(Error::new(status::SERIALIZATION, "the metadata is too long for a frame"));
         }
         let service = service_hash(self.uri.as_bytes(), self.group.as_bytes());
-        Ok(Outgoing { service, flags: self.flags, timeout_ms, meta, body })
+        Ok(Outgoing { service, flags: self.flags, timeout_ms, meta, body, sampled })
     }
+}
+
+/// Whether a W3C `traceparent` says that the trace is recorded: the lowest bit of its last field.
+fn is_sampled(traceparent: &[u8]) -> bool {
+    let flags = traceparent.get(53..55).and_then(|flags| std::str::from_utf8(flags).ok());
+    flags.and_then(|flags| u8::from_str_radix(flags, 16).ok()).is_some_and(|flags| flags & 1 == 1)
 }
 
 /// The metadata of a message with this body: with its length, if it does not fit into one frame.
@@ -168,5 +176,19 @@ impl Metadata {
     #[must_use]
     pub fn bytes(&self) -> &Bytes {
         &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_is_recorded_if_its_last_field_says_so() {
+        let parent = |flags| format!("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-{flags}");
+        for (flags, sampled) in [("01", true), ("03", true), ("00", false), ("02", false), ("zz", false), ("", false)] {
+            assert_eq!(is_sampled(parent(flags).as_bytes()), sampled, "{flags}");
+        }
+        assert!(!is_sampled(b""));
     }
 }

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use super::{
     Error,
     frames::Received,
+    lane_calls::Laned,
     made::Made,
     sending::Sending,
     taken::{Start, Taken, Terms},
@@ -33,6 +34,7 @@ pub(super) struct Names {
 pub(super) struct State {
     pub(super) outbox: Outbox,
     pub(super) inbox: Inbox,
+    pub(super) laned: Laned,
     /// The window of a message that comes.
     pub(super) window: u32,
     /// A frame of a long body has so many bytes, so that a window holds several.
@@ -122,6 +124,7 @@ impl State {
         Self {
             outbox: Outbox::new(peer.windows),
             inbox: Inbox::new(window.connection),
+            laned: Laned::new(peer.lane.is_some()),
             window: window.stream,
             piece,
             calls_max,
@@ -150,7 +153,7 @@ impl State {
         }
         let to_caller = header.flags.has(Flags::TO_CALLER);
         match header.kind() {
-            Some(Kind::Request) => self.on_request(frame, starts)?,
+            Some(Kind::Request) => self.on_request(frame, None, starts)?,
             Some(Kind::Response) => self.on_response(frame)?,
             Some(Kind::Data) if to_caller => self.on_answer_data(frame)?,
             Some(Kind::Data) => self.on_request_data(frame)?,
@@ -247,6 +250,7 @@ impl State {
         if self.pings.unanswered >= SILENCE {
             return Err(format!("{SILENCE} PINGs were not answered"));
         }
+        self.tick_lanes();
         self.ping();
         Ok(())
     }
@@ -284,7 +288,8 @@ impl State {
             return true;
         }
         let asked = matches!(self.phase, Phase::Leaving | Phase::Draining { ping: None });
-        asked && self.made.is_empty() && self.taken.is_empty() && self.outbox.ready_bytes() == 0 && self.marks.is_empty()
+        let waits = self.outbox.ready_bytes() > 0 || self.laned.is_waiting() || !self.marks.is_empty();
+        asked && self.made.is_empty() && self.taken.is_empty() && !waits
     }
 
     fn on_goaway(&mut self, frame: &Received) {
@@ -303,6 +308,7 @@ impl State {
     /// The connection has ended, and every call on it.
     pub(super) fn fail(&mut self, text: &str) {
         self.phase = Phase::Closed;
+        self.laned.open = None;
         for mark in self.marks.drain(..) {
             let _ = mark.done.send(Err(Error::broken(text.to_owned(), mark.first_end > self.written)));
         }

@@ -22,6 +22,8 @@ pub(super) struct Taken {
     pub(super) names: Names,
     /// The answer, once it has begun.
     pub(super) sending: Option<Sending>,
+    /// The lane that it came by, if it did.
+    lane: Option<u32>,
     /// Where the rest of the request goes.
     pipe: Option<Arc<Pipe>>,
     pub(super) task: Option<AbortHandle>,
@@ -71,7 +73,8 @@ impl Taken {
 }
 
 impl State {
-    pub(super) fn on_request(&mut self, frame: Received, starts: &mut Vec<Start>) -> Result<(), Fault> {
+    /// A call begins here, which came by this lane if it did by one.
+    pub(super) fn on_request(&mut self, frame: Received, lane: Option<u32>, starts: &mut Vec<Start>) -> Result<(), Fault> {
         let Received { header, meta, body } = frame;
         if self.taken.contains_key(&header.via) {
             return Err(Violation::Via { stream: header.stream }.into());
@@ -82,11 +85,11 @@ impl State {
         let names = Names { stream: header.stream, via: header.via, service: header.service, flags: Flags::TO_CALLER };
         if let Err((status, text)) = self.check(&header, &meta) {
             if !header.flags.has(Flags::ONE_WAY) {
-                self.refuse(names, status, text);
+                self.refuse(names, lane, status, text);
             }
             return Ok(());
         }
-        let mut taken = Taken { names, sending: None, pipe: None, task: None, watchers: Vec::new() };
+        let mut taken = Taken { names, sending: None, lane, pipe: None, task: None, watchers: Vec::new() };
         let mut start = Start { header, names, meta, body, pipe: None };
         if !header.flags.has(Flags::END_STREAM) {
             let pipe = Arc::new(Pipe::new(self.window));
@@ -131,13 +134,16 @@ impl State {
     }
 
     /// Answers a call that was not executed.
-    fn refuse(&mut self, names: Names, status: u32, text: &str) {
+    fn refuse(&mut self, names: Names, lane: Option<u32>, status: u32, text: &str) {
         let mut meta = MetaBuilder::new();
         meta.put(id::ERROR_TEXT, text.as_bytes());
         let meta_len = u16::try_from(meta.len()).unwrap_or(0);
         let mut header = Header { word: status, meta_len, ..names.header(Kind::Response) };
         header.flags |= Flags::END_STREAM | Flags::NOT_EXECUTED;
-        self.outbox.push(Frame { header, meta: meta.finish(), body: Bytes::new() });
+        let (meta, body) = (meta.finish(), Bytes::new());
+        if !self.answer_by_lane(lane, header, &meta, Some(&body)) {
+            self.outbox.push(Frame { header, meta, body });
+        }
     }
 
     pub(super) fn on_request_data(&mut self, frame: Received) -> Result<(), Fault> {
@@ -172,16 +178,21 @@ impl State {
         self.taken.get_mut(&names.via).filter(|taken| taken.names.stream == names.stream)
     }
 
-    /// Begins to answer. False if the call has ended before.
-    pub(super) fn answer(&mut self, names: Names, header: Header, meta: Bytes, whole: Option<Bytes>) -> bool {
+    /// Begins to answer, and says whether it did by the lane. None if the call has ended before.
+    pub(super) fn answer(&mut self, names: Names, header: Header, meta: Bytes, whole: Option<Bytes>) -> Option<bool> {
         if self.phase == Phase::Closed || self.taken_mut(names).is_none_or(|taken| taken.sending.is_some()) {
-            return false;
+            return None;
+        }
+        let lane = self.taken_mut(names).and_then(|taken| taken.lane);
+        if self.answer_by_lane(lane, header, &meta, whole.as_ref()) {
+            self.remove_taken(names.via, "the call was answered");
+            return Some(true);
         }
         let sending = self.begin(names, header, meta, whole);
         if let Some(taken) = self.taken_mut(names) {
             taken.sending = Some(sending);
         }
-        true
+        Some(false)
     }
 
     /// The call ends here: without an answer, or with a CANCEL.
@@ -189,11 +200,16 @@ impl State {
         if self.taken_mut(names).is_none() {
             return;
         }
-        let Some(mut taken) = self.taken.remove(&names.via) else { return };
-        taken.end("the call has ended");
+        self.remove_taken(names.via, "the call has ended");
         self.outbox.cancel(names.message());
         if let Some((status, text)) = cancel {
             self.cancel_frame(names, status, text);
+        }
+    }
+
+    fn remove_taken(&mut self, via: u64, why: &'static str) {
+        if let Some(mut taken) = self.taken.remove(&via) {
+            taken.end(why);
         }
     }
 

@@ -128,7 +128,7 @@ impl Node {
     pub(super) fn kernel_counts(&self) -> Option<KernelCounts> {
         let kernel = self.kernel.as_ref().ok()?;
         let (counts, verdicts) = (kernel.established().ok()?, kernel.verdicts().ok()?);
-        Some(KernelCounts { counts, verdicts, on: kernel.is_on() })
+        Some(KernelCounts { counts, verdicts, on: kernel.is_on(), routed: self.proxy.routed().unwrap_or_default() })
     }
 
     pub(super) fn take_over(&self, checked: Arc<Checked>) -> api::ConfigSource {
@@ -156,6 +156,7 @@ impl Node {
             }
         };
         let redirected = verdicts.to_agent.bytes + verdicts.from_agent.bytes;
+        let routed_calls = self.proxy.routed().map_or(0, |routed| routed.calls);
         api::KernelStatus {
             attached: true,
             reason: None,
@@ -164,6 +165,8 @@ impl Node {
             redirected_bytes: redirected,
             share: share(redirected.saturating_sub(kernel.redirected_before()), self.proxy.bytes_total()),
             decision: kernel.objection().or_else(|| kernel.decision()),
+            routed_calls,
+            routed_share: share(routed_calls, self.proxy.call_stats().calls),
         }
     }
 
@@ -174,7 +177,12 @@ impl Node {
     pub fn kernel(&self) -> Result<api::Kernel, String> {
         let kernel = self.kernel.as_ref().map_err(|reason| format!("the kernel programs are not attached: {reason}"))?;
         let described = kernel.describe().map_err(|error| error.to_string())?;
-        Ok(api::Kernel { status: self.kernel_status(), bytes_total: self.proxy.bytes_total(), ..described })
+        Ok(api::Kernel {
+            status: self.kernel_status(),
+            bytes_total: self.proxy.bytes_total(),
+            routing: self.proxy.routing(),
+            ..described
+        })
     }
 
     /// `POST /v1/kernel/on` and `/off`.

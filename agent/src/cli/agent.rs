@@ -153,6 +153,7 @@ impl Agent {
             .with_context(|| format!("can't listen on {address} for metrics; use another --port-base or metrics.listen"))?;
         let mut kernel = attach(&name, &checked.config.kernel);
         let path = kernel.as_ref().ok().map(Kernel::path);
+        let lanes = kernel.as_ref().ok().map(Kernel::lanes);
         let log = kernel.as_mut().ok().and_then(Kernel::take_log);
         log.map(|log| tokio::spawn(kernel::log(log)));
         let taps = Arc::new(Taps::default());
@@ -161,6 +162,7 @@ impl Agent {
         let options = proxy::Options {
             name: format!("{name}@{}", host_name()),
             kernel: path,
+            lanes,
             telemetry: telemetry.clone(),
             cgroup2: kernel::cgroup2(),
         };

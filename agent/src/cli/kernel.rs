@@ -16,7 +16,7 @@ use super::{
     units::{bytes, count},
 };
 use crate::{
-    api::{Kernel as Shown, Sent},
+    api::{Kernel as Shown, Routing, Sent},
     kernel,
 };
 
@@ -97,7 +97,7 @@ fn render(shown: &Shown) -> String {
     for table in [paths(shown), reasons("GONE OVER TO TCP", &shown.fallbacks), reasons("NOT ENROLLED", &shown.refusals)] {
         text += &table;
     }
-    text + &programs(shown) + &maps(shown) + &probes(shown)
+    text + &shown.routing.as_ref().map_or_else(String::new, routing) + &programs(shown) + &maps(shown) + &probes(shown)
 }
 
 fn paths(shown: &Shown) -> String {
@@ -107,6 +107,29 @@ fn paths(shown: &Shown) -> String {
         table.row([path.to_owned(), count(messages), bytes(sent)]);
     }
     format!("\n{}", table.render())
+}
+
+/// Calls that go from application to application.
+fn routing(routing: &Routing) -> String {
+    let mut text = format!(
+        "\n{}  {} calls and {} answers of {} in all; {} in flight; {} lanes\n",
+        OUT.bold("ROUTED CALLS"),
+        count(routing.calls),
+        count(routing.answers),
+        bytes(routing.bytes),
+        count(routing.in_flight),
+        count(routing.lanes),
+    );
+    text += &reasons("NOT ROUTED, BUT SENT TO THE AGENT", &routing.unrouted);
+    if !routing.services.is_empty() {
+        let mut table = Table::new(&[("SERVICE", Left), ("ROUTED", Left)]);
+        for service in &routing.services {
+            let routed = service.why_not.as_ref().map_or_else(|| OUT.good("yes"), |why| OUT.doubtful(&format!("no: {why}")));
+            table.row([service.service.clone(), routed]);
+        }
+        let _ = write!(text, "\n{}", table.render());
+    }
+    text
 }
 
 /// Only what has happened; a line that says so if nothing has.
@@ -158,7 +181,7 @@ fn probes(shown: &Shown) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{KernelMap, KernelProbe, KernelProgram, KernelStatus};
+    use crate::api::{KernelMap, KernelProbe, KernelProgram, KernelStatus, RoutedService};
 
     #[test]
     fn everything_is_named_and_lines_up() {
@@ -186,6 +209,18 @@ mod tests {
             }],
             maps: vec![KernelMap { name: "SOCKS".into(), id: 3, entries: Some(4), entries_max: 262_144 }],
             probes: vec![KernelProbe { name: "order".into(), ok: true, found: "kept".into() }],
+            routing: Some(Routing {
+                lanes: 2,
+                in_flight: 1,
+                calls: 1_000,
+                answers: 999,
+                bytes: 2_048,
+                unrouted: some(&[("denied", 3), ("share", 0)]),
+                services: vec![
+                    RoutedService { service: "/service/a".into(), why_not: None },
+                    RoutedService { service: "/service/b#blue".into(), why_not: Some("rules".into()) },
+                ],
+            }),
         };
         let expected = "\
 path      on
@@ -204,6 +239,15 @@ GONE OVER TO TCP
 bound-at-agent  1
 
 NOT ENROLLED  nothing
+
+ROUTED CALLS  1,000 calls and 999 answers of 2.0 KiB in all; 1 in flight; 2 lanes
+
+NOT ROUTED, BUT SENT TO THE AGENT
+denied  3
+
+SERVICE          ROUTED
+/service/a       yes
+/service/b#blue  no: rules
 
 PROGRAM  ID  TAG  RUNS  NS PER RUN
 leg       7  0a     10         123

@@ -66,6 +66,13 @@ pub struct Tracing {
     pub interval_ms: u64,
 }
 
+impl Tracing {
+    /// Of a million calls, how many begin a trace.
+    pub(crate) fn share_per_million(&self) -> u32 {
+        if self.endpoint.is_some() { self.sample_per_million } else { 0 }
+    }
+}
+
 impl Default for Tracing {
     fn default() -> Self {
         Self { endpoint: None, sample_per_million: 1_000, queue_max: 8_192, interval_ms: 1_000 }

@@ -38,6 +38,7 @@ impl Kernel {
             refusals: refusals(&verdicts),
             programs: self.programs(),
             maps: self.maps(),
+            routing: None,
             probes: self.tried.as_ref().map_or_else(Vec::new, |tried| tried.probes.clone()),
         })
     }

@@ -104,6 +104,12 @@ pub enum AttachError {
         /// What is wrong with its type information.
         source: BtfError,
     },
+    /// What a former process has left of calls that it routed cannot be removed.
+    #[error("the lanes of the agent that ran before cannot be closed ({source}): run moa kernel uninstall, then start again")]
+    Lanes {
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// bpffs is not mounted.
     #[error("bpffs is not mounted at /sys/fs/bpf and cannot be ({source}): run mount -t bpf bpf /sys/fs/bpf")]
     NoBpffs {

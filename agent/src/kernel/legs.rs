@@ -60,7 +60,8 @@ impl Legs {
         Ok(setsockopt(&socket, RcvBufForce, &bound)?)
     }
 
-    fn leg(&self, socket: BorrowedFd<'_>) -> Option<Leg> {
+    /// What is known of an enrolled socket of the agent's.
+    pub(super) fn leg(&self, socket: BorrowedFd<'_>) -> Option<Leg> {
         lock(&self.legs).get(&socket.as_raw_fd(), 0).ok().filter(Leg::is_enrolled)
     }
 }
@@ -167,7 +168,8 @@ impl KernelPath for Legs {
     }
 }
 
-fn clear<K: aya::Pod, V: aya::Pod>(map: &mut HashMap<MapData, K, V>) -> Result<(), MapError> {
+/// Takes out all entries.
+pub(super) fn clear<K: aya::Pod, V: aya::Pod>(map: &mut HashMap<MapData, K, V>) -> Result<(), MapError> {
     let keys: Vec<K> = map.keys().collect::<Result<_, _>>()?;
     for key in keys {
         match map.remove(&key) {

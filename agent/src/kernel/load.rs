@@ -6,7 +6,11 @@ use std::{
     sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
-use agent_common::{End, Offsets, WATCHED, mode};
+use agent_common::{
+    End, Offsets, WATCHED,
+    lane::{LANES_MAX, slot},
+    mode,
+};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{HashMap, Map, MapData, MapError, ProgramArray, SockHash},
@@ -21,6 +25,7 @@ use tracing::level_filters::LevelFilter;
 use super::{
     AttachError, Kernel, Options, btf,
     cgroup::Cgroup,
+    lanes::{Calls, Lanes, Places, Routes, Switch, Table},
     legs::Legs,
     owner::Owner,
     pins::{self, Pins},
@@ -33,9 +38,8 @@ const BTF: &str = "/sys/kernel/btf/vmlinux";
 /// The programs.
 const ESTABLISHED: &str = "established";
 const STUB: &str = "stub";
-const LEG: &str = "leg";
-/// The slot of the program that the stub runs.
-const SLOT: u32 = 0;
+/// What the slots hold. The first one runs the others, and is filled last.
+const SLOTS: [(u32, &str); 3] = [(slot::STAY, "stay"), (slot::LANE, "lane"), (slot::LEG, "leg")];
 
 /// Loads and attaches. What this process has pinned newly goes again if it fails.
 pub(super) fn load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options) -> Result<Kernel, AttachError> {
@@ -57,7 +61,8 @@ fn try_load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options
     // Before any map is taken out, as programs name them by their descriptors.
     program::<SockOps>(&mut programs, ESTABLISHED)?.load().map_err(|error| AttachError::program(ESTABLISHED, error))?;
     let adopted = pins.as_ref().is_some_and(|pins| pins.stub().exists());
-    for name in [STUB, LEG].into_iter().skip(usize::from(adopted)) {
+    let stub = (!adopted).then_some(STUB);
+    for name in stub.into_iter().chain(SLOTS.map(|(_, name)| name)) {
         program::<SkMsg>(&mut programs, name)?.load().map_err(|error| AttachError::program(name, error))?;
     }
     // Without it nothing is lost but words.
@@ -70,7 +75,7 @@ fn try_load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options
     exclude(&mut programs, &options.exclude_namespaces)?;
     let (socks, view) = take_socks(&mut programs)?;
     let stub = attach_stub(&mut programs, &socks, pins.as_ref())?;
-    fill_slot(&mut programs)?;
+    fill_slots(&mut programs)?;
     let legs = Legs {
         shared,
         legs: Mutex::new(take(&mut programs, "LEGS")?),
@@ -83,12 +88,15 @@ fn try_load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options
         diags: Mutex::new(diags()?),
     };
     let (counts, verdicts) = (take(&mut programs, "COUNTS")?, take(&mut programs, "VERDICTS")?);
+    let legs = Arc::new(legs);
+    let lanes = Arc::new(lanes(&mut programs, legs.clone())?);
     let link = attach_established(&mut programs, &cgroup, pins.as_ref())?;
     Ok(Kernel {
         counts,
         verdicts,
         socks: view,
-        legs: Arc::new(legs),
+        legs,
+        lanes,
         cgroup: cgroup.path,
         pinned: pins.zip(link),
         stub,
@@ -176,6 +184,25 @@ fn shared_page(programs: &mut Ebpf) -> Result<SharedPage, AttachError> {
     SharedPage::map(shared.fd()).map_err(|source| AttachError::Mapping { source })
 }
 
+fn lanes(programs: &mut Ebpf, legs: Arc<Legs>) -> Result<Lanes, AttachError> {
+    let mapping = |source| AttachError::Mapping { source };
+    let Some(Map::Array(table)) = programs.take_map("LANE") else { return Err(AttachError::Incomplete { what: "LANE" }) };
+    let Some(Map::Array(routing)) = programs.take_map("ROUTING") else { return Err(AttachError::Incomplete { what: "ROUTING" }) };
+    let Some(Map::HashMap(calls)) = programs.take_map("CALLS") else { return Err(AttachError::Incomplete { what: "CALLS" }) };
+    let routing = Switch::map(routing.fd()).map_err(mapping)?;
+    Ok(Lanes {
+        legs,
+        table: Table::map(table.fd()).map_err(mapping)?,
+        places: Mutex::new(Places::new(LANES_MAX)),
+        sockets: Mutex::new(take(programs, "LANES")?),
+        routes: Mutex::new(Routes::new(take(programs, "ROUTES")?, take(programs, "ACCESS")?)),
+        routing,
+        calls: Calls(calls),
+        members: take(programs, "MEMBERS")?,
+        routed: take(programs, "ROUTED")?,
+    })
+}
+
 /// Attaches the program that sockets keep for as long as they live. One that is pinned is attached already: it is returned.
 fn attach_stub(programs: &mut Ebpf, socks: &SockHash<MapData, End>, pins: Option<&Pins>) -> Result<Option<SkMsg>, AttachError> {
     let refused = |error| AttachError::program(STUB, error);
@@ -194,14 +221,17 @@ fn attach_stub(programs: &mut Ebpf, socks: &SockHash<MapData, End>, pins: Option
     Ok(None)
 }
 
-/// Puts the program into the slot that the stub of every socket, old or new, looks into.
-fn fill_slot(programs: &mut Ebpf) -> Result<(), AttachError> {
-    let leg: &mut SkMsg = program(programs, LEG)?;
-    let fd = leg.fd().and_then(|fd| fd.try_clone().map_err(ProgramError::from));
-    let fd = fd.map_err(|error| AttachError::program(LEG, error))?;
-    let slots = programs.map_mut("SLOTS").ok_or(AttachError::Incomplete { what: "the map SLOTS" })?;
-    let mut slots: ProgramArray<_> = slots.try_into().map_err(|error| AttachError::map("SLOTS", error))?;
-    slots.set(SLOT, &fd, 0).map_err(|error| AttachError::map("SLOTS", error))
+/// Puts the programs into the slots that the stub of every socket, old or new, looks into.
+fn fill_slots(programs: &mut Ebpf) -> Result<(), AttachError> {
+    for (slot, name) in SLOTS {
+        let filling: &mut SkMsg = program(programs, name)?;
+        let fd = filling.fd().and_then(|fd| fd.try_clone().map_err(ProgramError::from));
+        let fd = fd.map_err(|error| AttachError::program(name, error))?;
+        let slots = programs.map_mut("SLOTS").ok_or(AttachError::Incomplete { what: "the map SLOTS" })?;
+        let mut slots: ProgramArray<_> = slots.try_into().map_err(|error| AttachError::map("SLOTS", error))?;
+        slots.set(slot, &fd, 0).map_err(|error| AttachError::map("SLOTS", error))?;
+    }
+    Ok(())
 }
 
 /// Attaches the program that enrols, in place of one that a former process left.

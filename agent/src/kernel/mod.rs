@@ -7,8 +7,10 @@ mod btf;
 mod cgroup;
 mod describe;
 mod error;
+mod lanes;
 mod legs;
 mod load;
+mod mapped;
 mod mounts;
 mod object;
 mod owner;
@@ -45,6 +47,7 @@ pub use self::{
     remove::{RemoveError, uninstall},
 };
 use self::{
+    lanes::Lanes,
     legs::{Legs, lock, sum},
     owner::Owner,
     pins::Pins,
@@ -53,7 +56,7 @@ use self::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::proxy::KernelPath;
+use crate::proxy::{KernelPath, LanePath};
 
 /// How the kernel programs are attached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -78,6 +81,7 @@ pub struct Kernel {
     /// For looking at it without being in anybody's way.
     socks: SockHash<MapData, End>,
     legs: Arc<Legs>,
+    lanes: Arc<Lanes>,
     cgroup: PathBuf,
     pinned: Option<(Pins, PinnedLink)>,
     /// The directions that are redirected when the path is on.
@@ -111,6 +115,7 @@ impl Kernel {
         kernel.redirected_before = verdicts.to_agent.bytes + verdicts.from_agent.bytes;
         kernel.legs.clear_listeners().map_err(|error| AttachError::map("LISTENERS", error))?;
         kernel.legs.clear_ended().map_err(|error| AttachError::map("READS", error))?;
+        kernel.lanes.forget_former().map_err(|source| AttachError::Lanes { source })?;
         kernel.legs.shared.set_bound(options.bound);
         kernel.sweep_former();
         kernel.beat();
@@ -122,6 +127,12 @@ impl Kernel {
     #[must_use]
     pub fn path(&self) -> Arc<dyn KernelPath> {
         self.legs.clone()
+    }
+
+    /// The part of it that routes calls, for the data plane. Routing is off until it is turned on.
+    #[must_use]
+    pub fn lanes(&self) -> Arc<dyn LanePath> {
+        self.lanes.clone()
     }
 
     /// Says that the agent lives; without it for some seconds, nothing more is enrolled. And looks whether the kernel is short

@@ -17,8 +17,28 @@ use super::AttachError;
 pub(super) const BPFFS: &str = "/sys/fs/bpf";
 
 /// The maps that are pinned. What is not among them is made anew with every load: the log, and constants.
-pub(super) const MAPS: [&str; 11] =
-    ["LISTENERS", "EXCLUDED", "COUNTS", "VERDICTS", "SHARED", "SOCKS", "DIALS", "READS", "BLOCKING", "SLOTS", "LEGS"];
+pub(super) const MAPS: [&str; 20] = [
+    "LISTENERS",
+    "EXCLUDED",
+    "COUNTS",
+    "VERDICTS",
+    "SHARED",
+    "SOCKS",
+    "DIALS",
+    "READS",
+    "BLOCKING",
+    "SLOTS",
+    "LEGS",
+    "LANES",
+    "LANE",
+    "ROUTES",
+    "ACCESS",
+    "CALLS",
+    "TURNS",
+    "MEMBERS",
+    "ROUTING",
+    "ROUTED",
+];
 
 /// The folder of one agent's pins.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,39 +1,22 @@
-//! The one entry of the map `SHARED` in the agent's memory: written and read without a system call.
-#![expect(unsafe_code, reason = "the kernel's memory is mapped")]
+//! The one entry of the map `SHARED` in the agent's memory.
 
 use std::{
     io,
     mem::offset_of,
-    num::NonZeroUsize,
     os::fd::AsFd,
-    ptr::NonNull,
     sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
 };
 
 use agent_common::Shared;
-use nix::{
-    libc::c_void,
-    sys::mman::{MapFlags, ProtFlags, mmap, munmap},
-};
 
-use super::owner::Owner;
+use super::{mapped::Mapped, owner::Owner};
 
 /// The mapped page.
-pub(super) struct SharedPage(NonNull<c_void>);
-
-/// The kernel maps whole pages, and one is more than the entry needs, whatever their size.
-const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
-
-// SAFETY: the memory is shared with the kernel anyway, and only reached through atomics.
-unsafe impl Send for SharedPage {}
-// SAFETY: as above.
-unsafe impl Sync for SharedPage {}
+pub(super) struct SharedPage(Mapped);
 
 impl SharedPage {
     pub(super) fn map(map: impl AsFd) -> io::Result<Self> {
-        // SAFETY: a new mapping, of a file that is longer than what is reached through it.
-        let page = unsafe { mmap(None, PAGE, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, map, 0)? };
-        Ok(Self(page))
+        Mapped::map(map, size_of::<Shared>()).map(Self)
     }
 
     /// Says that the agent lives.
@@ -91,19 +74,10 @@ impl SharedPage {
     }
 
     fn u64(&self, offset: usize) -> &AtomicU64 {
-        // SAFETY: inside the page, aligned as in the structure, and mapped for as long as `self` lives.
-        unsafe { AtomicU64::from_ptr(self.0.as_ptr().cast::<u8>().add(offset).cast()) }
+        self.0.u64(offset)
     }
 
     fn u32(&self, offset: usize) -> &AtomicU32 {
-        // SAFETY: as above.
-        unsafe { AtomicU32::from_ptr(self.0.as_ptr().cast::<u8>().add(offset).cast()) }
-    }
-}
-
-impl Drop for SharedPage {
-    fn drop(&mut self) {
-        // SAFETY: it is mapped, and nobody refers to it any more. That it could not be unmapped costs a page.
-        let _ = unsafe { munmap(self.0, PAGE.get()) };
+        self.0.u32(offset)
     }
 }

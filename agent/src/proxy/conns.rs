@@ -43,6 +43,7 @@ fn redis(app: &App, worker: usize, now: Instant) -> api::Conn {
 
 fn framed(conn: &FrameConn, worker: usize, now: Instant) -> api::Conn {
     let protocol = match conn.side {
+        Side::App if conn.is_lane() => "lane",
         Side::App => "frames",
         Side::AgentIn | Side::Out if conn.peer == Peer::Unix => "worker",
         Side::AgentIn | Side::Out => "tunnel",

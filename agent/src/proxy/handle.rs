@@ -25,6 +25,7 @@ use super::{
     cgroups::Cgroups,
     describe,
     explain::{Explained, View},
+    lanes::{Keeper, LanePath, Lanes, Routed, Unrouted, Verdicts},
     listen::{self, Listeners},
     namespaces::{NamespaceKeeper, Report},
     outliers,
@@ -48,6 +49,8 @@ pub struct Options {
     pub name: String,
     /// The kernel path, if there is one.
     pub kernel: Option<Arc<dyn KernelPath>>,
+    /// The part of it that routes calls, if there is one.
+    pub lanes: Option<Arc<dyn LanePath>>,
     /// What is told of single calls.
     pub telemetry: Telemetry,
     /// Where cgroup2 is mounted, if it is.
@@ -120,7 +123,8 @@ pub struct Proxy {
     unix: Option<PathBuf>,
     workers: Vec<WorkerHandle>,
     board: Arc<Board>,
-    tasks: [tokio::task::JoinHandle<()>; 3],
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    lanes: Option<(Arc<Lanes>, Arc<Verdicts>)>,
     /// What the keeper of the namespaces follows, and what it tells.
     configured: watch::Sender<Arc<Checked>>,
     namespaces: Arc<Report>,
@@ -154,12 +158,15 @@ impl Proxy {
         let (others, handoffs): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(HANDOFFS_MAX)).unzip();
         let others: Arc<[_]> = others.into();
         let (told, tells) = mpsc::unbounded_channel();
+        let (posts, letters): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
+        let (lanes, events) = options.lanes.clone().map(|path| Lanes::new(path, posts)).unzip();
         let instance: Arc<str> = instance_text(&options.name).into();
         let workers: Vec<_> = listeners
             .into_iter()
             .zip(handoffs)
+            .zip(letters)
             .enumerate()
-            .map(|(id, (listeners, handoffs))| {
+            .map(|(id, ((listeners, handoffs), letters))| {
                 let (control, receiver) = mpsc::channel(16);
                 let counters = Arc::new(WorkerCounters::default());
                 let start = Start {
@@ -179,6 +186,8 @@ impl Proxy {
                     kernel: options.kernel.clone(),
                     namespaces: namespaces.clone(),
                     cgroups: cgroups.clone(),
+                    lanes: lanes.clone(),
+                    letters,
                     spans: options.telemetry.spans.clone(),
                     unknown: options.telemetry.taps.watch(""),
                 };
@@ -188,14 +197,16 @@ impl Proxy {
             .collect::<Result<_, StartError>>()?;
         let controls: Vec<_> = workers.iter().map(|worker| worker.control.clone()).collect();
         let board = Arc::new(Board::new(routes, controls.clone(), (options.telemetry.taps.clone(), namespaces.clone())));
+        let mut tasks = vec![tokio::spawn(register(board.clone(), tells)), tokio::spawn(outliers::watch(board.clone()))];
+        let lanes = lanes.map(|lanes| (lanes, Arc::<Verdicts>::default()));
+        if let (Some((lanes, verdicts)), Some(events)) = (&lanes, events) {
+            tasks.push(tokio::spawn(Keeper::new(lanes.clone(), board.clone(), verdicts.clone()).run(events)));
+        }
         let report = Arc::<Report>::default();
         let keeper = NamespaceKeeper::new((namespaces, report.clone()), controls, options.kernel.clone());
-        let tasks = [
-            tokio::spawn(register(board.clone(), tells)),
-            tokio::spawn(outliers::watch(board.clone())),
-            tokio::spawn(keeper.run(configured.subscribe())),
-        ];
-        Ok(Self { listen, unix, workers, board, tasks, configured, cgroups, namespaces: report, open, connections_max })
+        tasks.push(tokio::spawn(keeper.run(configured.subscribe())));
+        let namespaces = report;
+        Ok(Self { listen, unix, workers, board, tasks, lanes, configured, cgroups, namespaces, open, connections_max })
     }
 
     /// Takes over a new configuration without dropping a call, or refuses it as a whole.
@@ -350,6 +361,35 @@ impl Proxy {
             closed: CloseReason::ALL.into_iter().map(closed).collect(),
             frames_dropped: self.workers.iter().map(|worker| worker.counters.frames_dropped.get()).sum(),
         }
+    }
+
+    /// What became of messages on lanes; none if the kernel routes no calls.
+    #[must_use]
+    pub fn routed(&self) -> Option<Routed> {
+        self.lanes.as_ref()?.0.path().routed().ok()
+    }
+
+    /// Calls that the kernel routes; none if it routes none.
+    #[must_use]
+    pub fn routing(&self) -> Option<api::Routing> {
+        let (lanes, verdicts) = self.lanes.as_ref()?;
+        let routed = lanes.path().routed().ok()?;
+        let lanes = lanes.all();
+        let looks = lanes.iter().filter_map(|lane| self.lanes.as_ref()?.0.path().look(*lane));
+        let mut services: Vec<_> = lock(verdicts)
+            .iter()
+            .map(|(key, why)| api::RoutedService { service: key.replace('\0', "#"), why_not: why.map(str::to_owned) })
+            .collect();
+        services.sort_unstable_by(|one, other| one.service.cmp(&other.service));
+        Some(api::Routing {
+            lanes: lanes.len() as u64,
+            in_flight: looks.map(|look| look.in_flight).sum(),
+            calls: routed.calls,
+            answers: routed.answers,
+            bytes: routed.bytes,
+            unrouted: Unrouted::ALL.into_iter().zip(routed.unrouted).map(|(why, n)| (why.name().to_owned(), n)).collect(),
+            services,
+        })
     }
 
     /// Application connections, at most `max` of each worker. A worker that does not answer in time is left out.

@@ -24,6 +24,7 @@ mod govern;
 mod handle;
 mod health;
 mod lag;
+mod lanes;
 mod limits;
 mod link;
 mod listen;
@@ -50,5 +51,6 @@ mod turn;
 mod worker;
 
 pub use handle::{ApplyError, Options, Proxy, StartError};
+pub use lanes::{LaneId, LaneLook, LanePath, LaneRoute, Pick, Routed, RoutedCall, RoutedMember, Unrouted};
 pub use path::{End, Enrolled, Fallback, KernelPath};
 pub use report::Telemetry;

@@ -235,6 +235,12 @@ impl Service {
         self.slots().map(|(slot, entry)| (slot, &entry.instance))
     }
 
+    /// The instance that is reached by this connection, which has dialled in.
+    pub(crate) fn offered_by(&self, conn: u64) -> Option<Upstream> {
+        let has = |upstream: &&Upstream| matches!(upstream, Upstream::Remote(remote) if remote.has(conn));
+        self.entries().filter_map(|entry| entry.upstream.get()).find(has).cloned()
+    }
+
     /// How a subset looks to the balancer.
     pub(crate) fn look<T>(&self, subset: u16, now: Instant, look: impl FnOnce(&Set) -> T) -> Option<T> {
         self.sets.borrow_mut().look(self, subset, now).map(look)

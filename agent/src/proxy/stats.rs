@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use agent_common::{lane::Member as RoutedMember, latency};
+
 pub use self::{methods::MethodSums, policy::PolicySums};
 pub(crate) use self::{
     methods::{METHODS_MAX, MethodCounters, MethodSet},
@@ -20,11 +22,8 @@ pub const CODES: [u16; 32] = [
     3040, 3041, 3050, 3051, 3060, 3061, 5030, 5031,
 ];
 
-/// Octaves of the latency histogram, from 2^10 ns (about 1 µs) to 2^36 ns (about 69 s), four buckets each.
-const FIRST_OCTAVE: u32 = 10;
-const OCTAVES: usize = 26;
 /// Buckets of a [`Histogram`].
-pub const BUCKETS: usize = OCTAVES * 4;
+pub use agent_common::latency::BUCKETS;
 
 /// A counter with one writer, which needs no locked instruction.
 #[derive(Debug, Default)]
@@ -58,7 +57,7 @@ pub(crate) struct Took {
 impl From<Duration> for Took {
     fn from(took: Duration) -> Self {
         let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        Self { ns, bucket: bucket(ns) }
+        Self { ns, bucket: latency::bucket(ns) }
     }
 }
 
@@ -145,6 +144,18 @@ impl CallCounters {
         self.tries_ns.add(took.ns);
     }
 
+    /// Calls were answered that the kernel had routed: the programs' own counters, before and now.
+    pub(crate) fn routed(&self, before: &RoutedMember, now: &RoutedMember) {
+        let (calls, ns) = (now.answered - before.answered, now.sum_ns.saturating_sub(before.sum_ns));
+        self.calls.add(calls);
+        self.tries.add(calls);
+        self.latency_ns.add(ns);
+        self.tries_ns.add(ns);
+        for (bucket, (before, now)) in self.latency.iter().zip(before.took.iter().zip(&now.took)) {
+            bucket.add(now.saturating_sub(*before));
+        }
+    }
+
     fn took(&self, took: Took) {
         self.calls.add(1);
         self.latency_ns.add(took.ns);
@@ -154,14 +165,6 @@ impl CallCounters {
 
 fn index(code: u16) -> usize {
     CODES.binary_search(&code).unwrap_or(0)
-}
-
-fn bucket(ns: u64) -> usize {
-    let ns = ns.max(1 << FIRST_OCTAVE);
-    let octave = ns.ilog2();
-    let quarter = (ns >> (octave - 2)) & 3;
-    let bucket = (octave - FIRST_OCTAVE) as usize * 4 + usize::try_from(quarter).unwrap_or(0);
-    bucket.min(BUCKETS - 1)
 }
 
 /// Times to the answer, in logarithmic buckets.
@@ -185,7 +188,7 @@ impl Histogram {
     pub fn upper_bound(bucket: usize) -> Duration {
         let octave = bucket / 4;
         let quarter = bucket as u64 % 4 + 1;
-        Duration::from_nanos((4 + quarter) << (octave + FIRST_OCTAVE as usize - 2))
+        Duration::from_nanos((4 + quarter) << (octave + latency::FIRST_OCTAVE as usize - 2))
     }
 
     fn merge(&mut self, other: &Self) {

@@ -8,7 +8,7 @@
 
 use std::{
     io::{self, IoSlice},
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -113,6 +113,11 @@ impl Stream {
             kernel,
         });
         Self { socket, counters, leg }
+    }
+
+    /// The socket, if it is one of TCP.
+    pub(crate) fn tcp(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.tcp().map(AsFd::as_fd)
     }
 
     /// Takes the socket out, for another task of this worker; what stays behind is closed.

@@ -32,6 +32,7 @@ use super::{
     explain::{Explained, View},
     frames::{self, Bounds, FrameConn, Handoff, Side, Told, Tunnel},
     lag::Lag,
+    lanes::{Lanes, Letter},
     limits::{TunnelLimits, WorkerLimits},
     listen::Listeners,
     path::KernelPath,
@@ -110,6 +111,8 @@ pub(crate) struct Start {
     pub(crate) kernel: Option<Arc<dyn KernelPath>>,
     pub(crate) namespaces: Arc<Namespaces>,
     pub(crate) cgroups: Arc<Cgroups>,
+    pub(crate) lanes: Option<Arc<Lanes>>,
+    pub(crate) letters: mpsc::UnboundedReceiver<Letter>,
     pub(crate) spans: Option<Spans>,
     pub(crate) unknown: Watch,
 }
@@ -150,6 +153,7 @@ pub(crate) struct Worker {
     connections_max: usize,
     shared: Rc<Shared>,
     kernel: Option<Arc<dyn KernelPath>>,
+    lanes: Option<Arc<Lanes>>,
     spans: Option<Spans>,
     /// Whoever looks on at calls of services that nobody knows.
     pub(super) unknown: Watch,
@@ -176,6 +180,7 @@ pub(crate) fn run(start: Start) -> io::Result<()> {
         tokio::task::spawn_local(housekeeping(worker.clone(), Timer::new()?));
         tokio::task::spawn_local(signs_of_life(worker.clone(), Timer::new()?));
         tokio::task::spawn_local(take_over(worker.clone(), start.handoffs));
+        tokio::task::spawn_local(deliver(worker.clone(), start.letters));
         for (listener, side) in start.listeners.fasten()? {
             tokio::task::spawn_local(accept::run(worker.clone(), listener, side, None));
         }
@@ -259,6 +264,14 @@ async fn take_over(worker: Rc<Worker>, mut handoffs: mpsc::Receiver<Handoff>) {
     }
 }
 
+/// Sends what other threads have to say.
+async fn deliver(worker: Rc<Worker>, mut letters: mpsc::UnboundedReceiver<Letter>) {
+    while let Some(letter) = letters.recv().await {
+        worker.turn_begins();
+        worker.deliver(letter);
+    }
+}
+
 impl Worker {
     fn new(start: &Start) -> Self {
         let now = Instant::now();
@@ -289,6 +302,7 @@ impl Worker {
             connections_max: start.connections_max,
             shared: Rc::default(),
             kernel: start.kernel.clone(),
+            lanes: start.lanes.clone(),
             spans: start.spans.clone(),
             unknown: start.unknown.clone(),
             dice: RefCell::new(rand::make_rng()),
@@ -528,6 +542,11 @@ impl Worker {
         self.kernel.clone()
     }
 
+    /// The lanes, if the kernel routes calls.
+    pub(crate) fn lanes(&self) -> Option<&Arc<Lanes>> {
+        self.lanes.as_ref()
+    }
+
     pub(crate) fn app_ended(&self, app: &App, reason: CloseReason) {
         self.apps.borrow_mut().remove(app.key);
         self.connection_gone(reason);
@@ -572,6 +591,7 @@ impl Worker {
         let frames: Vec<_> = self.frames.borrow().values().cloned().collect();
         // The ways to others are still needed by the calls that are under way.
         for conn in frames.iter().filter(|conn| conn.is_usable() && conn.was_accepted()) {
+            self.pause_lane(conn);
             conn.say_goodbye();
             // Services stay as long as there are callers.
             if !conn.is_service() {

@@ -180,8 +180,12 @@ impl Plan {
 
     /// Whether there is nothing to ask it: every call is allowed, and goes to the default subset without a fault or a copy.
     pub(crate) fn is_plain(&self) -> bool {
-        self.is_open()
-            && self.environments.is_empty()
+        self.is_open() && self.is_plain_for_those_let_in()
+    }
+
+    /// As [`Plan::is_plain`], for calls that may be made.
+    pub(crate) fn is_plain_for_those_let_in(&self) -> bool {
+        self.environments.is_empty()
             && self.apart.is_none()
             && self.mesh_per_10k == chance::WHOLE
             && self.routes.is_empty()
@@ -201,6 +205,19 @@ impl Plan {
             Verdict::Allow => Access::Allowed,
             Verdict::Deny => Access::Denied { rule, dry_run: self.mode == AccessMode::DryRun },
         }
+    }
+
+    /// Whether it is only the calling application that decides whether a call may be made, and nobody has to be told of those
+    /// that would be refused.
+    pub(crate) fn asks_for_applications_alone(&self) -> bool {
+        let alone = |rule: &Rule<Verdict>| rule.when.names().all(|name| *name == Name::Application);
+        self.access.iter().all(alone) && (self.mode == AccessMode::Enforce || self.is_open())
+    }
+
+    /// Whether an application may call, of a plan that asks for nothing else; without a name: who says none.
+    pub(crate) fn lets_in(&self, application: &str) -> bool {
+        let told: Told = [("application", application)].into_iter().collect();
+        self.access(&told) == Access::Allowed
     }
 
     /// Where a call goes.

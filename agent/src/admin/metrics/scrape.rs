@@ -16,7 +16,10 @@ use super::{policy::SpanCounts, process::Process};
 use crate::{
     api,
     kernel::{Counts, Pass, Refusal, Verdicts},
-    proxy::stats::{CallSums, Histogram, InstanceSnapshot, ServiceSnapshot, Snapshot},
+    proxy::{
+        Routed, Unrouted,
+        stats::{CallSums, Histogram, InstanceSnapshot, ServiceSnapshot, Snapshot},
+    },
 };
 
 /// Buckets of the data plane that are one bucket of the metrics: four are a factor of two.
@@ -44,6 +47,8 @@ pub(in crate::admin) struct KernelCounts {
     pub(in crate::admin) counts: Counts,
     pub(in crate::admin) verdicts: Verdicts,
     pub(in crate::admin) on: bool,
+    /// What became of messages on lanes.
+    pub(in crate::admin) routed: Routed,
 }
 
 /// Labels with texts that live long enough.
@@ -167,7 +172,13 @@ impl Scrape {
         let fallbacks: Vec<_> = Pass::ALL.into_iter().map(Pass::name).zip(verdicts.passes).collect();
         out.labelled("moa_kernel_fallbacks", "Directions of connections that went over to TCP", None, "reason", &fallbacks)?;
         let refusals: Vec<_> = Refusal::ALL.into_iter().map(Refusal::name).zip(verdicts.refusals).collect();
-        out.labelled("moa_kernel_refusals", "Connections not taken onto the kernel path", None, "reason", &refusals)
+        out.labelled("moa_kernel_refusals", "Connections not taken onto the kernel path", None, "reason", &refusals)?;
+        let Routed { calls, answers, bytes, unrouted, .. } = self.kernel.unwrap_or_default().routed;
+        out.counter("moa_kernel_routed_calls", "Calls that the kernel routed from application to application", None, calls)?;
+        out.counter("moa_kernel_routed_answers", "Answers that it routed back", None, answers)?;
+        out.counter("moa_kernel_routed", "Bytes of both", Some(&Unit::Bytes), bytes)?;
+        let unrouted: Vec<_> = Unrouted::ALL.into_iter().map(Unrouted::name).zip(unrouted).collect();
+        out.labelled("moa_kernel_unrouted", "Messages on lanes that went to the agent", None, "reason", &unrouted)
     }
 
     /// The calls of every instance, and of every service those that reached none.

@@ -30,6 +30,9 @@ impl Worker {
     /// An answer has come, or begins to.
     pub(super) fn responded(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) -> Result<(), Violation> {
         let header = &frame.header;
+        if header.is_routed() {
+            return self.routed_answer_begins(conn, frame);
+        }
         let key = CallKey::of_via(header.via);
         let ours = self.with_call(key, |call| {
             let first = call.streams.as_ref().is_none_or(|streams| streams.answer.is_none());
@@ -141,6 +144,10 @@ impl Worker {
     /// More of an answer has come.
     pub(super) fn answer_goes_on(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) -> Result<(), Violation> {
         let header = &frame.header;
+        if header.is_routed() {
+            self.routed_answer_goes_on(conn, frame);
+            return Ok(());
+        }
         let key = CallKey::of_via(header.via);
         let stream = header.stream;
         let received = self.with_call(key, |call| {
@@ -458,7 +465,7 @@ fn whole(frames: Vec<agent_common::frame::Frame>) -> Option<Request> {
 }
 
 /// The error code of a status; none if it is a success.
-fn error_of(word: u32) -> Option<u16> {
+pub(super) fn error_of(word: u32) -> Option<u16> {
     // A code that only frames have room for is a failure all the same.
     (word != status::OK).then(|| u16::try_from(word).unwrap_or(code::FAILED))
 }

@@ -14,9 +14,11 @@ use bytes::Bytes;
 use foldhash::fast::RandomState;
 use tokio::{sync::Notify, time::Instant};
 
+use super::lane::Tie;
 use crate::proxy::{
     app::Shared,
     calls::CallKey,
+    lanes::RoutedCall,
     out::SLICES_MAX,
     place::{Place, Source},
     socket::Peer,
@@ -107,6 +109,10 @@ pub(crate) struct FrameConn {
     /// Since when nothing has left, as the peer gives no credit.
     starved_since: Cell<Option<Instant>>,
     shared: Rc<Shared>,
+    /// The other connection of its application.
+    pub(super) tie: Cell<Tie>,
+    /// Answers to routed calls that come in several frames, by their `via`.
+    pub(super) routed: RefCell<HashMap<u64, RoutedCall, RandomState>>,
 }
 
 /// What a connection is made of.
@@ -151,6 +157,8 @@ impl FrameConn {
             blocked_since: Cell::new(None),
             starved_since: Cell::new(None),
             shared,
+            tie: Cell::default(),
+            routed: RefCell::default(),
         }
     }
 
@@ -163,6 +171,16 @@ impl FrameConn {
 
     pub(crate) fn hello(&self) -> Option<Rc<Hello>> {
         self.hello.borrow().clone()
+    }
+
+    /// Whether its application has a lane, too.
+    pub(super) fn has_lane(&self) -> bool {
+        matches!(self.tie.get(), Tie::Has(_))
+    }
+
+    /// Whether it is a lane.
+    pub(crate) fn is_lane(&self) -> bool {
+        matches!(self.tie.get(), Tie::Is(..))
     }
 
     /// The application at the other end: what is known of it, else what it says.
@@ -178,7 +196,7 @@ impl FrameConn {
 
     /// Whether it is there for its calls, and nothing else.
     pub(crate) fn is_caller(&self) -> bool {
-        self.was_accepted() && !self.is_service()
+        self.was_accepted() && !self.is_service() && !self.is_lane()
     }
 
     /// Whether the other end has opened it.
@@ -193,7 +211,7 @@ impl FrameConn {
 
     /// Whether it can be given a call.
     pub(crate) fn is_usable(&self) -> bool {
-        matches!(*self.ending.borrow(), Ending::Open) && !self.closed.get() && self.hello.borrow().is_some()
+        matches!(*self.ending.borrow(), Ending::Open) && !self.closed.get() && self.hello.borrow().is_some() && !self.is_lane()
     }
 
     /// Whether the peer takes one more call.

@@ -10,6 +10,7 @@ use tokio::{sync::oneshot, time::Duration};
 
 use super::{
     conn::{About, Bounds, FrameConn, Side},
+    lane::worker_of,
     task::Handoff,
 };
 use crate::config::{Traits, wrong_uri};
@@ -30,7 +31,7 @@ pub(crate) enum Told {
 }
 
 impl FrameConn {
-    fn say(&self, hello: &Hello) {
+    pub(super) fn say(&self, hello: &Hello) {
         // What the agent says of itself always fits into a frame.
         if let Some(frame) = hello.encode()
             && let Some((header, meta)) = frame.split_first_chunk::<HEADER_LEN>()
@@ -68,21 +69,22 @@ impl Worker {
 
     /// The worker that a connection belongs to, if it is another one.
     pub(super) fn belongs_elsewhere(&self, conn: &FrameConn, hello: &Hello) -> Option<usize> {
-        let worker = usize::from(hello.connection?) % self.workers();
+        let worker = match (hello.role, hello.lane) {
+            (Role::Lane, Some(lane)) => worker_of(&lane.token),
+            _ => usize::from(hello.connection?),
+        };
+        let worker = worker % self.workers();
         (matches!(conn.side, Side::App | Side::AgentIn) && worker != self.id()).then_some(worker)
     }
 
     /// The peer has said who it is.
     pub(super) fn heard(self: &Rc<Self>, conn: &Rc<FrameConn>, hello: Hello) {
-        let own = self.own_hello(conn.bounds);
+        let mut own = self.own_hello(conn.bounds);
         let expected = if conn.side == Side::App { Role::Application } else { Role::Agent };
         if own.common_version(&hello).is_none() {
             let (oldest, newest) = hello.versions;
             let text = format!("this agent speaks version {}, not {oldest} to {newest}", own.versions.1);
             return conn.close(CloseReason::Protocol, reason::VERSION, &text);
-        }
-        if hello.role == Role::Lane {
-            return conn.close(CloseReason::Protocol, reason::REFUSED, "there are no lanes here");
         }
         if hello.role != expected {
             let text = match conn.side {
@@ -96,6 +98,7 @@ impl Worker {
         if conn.side == Side::Out {
             return conn.greeted(hello);
         }
+        own.lane = self.lane_for(conn);
         if conn.side != Side::App || hello.offers.is_empty() {
             conn.greeted(hello);
             conn.say(&own);
@@ -149,6 +152,8 @@ impl Worker {
     /// A connection has ended: so do the calls on it.
     pub(super) fn frames_ended(self: &Rc<Self>, conn: &Rc<FrameConn>, why: CloseReason) {
         self.unregister(conn);
+        self.lane_over(conn);
+        self.break_off_routed(conn);
         self.frames.borrow_mut().remove(&conn.id);
         conn.set_ended();
         let reason = conn.ends_now().map_or_else(|| "the connection has ended".to_owned(), |(_, text)| text.to_string());
@@ -183,6 +188,10 @@ impl Worker {
             let silent = self.now().saturating_duration_since(conn.last_read.get());
             let since = conn.blocked_since().or_else(|| conn.starved_since());
             let blocked = since.map(|since| self.now().saturating_duration_since(since));
+            if conn.is_leaving() && conn.has_lane() {
+                // Nobody says when the last call was routed.
+                conn.task.wake();
+            }
             if conn.ends_now().is_some() {
                 conn.overdue();
             } else if blocked.is_some_and(|blocked| blocked >= patience) {

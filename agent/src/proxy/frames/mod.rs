@@ -3,6 +3,7 @@
 mod answers;
 mod conn;
 mod greet;
+mod lane;
 mod requests;
 mod streams;
 mod task;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use agent_common::frame::{
-    COPY_BELOW, Flags, Frame, HEADER_LEN, Header, Hello, Inbox, Kind, Message, Released, Violation, id, status::reason,
+    COPY_BELOW, Flags, Frame, HEADER_LEN, Header, Hello, Inbox, Kind, Message, Released, Role, Violation, id, status::reason,
 };
 use bytes::{Buf, Bytes, BytesMut};
 use tracing::debug;
@@ -240,7 +240,8 @@ impl FrameTask {
         if let Some((reason, _)) = self.conn.ends_now() {
             return Some(reason);
         }
-        (self.conn.is_leaving() && self.conn.is_idle() && self.conn.queued_bytes() == 0).then_some(CloseReason::Drain)
+        let is_over = self.conn.is_leaving() && self.conn.is_idle() && self.conn.queued_bytes() == 0;
+        (is_over && !self.worker.lane_is_busy(&self.conn)).then_some(CloseReason::Drain)
     }
 
     fn lost(&self, text: &str) -> CloseReason {
@@ -320,6 +321,9 @@ impl FrameTask {
         if !greeted {
             return self.greet(frame, rest);
         }
+        if self.conn.is_lane() {
+            return self.worker.lane_frame(&self.conn, frame).map_or_else(|violation| self.violated(violation), |()| Next::Frame);
+        }
         let credit = match self.inbox.receive(header) {
             Ok(credit) => credit,
             Err(violation) => return self.violated(violation),
@@ -384,6 +388,11 @@ impl FrameTask {
             return self.give(other, bytes);
         }
         self.heard = true;
+        if hello.role == Role::Lane {
+            let read = frame.header.frame_len() + rest.len();
+            self.worker.lane_heard(&self.conn, self.stream.tcp(), hello, read);
+            return Next::Frame;
+        }
         self.worker.heard(&self.conn, hello);
         Next::Frame
     }

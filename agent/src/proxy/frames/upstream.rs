@@ -54,6 +54,11 @@ impl Remote {
         matches!(&self.target, Target::Here(conns) if conns.iter().any(|conn| pin_of(conn.id) == pin))
     }
 
+    /// Whether it is reached by this connection.
+    pub(crate) fn has(&self, conn: u64) -> bool {
+        matches!(&self.target, Target::Here(conns) if conns.iter().any(|one| one.id == conn))
+    }
+
     /// Where the next call can go.
     pub(crate) fn way(&self) -> Result<Way, fn(Request) -> Refused> {
         let (conns, tunnel) = match &self.target {

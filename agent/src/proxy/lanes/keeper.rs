@@ -1,0 +1,329 @@
+//! Looks after the calls that the kernel routes: what it may route, which calls are too late or lost, what was counted.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use agent_common::{
+    frame::{MetaBuilder, id, service_hash, status},
+    lane::MEMBERS_MAX,
+};
+use bytes::Bytes;
+use nix::time::{ClockId, clock_gettime};
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval},
+};
+use tracing::warn;
+
+use super::{
+    LaneId, LaneRoute, RoutedCall, RoutedMember,
+    eligible::{Eligible, eligible, pick_of},
+    registry::{Event, Lanes, callee, caller, refusal},
+};
+use crate::proxy::{
+    board::Board,
+    dispatch::code,
+    routes::{Instance, Routes, ServiceRoute},
+    stats::CallCounters,
+};
+
+/// How often it is looked whose time is over.
+const TICK: Duration = Duration::from_millis(20);
+/// Of these ticks, how many pass until it is looked what has changed, and what was counted.
+const TICKS: u32 = 5;
+/// Bytes that the body of a frame on a lane may have.
+pub(crate) const BODY_MAX: u32 = 32 * 1024;
+/// How long the number of an instance that is gone is kept: calls of it may still be in flight.
+const KEPT: Duration = Duration::from_mins(5);
+
+/// What may be routed, for those who ask: by the service's key, nothing or why not.
+pub(crate) type Verdicts = Mutex<HashMap<Arc<str>, Option<&'static str>>>;
+
+/// The one who looks after routed calls.
+pub(crate) struct Keeper {
+    lanes: Arc<Lanes>,
+    board: Arc<Board>,
+    verdicts: Arc<Verdicts>,
+    /// What was published last.
+    published: Vec<LaneRoute>,
+    /// The services of it that the kernel does not take.
+    refused: Vec<u64>,
+    members: HashMap<u32, Member>,
+    /// By the instance's address in memory, which is nobody else's while its member holds it.
+    numbers: HashMap<usize, u32>,
+    free: Vec<u32>,
+}
+
+/// An instance whose routed calls are counted by themselves.
+struct Member {
+    service: Arc<str>,
+    instance: Arc<Instance>,
+    counters: Arc<CallCounters>,
+    /// What has been added to them already.
+    counted: RoutedMember,
+    /// Since when it is not routed to.
+    gone: Option<Instant>,
+}
+
+impl Keeper {
+    pub(crate) fn new(lanes: Arc<Lanes>, board: Arc<Board>, verdicts: Arc<Verdicts>) -> Self {
+        Self {
+            lanes,
+            board,
+            verdicts,
+            published: Vec::new(),
+            refused: Vec::new(),
+            members: HashMap::new(),
+            numbers: HashMap::new(),
+            free: (0..MEMBERS_MAX).rev().collect(),
+        }
+    }
+
+    /// Runs until it is aborted.
+    pub(crate) async fn run(mut self, mut events: mpsc::UnboundedReceiver<Event>) {
+        self.lanes.path().set_on(true);
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut count = 0;
+        loop {
+            tokio::select! {
+                event = events.recv() => {
+                    let Some(first) = event else { return };
+                    self.heard(first, &mut events);
+                }
+                _ = ticks.tick() => {
+                    self.expire();
+                    count += 1;
+                    if count % TICKS == 0 {
+                        self.count();
+                        self.publish();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes what came at once together: one walk over the calls answers for all of it.
+    fn heard(&mut self, first: Event, events: &mut mpsc::UnboundedReceiver<Event>) {
+        let (mut over, mut cancelled, mut opened) = (HashSet::new(), HashMap::new(), false);
+        let mut next = Some(first);
+        while let Some(event) = next {
+            match event {
+                Event::Opened => opened = true,
+                Event::Over(lane) => drop(over.insert(lane)),
+                Event::Cancelled { caller, via, status } => drop(cancelled.insert((caller, via), status)),
+            }
+            next = events.try_recv().ok();
+        }
+        if !over.is_empty() || !cancelled.is_empty() {
+            self.end_calls(&over, &cancelled);
+        }
+        for lane in &over {
+            self.lanes.forget(*lane);
+        }
+        if opened || !over.is_empty() {
+            self.publish();
+        }
+    }
+
+    // Calls that have no answer.
+
+    /// Ends the calls of lanes that are over, and those that were given up.
+    fn end_calls(&self, over: &HashSet<LaneId>, cancelled: &HashMap<(LaneId, u64), u32>) {
+        let concerned = |call: &RoutedCall| {
+            over.contains(&callee(call)) || over.contains(&caller(call)) || cancelled.contains_key(&(caller(call), call.via))
+        };
+        for via in self.find(concerned) {
+            let Some(call) = self.lanes.path().claim(via) else { continue };
+            if over.contains(&callee(&call)) {
+                self.fail(&call, code::REMOTING, "the connection has ended");
+                self.count_failure(&call, code::REMOTING);
+            } else {
+                let why = cancelled.get(&(caller(&call), call.via)).copied().unwrap_or(status::CANCELLED);
+                self.lanes.abandon(via, &call, why);
+            }
+        }
+    }
+
+    /// Ends the calls whose time is over.
+    fn expire(&self) {
+        let path = self.lanes.path();
+        if !self.lanes.all().into_iter().any(|lane| path.look(lane).is_some_and(|look| look.in_flight > 0)) {
+            return;
+        }
+        let now = now_ns();
+        for via in self.find(|call| call.deadline_ns <= now) {
+            let Some(call) = path.claim(via) else { continue };
+            let took = Duration::from_nanos(now.saturating_sub(call.started_ns));
+            self.fail(&call, code::TIMEOUT, &format!("no answer within {} ms", took.as_millis()));
+            self.count_failure(&call, code::TIMEOUT);
+            self.lanes.abandon(via, &call, status::TIMEOUT);
+        }
+    }
+
+    /// The calls in flight of which something is so, by the `via` that their callees know.
+    fn find(&self, is_so: impl Fn(&RoutedCall) -> bool) -> Vec<u64> {
+        let mut found = Vec::new();
+        let all = self.lanes.path().calls(&mut |via, call| {
+            if is_so(call) {
+                found.push(via);
+            }
+        });
+        if let Err(error) = all {
+            warn!(%error, "the kernel does not say which calls are in flight");
+        }
+        found
+    }
+
+    fn fail(&self, call: &RoutedCall, code: u16, reason: &str) {
+        let member = self.members.get(&call.member);
+        let whose = member.map_or_else(String::new, |member| format!("{} at {}: ", member.service, member.instance.name));
+        let mut meta = MetaBuilder::new();
+        meta.put(id::ERROR_TEXT, format!("MOA Mesh: {whose}{reason} (routed in the kernel)").as_bytes());
+        self.lanes.answer(call, refusal(code), meta.finish(), Bytes::new());
+    }
+
+    fn count_failure(&self, call: &RoutedCall, code: u16) {
+        let Some(member) = self.members.get(&call.member) else { return };
+        let took = Duration::from_nanos(now_ns().saturating_sub(call.started_ns));
+        member.counters.failed(took.into(), code);
+        member.counters.tried(took.into(), true);
+        let route = self.board.routes();
+        let consecutive =
+            route.services.iter().find(|route| route.key == member.service).map(|route| route.policy.outlier.consecutive);
+        member.instance.record.failed(consecutive.unwrap_or(0));
+    }
+
+    // What is counted.
+
+    /// Adds what the programs have counted to the counters of the instances.
+    fn count(&mut self) {
+        let path = self.lanes.path();
+        for (number, member) in &mut self.members {
+            let Some(now) = path.member(*number) else { continue };
+            if now.answered != member.counted.answered {
+                member.counters.routed(&member.counted, &now);
+                member.counted = now;
+                member.instance.record.succeeded();
+            }
+        }
+        let (members, numbers, free) = (&mut self.members, &mut self.numbers, &mut self.free);
+        members.retain(|number, member| {
+            let stays = member.gone.is_none_or(|since| since.elapsed() < KEPT);
+            if !stays {
+                numbers.remove(&address_of(&member.instance));
+                free.push(*number);
+            }
+            stays
+        });
+    }
+
+    /// The number that an instance is counted by; none if there are too many.
+    fn number(&mut self, service: &Arc<str>, instance: &Arc<Instance>) -> Option<u32> {
+        if let Some(number) = self.numbers.get(&address_of(instance)) {
+            if let Some(member) = self.members.get_mut(number) {
+                member.gone = None;
+            }
+            return Some(*number);
+        }
+        let number = self.free.pop()?;
+        let counted = self.lanes.path().member(number)?;
+        let counters = instance.counters.writer();
+        self.numbers.insert(address_of(instance), number);
+        let member = Member { service: service.clone(), instance: instance.clone(), counters, counted, gone: None };
+        self.members.insert(number, member);
+        Some(number)
+    }
+
+    // What may be routed.
+
+    /// Publishes what may be routed now, if that is not what is published.
+    fn publish(&mut self) {
+        let routes = self.board.routes();
+        let lanes = self.lanes.by_conn();
+        let mut published = Vec::new();
+        let mut verdicts = HashMap::new();
+        let mut used = HashSet::new();
+        for route in routes.services.iter().filter(|_| !lanes.is_empty()) {
+            let route_of = eligible(route, &lanes).and_then(|instances| self.route(&routes, route, instances));
+            verdicts.insert(route.key.clone(), route_of.as_ref().err().copied());
+            if let Ok(route_of) = route_of {
+                used.extend(route_of.instances.iter().map(|(.., member)| *member));
+                published.push(route_of);
+            }
+        }
+        without_collisions(&mut published);
+        let now = Instant::now();
+        for (number, member) in &mut self.members {
+            member.gone = if used.contains(number) { None } else { member.gone.or(Some(now)) };
+        }
+        if published != self.published {
+            self.put(published);
+        }
+        for route in routes.services.iter().filter(|_| !self.refused.is_empty()) {
+            if self.refused.contains(&hash_of(route)) {
+                verdicts.insert(route.key.clone(), Some("its instances, or their weights, do not fit into 64 turns"));
+            }
+        }
+        *self.verdicts.lock().unwrap_or_else(PoisonError::into_inner) = verdicts;
+    }
+
+    fn put(&mut self, published: Vec<LaneRoute>) {
+        match self.lanes.path().publish(&published) {
+            Ok(refused) => (self.published, self.refused) = (published, refused),
+            Err(error) => warn!(%error, "the kernel does not take the routes: what was routed is routed still"),
+        }
+    }
+
+    /// The labels of those that may call; none: all may.
+    fn callers(&self, route: &ServiceRoute) -> Option<Vec<u32>> {
+        if route.plan.is_open() {
+            return None;
+        }
+        let nobody = ("".into(), 0);
+        let labels = self.lanes.labels().into_iter().chain([nobody]);
+        Some(labels.filter(|(application, _)| route.plan.lets_in(application)).map(|(_, label)| label).collect())
+    }
+
+    fn route(&mut self, routes: &Routes, route: &ServiceRoute, instances: Vec<Eligible>) -> Result<LaneRoute, &'static str> {
+        let mut numbered = Vec::with_capacity(instances.len());
+        for Eligible { lane, weight, instance } in instances {
+            let member = self.number(&route.key, &instance).ok_or("too many instances are counted")?;
+            numbered.push((lane, weight, member));
+        }
+        numbered.sort_unstable_by_key(|(lane, ..)| lane.index);
+        Ok(LaneRoute {
+            service: hash_of(route),
+            pick: pick_of(route.policy.balance.policy),
+            callers: self.callers(route),
+            timeout_ms: u32::try_from(route.policy.timeout_ms).unwrap_or(u32::MAX),
+            to_agent_per_million: routes.checked.config.tracing.share_per_million(),
+            body_max: BODY_MAX,
+            instances: numbered,
+        })
+    }
+}
+
+/// Two services with one hash: only the agent can tell them apart.
+fn without_collisions(routes: &mut Vec<LaneRoute>) {
+    let mut seen = HashMap::new();
+    routes.iter().for_each(|route| *seen.entry(route.service).or_insert(0) += 1);
+    routes.retain(|route| seen.get(&route.service) == Some(&1));
+}
+
+fn hash_of(route: &ServiceRoute) -> u64 {
+    service_hash(route.uri.as_bytes(), route.group.as_bytes())
+}
+
+fn address_of(instance: &Arc<Instance>) -> usize {
+    Arc::as_ptr(instance).addr()
+}
+
+/// The clock of the programs.
+pub(crate) fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
+    now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
+}
