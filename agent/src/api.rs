@@ -37,6 +37,9 @@ pub struct Status {
     pub calls: CallStats,
     /// The kernel path.
     pub kernel: KernelStatus,
+    /// The network namespaces; none if none is to be served.
+    #[serde(default)]
+    pub namespaces: Option<NamespacesStatus>,
 }
 
 /// Whether an agent takes new calls.
@@ -370,8 +373,11 @@ pub struct Conn {
     pub worker: usize,
     /// The application's end.
     pub peer: String,
-    /// What the application calls itself (`CLIENT SETNAME`).
+    /// Which application it is: the one in its namespace or its cgroup, else what it calls itself (`CLIENT SETNAME`, HELLO).
     pub name: Option<String>,
+    /// The network namespace that it comes from; none for the agent's own.
+    #[serde(default)]
+    pub namespace: Option<String>,
     /// `resp2` or `resp3`.
     pub protocol: String,
     /// Since it was accepted.
@@ -384,6 +390,38 @@ pub struct Conn {
     pub in_flight: u64,
     /// Bytes of answers that it has not taken yet.
     pub queued_bytes: u64,
+}
+
+/// The network namespaces in numbers.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct NamespacesStatus {
+    /// Namespaces that are served.
+    pub served: u64,
+    /// Files of which none is served.
+    pub failed: u64,
+    /// Namespaces that were ever served, one that came back counted again.
+    pub opened_total: u64,
+    /// Those of them that have gone.
+    pub closed_total: u64,
+    /// Tries to serve one that failed.
+    pub failed_total: u64,
+    /// Why no file can be seen, if none can.
+    pub reason: Option<String>,
+}
+
+/// `GET /v1/namespaces`: a network namespace, or a file of none.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Namespace {
+    /// What the configuration calls it; several names if it has several files.
+    pub name: String,
+    /// Its file, or one of them.
+    pub path: String,
+    /// Who is in it; none if it is not served.
+    pub application: Option<String>,
+    /// Where applications call there; none if it is not served.
+    pub listen: Option<String>,
+    /// Why it is not served, if it is not.
+    pub reason: Option<String>,
 }
 
 /// `GET /v1/config`: the configuration in force.

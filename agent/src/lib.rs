@@ -1,6 +1,6 @@
 //! MOA Mesh's agent: a local data plane between applications and services, and the operator's command line.
 //!
-//! `wire`, `balance` and `trace` know nobody, `rules` only the configuration; `proxy` knows them all; `kernel` knows `proxy`'s
+//! `wire`, `balance` and `trace` know nobody, `rules` and `netns` only the configuration; `proxy` knows them all; `kernel` knows `proxy`'s
 //! types; `admin` and `cli` see all.
 #![deny(unsafe_code)]
 
@@ -9,11 +9,13 @@ pub mod api;
 mod balance;
 pub mod cli;
 pub mod config;
+mod diag;
 pub mod instance;
 pub mod kernel;
 pub mod logging;
 #[cfg(test)]
 mod measure;
+mod netns;
 pub mod proxy;
 mod rules;
 pub mod trace;

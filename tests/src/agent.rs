@@ -34,6 +34,8 @@ pub struct Prepared {
     run_dir: PathBuf,
     kernel: Option<String>,
     log: Option<String>,
+    /// A capability that it lacks.
+    lacks: Option<String>,
 }
 
 /// A running agent.
@@ -75,6 +77,7 @@ impl Agent {
             metrics: free_address(),
             kernel: Some(kernel()),
             log: None,
+            lacks: None,
         }
     }
 
@@ -284,6 +287,13 @@ impl Prepared {
         self
     }
 
+    /// Takes a capability from it, such as `sys_admin`.
+    #[must_use]
+    pub fn without(mut self, capability: &str) -> Self {
+        self.lacks = Some(capability.to_owned());
+        self
+    }
+
     /// Where applications will call it.
     pub fn address(&self) -> SocketAddr {
         self.app
@@ -347,7 +357,14 @@ impl Prepared {
 
     fn spawn(&self) -> Process {
         fs::write(self.config_path(), &self.config).expect("writing the agent's configuration");
-        let mut command = Command::new(binary());
+        let mut command = match &self.lacks {
+            None => Command::new(binary()),
+            Some(capability) => {
+                let mut command = Command::new("setpriv");
+                command.args([format!("--bounding-set=-{capability}"), format!("--inh-caps=-{capability}")]).arg(binary());
+                command
+            }
+        };
         command.args(["agent", "--name", &self.name]);
         command.args(self.kernel.iter().flat_map(|mode| ["--kernel", mode]));
         command.args(self.log.iter().flat_map(|level| ["--log", level]));

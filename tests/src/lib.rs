@@ -23,6 +23,7 @@ pub mod mixed;
 pub mod mux;
 pub mod netns;
 pub mod otlp;
+pub mod pods;
 pub mod process;
 pub mod resp;
 pub mod seed;

@@ -81,11 +81,16 @@ impl Node {
         self.inside(|| agent.start_again());
     }
 
-    fn path(&self) -> String {
+    /// Its file, for as long as it is there.
+    pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.namespace.as_raw_fd())
     }
 
-    fn run(&self, program: &str, words: &[&str]) {
+    /// Runs a program there, which must succeed.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn run(&self, program: &str, words: &[&str]) {
         self.inside(|| {
             let output = Command::new(program).args(words).output();
             let output = output.unwrap_or_else(|error| panic!("this test needs {program} ({error}): run `cargo xtask setup`"));

@@ -120,6 +120,7 @@ impl Node {
             app: self.proxy.app_status(),
             calls: self.proxy.call_stats(),
             kernel: self.kernel_status(),
+            namespaces: self.proxy.namespaces_status(),
         }
     }
 

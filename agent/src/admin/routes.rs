@@ -37,6 +37,7 @@ pub(super) fn routes(admin: Admin) -> Router {
         .route("/v1/routes", get(policies))
         .route("/v1/routes/explain", get(explain))
         .route("/v1/conns", get(conns))
+        .route("/v1/namespaces", get(async |State(admin): State<Admin>| Json(admin.node.proxy.namespaces())))
         .route("/v1/calls", get(calls::calls))
         .route("/v1/kernel", get(async |State(admin): State<Admin>| kernel(admin.node.kernel())))
         .route("/v1/kernel/on", post(async |State(admin): State<Admin>| kernel(admin.node.switch_kernel(true))))

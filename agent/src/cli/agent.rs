@@ -159,8 +159,13 @@ impl Agent {
         let taps = Arc::new(Taps::default());
         let (spans, exporter) = export(&name, &checked.config)?.unzip();
         let telemetry = Telemetry { taps, spans };
-        let options =
-            proxy::Options { name: format!("{name}@{}", host_name()), kernel: path, lanes, telemetry: telemetry.clone() };
+        let options = proxy::Options {
+            name: format!("{name}@{}", host_name()),
+            kernel: path,
+            lanes,
+            telemetry: telemetry.clone(),
+            cgroup2: kernel::cgroup2(),
+        };
         let proxy = match Proxy::start(checked.clone(), &options) {
             Ok(proxy) => proxy,
             Err(error) => {

@@ -37,6 +37,7 @@ fn render(conns: &[Conn], limit: usize) -> String {
         ("WORKER", Right),
         ("PEER", Left),
         ("NAME", Left),
+        ("NAMESPACE", Left),
         ("PROTOCOL", Left),
         ("AGE", Right),
         ("IDLE", Right),
@@ -50,6 +51,7 @@ fn render(conns: &[Conn], limit: usize) -> String {
             conn.worker.to_string(),
             conn.peer.clone(),
             conn.name.clone().unwrap_or_else(|| "-".into()),
+            conn.namespace.clone().unwrap_or_else(|| "-".into()),
             conn.protocol.clone(),
             age(conn.age_ms),
             age(conn.idle_ms),
@@ -73,6 +75,7 @@ mod tests {
             worker: 1,
             peer: "127.0.0.1:40404".into(),
             name: None,
+            namespace: Some("pod-a".into()),
             protocol: "resp2".into(),
             age_ms: 3_000,
             idle_ms: 20,
@@ -81,8 +84,8 @@ mod tests {
             queued_bytes: 10,
         };
         let expected = "\
-ID  WORKER  PEER             NAME  PROTOCOL  AGE  IDLE  CALLS  IN FLIGHT  QUEUED
-12       1  127.0.0.1:40404  -     resp2      3s  20ms  1,000          2    10 B
+ID  WORKER  PEER             NAME  NAMESPACE  PROTOCOL  AGE  IDLE  CALLS  IN FLIGHT  QUEUED
+12       1  127.0.0.1:40404  -     pod-a      resp2      3s  20ms  1,000          2    10 B
 the first 1; --limit takes more
 ";
         assert_eq!(render(std::slice::from_ref(&conn), 1), expected);

@@ -37,7 +37,11 @@ impl Doctor {
         checks.push(agent(&client, &status));
         let status = status.ok();
         let running = status.as_ref().and_then(|status| status.config.path.clone().map(PathBuf::from));
-        checks.push(configuration(config_path(self.config.or(running)), &Addresses::default().given(&global.name)?));
+        let path = config_path(self.config.or(running));
+        let given = Addresses::default().given(&global.name)?;
+        let namespaces = path.as_ref().and_then(|path| config::load(path, &given).ok()).map(|checked| checked.config.namespaces);
+        checks.push(configuration(path, &given));
+        checks.extend(namespaces.filter(config::Namespaces::is_on).map(|config| probe::namespaces(&Roots::default(), &config)));
         checks.extend(status.map(|status| applications(&status.app.listen)));
         out.show(&checks, |checks| render(checks))?;
         let failed = checks.iter().any(|check| check.outcome == Outcome::Fail);

@@ -12,6 +12,7 @@ mod config;
 mod conns;
 mod doctor;
 mod kernel;
+mod namespaces;
 mod out;
 mod redis;
 mod routes;
@@ -64,6 +65,8 @@ enum Verb {
     Routes(routes::Routes),
     /// Show the connections of applications.
     Conns(conns::Conns),
+    /// Show the network namespaces that are served, and those that are not.
+    Namespaces,
     /// Show calls as they end.
     Calls(calls::Calls),
     /// Call a service through an agent, as an application does.
@@ -108,6 +111,7 @@ fn run(verb: Verb, global: &Global, out: &Out) -> anyhow::Result<ExitCode> {
         Verb::Services(services) => services.run(global, out),
         Verb::Routes(routes) => routes.run(global, out),
         Verb::Conns(conns) => conns.run(global, out),
+        Verb::Namespaces => namespaces::run(global, out),
         Verb::Calls(calls) => calls.run(global, out),
         Verb::Call(call) => call.run(global, out),
         Verb::Kernel(kernel) => kernel.run(global, out),

@@ -13,7 +13,7 @@ use super::{
     out::OUT,
     units::{age, bytes, count, micros},
 };
-use crate::api::{AppStatus, CallStats, ConfigSource, KernelStatus, State, Status};
+use crate::api::{AppStatus, CallStats, ConfigSource, KernelStatus, NamespacesStatus, State, Status};
 
 pub(super) fn run(global: &Global, out: &Out) -> Result<ExitCode> {
     let status: Status = global.client().get("/v1/status")?;
@@ -37,6 +37,7 @@ fn render(status: &Status, now_ms: u64) -> String {
         lines.push(("", OUT.bad(&format!("the latest reload was refused: {}", error.replace('\n', "\n            ")))));
     }
     lines.extend([("apps", app(&status.app)), ("calls", calls(&status.calls)), ("kernel", kernel(&status.kernel))]);
+    lines.extend(status.namespaces.iter().map(|one| ("pods", namespaces(one))));
     lines.into_iter().fold(String::new(), |mut text, (title, line)| {
         // Padded before it is painted, as colours have no width.
         let _ = writeln!(text, "{}  {line}", OUT.bold(&format!("{title:<8}")));
@@ -90,6 +91,16 @@ fn kernel(kernel: &KernelStatus) -> String {
     }
 }
 
+fn namespaces(status: &NamespacesStatus) -> String {
+    let served = format!("{} network namespaces served", count(status.served));
+    let failed = match status.failed {
+        0 => String::new(),
+        failed => OUT.bad(&format!(", {} not served: see `moa namespaces`", count(failed))),
+    };
+    let reason = status.reason.as_ref().map_or(String::new(), |reason| format!("; {}", OUT.doubtful(reason)));
+    served + &failed + &reason
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,6 +138,7 @@ mod tests {
                 p99_us: 1_200,
             },
             kernel: KernelStatus { reason: Some("no cgroup2".into()), ..KernelStatus::default() },
+            namespaces: Some(NamespacesStatus { served: 12, failed: 1, ..NamespacesStatus::default() }),
         };
         let expected = "\
 agent     default, serving for 3m12s (version 0.1.0, pid 7, 2 workers)
@@ -136,6 +148,7 @@ config    /etc/moa/moa.toml (generation 3, taken over 12s ago)
 apps      127.0.0.1:13000, 12 of 18,976 connections (3,456 accepted, 0 refused), 2.0 KiB queued
 calls     1,234,567 answered (1 by the mesh with an error, 2 by services with an error), 3 in flight, 4 retries, p50 87 µs, p99 1.2 ms
 kernel    userspace only: no cgroup2
+pods      12 network namespaces served, 1 not served: see `moa namespaces`
 ";
         assert_eq!(render(&status, 13_000), expected);
     }

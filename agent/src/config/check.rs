@@ -44,6 +44,7 @@ impl Check<'_, '_> {
         self.conflicts(&top.key("defaults"), config.defaults.conflicts(), true);
         self.conflicts(&top.key("tunnel"), config.tunnel.conflicts(), true);
         self.conflicts(&top.key("tracing"), config.tracing.conflicts(), true);
+        self.namespaces(config);
         self.listeners(config);
     }
 
@@ -108,14 +109,19 @@ impl Check<'_, '_> {
 
     fn instances(&mut self, service: &CheckedService, config: &Config, at: &KeyPath) {
         let mut seen = HashSet::new();
-        for (n, instance) in service.instances.iter().map(|instance| instance.address).enumerate() {
-            let finding = if !seen.insert(instance) {
+        for (n, one) in service.instances.iter().enumerate() {
+            let instance = one.address;
+            let is_own = match one.namespace {
+                None => is_own(config, instance),
+                Some(_) => instance == config.namespaces.listen,
+            };
+            let finding = if !seen.insert((instance, &one.namespace)) {
                 Finding {
                     found: format!("{instance} for the second time"),
                     expected: "every instance once".into(),
                     advice: "remove it".into(),
                 }
-            } else if is_own(config, instance) {
+            } else if is_own {
                 let expected = "the address of a server of the service".into();
                 Finding {
                     found: format!("{instance}, where this agent itself listens"),
@@ -130,6 +136,7 @@ impl Check<'_, '_> {
             };
             self.push(&at.index(n), finding);
         }
+        self.namespaces_of(service, config, at);
     }
 
     fn agents(&mut self, service: &CheckedService, peers: &[CheckedPeer], at: &KeyPath) {

@@ -89,6 +89,8 @@ fn read_sections(root: &DeTable<'_>, given: &Given, problems: &mut Problems<'_>)
         app: section(table(root, "app").unwrap_or(&empty), &top.key("app"), problems),
         tunnel: section(table(root, "tunnel").unwrap_or(&empty), &top.key("tunnel"), problems),
         kernel: section(table(root, "kernel").unwrap_or(&empty), &top.key("kernel"), problems),
+        namespaces: section(table(root, "namespaces").unwrap_or(&empty), &top.key("namespaces"), problems),
+        cgroups: section(table(root, "cgroups").unwrap_or(&empty), &top.key("cgroups"), problems),
         metrics: section(table(root, "metrics").unwrap_or(&empty), &top.key("metrics"), problems),
         tracing: section(table(root, "tracing").unwrap_or(&empty), &top.key("tracing"), problems),
         defaults: section(defaults, &top.key("defaults"), problems),

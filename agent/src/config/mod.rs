@@ -8,6 +8,7 @@ mod check;
 mod effective;
 mod key;
 mod load;
+mod namespaces;
 mod peers;
 mod policy;
 mod problem;
@@ -30,6 +31,7 @@ pub(crate) use check::wrong_uri;
 pub use effective::effective;
 pub use key::KeyPath;
 pub use load::{load, parse};
+pub use namespaces::{Cgroups, Namespaces};
 pub use policy::{Health, HealthCheck, ServicePolicy};
 pub use problem::{ConfigError, Problem, Report};
 pub use reference::{default_file, reference, with_reference};
@@ -51,6 +53,10 @@ pub struct Config {
     pub tunnel: Tunnel,
     /// The way through the kernel.
     pub kernel: Kernel,
+    /// Network namespaces that are served from inside.
+    pub namespaces: Namespaces,
+    /// Who calls, by cgroup.
+    pub cgroups: Cgroups,
     /// Metrics and health for machines.
     pub metrics: Metrics,
     /// Spans of calls for a collector.
@@ -108,6 +114,8 @@ pub struct CheckedService {
 pub struct CheckedInstance {
     /// Where it listens.
     pub address: SocketAddr,
+    /// The network namespace that it is in, as `[namespaces]` calls it; none for the agent's own.
+    pub namespace: Option<String>,
     /// What is known of it.
     pub traits: Traits,
 }

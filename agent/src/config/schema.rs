@@ -6,7 +6,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, js
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Agent, App, CheckedInstance, Kernel, Metrics, ServicePolicy, Tracing, Traits, Tunnel};
+use super::{Agent, App, Cgroups, CheckedInstance, Kernel, Metrics, Namespaces, ServicePolicy, Tracing, Traits, Tunnel};
 
 /// The format of an address in the schema.
 pub(super) const ADDRESS: &str = "ip:port";
@@ -16,6 +16,8 @@ pub(super) const DAY_MS: u64 = 86_400_000;
 pub(super) const COUNT_MAX: u64 = 10_000_000;
 /// The most bytes of anything.
 pub(super) const BYTES_MAX: u64 = 1 << 40;
+/// The longest name of an application.
+pub(super) const APPLICATION_BYTES_MAX: usize = 255;
 /// Redis's own bound on one argument.
 pub(super) const REDIS_BULK_MAX: u64 = 512 << 20;
 
@@ -71,6 +73,8 @@ struct File {
     app: App,
     tunnel: Tunnel,
     kernel: Kernel,
+    namespaces: Namespaces,
+    cgroups: Cgroups,
     metrics: Metrics,
     tracing: Tracing,
     /// What every service has unless its own section says otherwise.
@@ -131,6 +135,11 @@ pub(super) struct Instance {
     /// Where it listens.
     #[schemars(schema_with = "address_schema", example = "10.0.0.1:5000")]
     address: SocketAddr,
+    /// The network namespace that it is in: the name of a file in `namespaces.folder`, or one of `namespaces.paths`. It is called from
+    /// inside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = "pod-a")]
+    namespace: Option<String>,
     /// Its share of the calls, in relation to the others'.
     #[serde(default = "weight")]
     #[schemars(range(min = 1, max = 10_000))]
@@ -156,21 +165,21 @@ fn weight() -> u32 {
 impl From<Address> for CheckedInstance {
     fn from(address: Address) -> Self {
         match address {
-            Address::Plain(address) => Self { address, traits: Traits::default() },
-            Address::With(Instance { address, weight, zone, data_centre, environment, labels }) => {
-                Self { address, traits: Traits { weight, zone, data_centre, environment, labels } }
+            Address::Plain(address) => Self { address, namespace: None, traits: Traits::default() },
+            Address::With(Instance { address, namespace, weight, zone, data_centre, environment, labels }) => {
+                Self { address, namespace, traits: Traits { weight, zone, data_centre, environment, labels } }
             }
         }
     }
 }
 
 impl From<CheckedInstance> for Address {
-    fn from(CheckedInstance { address, traits }: CheckedInstance) -> Self {
-        if traits == Traits::default() {
+    fn from(CheckedInstance { address, namespace, traits }: CheckedInstance) -> Self {
+        if namespace.is_none() && traits == Traits::default() {
             return Self::Plain(address);
         }
         let Traits { weight, zone, data_centre, environment, labels } = traits;
-        Self::With(Instance { address, weight, zone, data_centre, environment, labels })
+        Self::With(Instance { address, namespace, weight, zone, data_centre, environment, labels })
     }
 }
 

@@ -23,7 +23,7 @@ fn address(text: &str) -> SocketAddr {
 
 /// An instance of which only the address is known.
 fn instance(text: &str) -> CheckedInstance {
-    CheckedInstance { address: address(text), traits: Traits::default() }
+    CheckedInstance { address: address(text), namespace: None, traits: Traits::default() }
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn every_problem_of_shape_says_where_it_is_and_what_to_do() {
         ),
         (
             "[colour]\n",
-            "moa.toml:1:2: colour: found the unknown key `colour`, expected one of agent, app, tunnel, kernel, metrics, \
+            "moa.toml:1:2: colour: found the unknown key `colour`, expected one of agent, app, tunnel, kernel, namespaces, cgroups, metrics, \
              tracing, defaults, peers, services; remove it",
         ),
         (

@@ -14,8 +14,12 @@ use agent_common::{End, Leg, Listener, Pass, WATCHED, mode, role};
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray, SkStorage, SockHash};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 
-use super::{diag::Diag, shared::SharedPage};
-use crate::proxy::{Enrolled, Fallback, KernelPath};
+use super::shared::SharedPage;
+use crate::{
+    diag::Diag,
+    netns::thread::{cookie, cookie_of_socket},
+    proxy::{Enrolled, Fallback, KernelPath},
+};
 
 /// The maps and the page through which agent and programs talk about single connections. None of it is on the way of a
 /// call: it is used when connections are opened and closed, and once for every so many bytes.
@@ -27,12 +31,11 @@ pub(super) struct Legs {
     pub(super) dials: Mutex<HashMap<MapData, End, u32>>,
     pub(super) listeners: Mutex<HashMap<MapData, Listener, u32>>,
     pub(super) socks: Mutex<SockHash<MapData, End>>,
-    pub(super) diag: Mutex<Diag>,
+    /// For each namespace that the agent has sockets in, by cookie.
+    pub(super) diags: Mutex<std::collections::HashMap<u64, Diag>>,
     /// Whether a socket is taken out of the map when what it is sent goes over to TCP. Some kernels answer `FIONREAD` with 0
     /// for what comes by TCP to a socket that is in one.
     pub(super) unenrols: AtomicBool,
-    /// The namespace that the agent's sockets are in.
-    pub(super) netns: u64,
 }
 
 impl Legs {
@@ -67,7 +70,24 @@ impl KernelPath for Legs {
     fn listening(&self, socket: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
         self.make_room(socket)?;
         self.mark(socket, role::LISTENER)?;
-        lock(&self.listeners).insert(Listener::new(self.netns, address), WATCHED, 0).map_err(io::Error::other)
+        let netns = cookie_of_socket(socket)?;
+        lock(&self.listeners).insert(Listener::new(netns, address), WATCHED, 0).map_err(io::Error::other)
+    }
+
+    fn enter(&self) -> io::Result<()> {
+        let (cookie, diag) = (cookie()?, Diag::open()?);
+        lock(&self.diags).insert(cookie, diag);
+        Ok(())
+    }
+
+    fn leave(&self, netns: u64) {
+        lock(&self.diags).remove(&netns);
+        let mut listeners = lock(&self.listeners);
+        let own: Vec<Listener> = listeners.keys().flatten().filter(|listener| listener.netns == netns).collect();
+        for listener in own {
+            // Nobody connects to it any more: what stays there takes room, and nothing else.
+            let _ = listeners.remove(&listener);
+        }
     }
 
     fn dialling(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
@@ -128,8 +148,11 @@ impl KernelPath for Legs {
         Ok(())
     }
 
-    fn unread(&self, own: SocketAddr, other: SocketAddr) -> io::Result<Option<u64>> {
-        Ok(lock(&self.diag).receive_bytes(other, own)?.map(u64::from))
+    fn unread(&self, socket: BorrowedFd<'_>, own: SocketAddr, other: SocketAddr) -> io::Result<Option<u64>> {
+        let netns = cookie_of_socket(socket)?;
+        let diags = lock(&self.diags);
+        let diag = diags.get(&netns).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        Ok(diag.receive_bytes(other, own)?.map(u64::from))
     }
 
     fn fallbacks(&self) -> u64 {

@@ -25,14 +25,13 @@ use tracing::level_filters::LevelFilter;
 use super::{
     AttachError, Kernel, Options, btf,
     cgroup::Cgroup,
-    diag::Diag,
     lanes::{Calls, Lanes, Places, Routes, Switch, Table},
     legs::Legs,
-    netns,
     owner::Owner,
     pins::{self, Pins},
     shared::SharedPage,
 };
+use crate::{diag::Diag, netns::thread};
 
 /// Where the kernel's type information is.
 const BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -86,8 +85,7 @@ fn try_load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options
         listeners: Mutex::new(take(&mut programs, "LISTENERS")?),
         socks: Mutex::new(socks),
         unenrols: AtomicBool::new(false),
-        diag: Mutex::new(Diag::open().map_err(|source| AttachError::Diag { source })?),
-        netns: netns::cookie().map_err(|source| AttachError::Namespace { source })?,
+        diags: Mutex::new(diags()?),
     };
     let (counts, verdicts) = (take(&mut programs, "COUNTS")?, take(&mut programs, "VERDICTS")?);
     let legs = Arc::new(legs);
@@ -110,6 +108,13 @@ fn try_load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options
         redirected_before: 0,
         programs,
     })
+}
+
+/// What asks the kernel about the sockets of the agent's own namespace.
+fn diags() -> Result<std::collections::HashMap<u64, Diag>, AttachError> {
+    let cookie = thread::cookie().map_err(|source| AttachError::Namespace { source })?;
+    let diag = Diag::open().map_err(|source| AttachError::Diag { source })?;
+    Ok([(cookie, diag)].into())
 }
 
 /// Creates the maps, or opens those that are pinned.
@@ -151,7 +156,7 @@ fn exclude(programs: &mut Ebpf, namespaces: &[std::path::PathBuf]) -> Result<(),
         let _ = excluded.remove(&cookie);
     }
     for path in namespaces {
-        let cookie = netns::cookie_of(path).map_err(|source| AttachError::OtherNamespace { path: path.clone(), source })?;
+        let cookie = thread::cookie_of(path).map_err(|source| AttachError::OtherNamespace { path: path.clone(), source })?;
         excluded.insert(cookie, WATCHED, 0).map_err(|error| AttachError::map("EXCLUDED", error))?;
     }
     Ok(())

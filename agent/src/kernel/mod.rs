@@ -6,14 +6,12 @@
 mod btf;
 mod cgroup;
 mod describe;
-mod diag;
 mod error;
 mod lanes;
 mod legs;
 mod load;
 mod mapped;
 mod mounts;
-mod netns;
 mod object;
 mod owner;
 mod pins;
@@ -50,7 +48,7 @@ pub use self::{
 };
 use self::{
     lanes::Lanes,
-    legs::{Legs, sum},
+    legs::{Legs, lock, sum},
     owner::Owner,
     pins::Pins,
     probe::Roots,
@@ -226,7 +224,7 @@ impl Kernel {
     /// next start looks again.
     fn sweep_former(&self) {
         for folder in self.pinned.iter().flat_map(|(pins, _)| pins.former()) {
-            if let Err(error) = remove::remove(&folder, Duration::ZERO, false) {
+            if let Err(error) = remove::remove(&folder, &lock(&self.legs.diags), Duration::ZERO, false) {
                 tracing::info!(folder = %folder.display(), "pins of another version stay for now: {error}");
             }
         }
@@ -288,9 +286,15 @@ impl Kernel {
         self.legs.shared.set_owner(Owner { start: 0, pid: 0, pidns: 0 });
         let Some((pins, link)) = self.pinned else { return Ok(()) };
         drop(link);
-        remove::remove(pins.folder(), within, false)?;
+        remove::remove(pins.folder(), &lock(&self.legs.diags), within, false)?;
         Ok(pins.remove()?)
     }
+}
+
+/// Where cgroup2 is mounted, if it is.
+#[must_use]
+pub fn cgroup2() -> Option<PathBuf> {
+    cgroup::find(&Roots::default()).ok()
 }
 
 /// Hands on what the programs log, for as long as they are attached.

@@ -4,6 +4,7 @@
 //! has read what was redirected to it; then those that are still connected go on by TCP.
 
 use std::{
+    collections::HashMap,
     io,
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::Path,
@@ -15,10 +16,12 @@ use agent_common::End;
 use aya::maps::{Map, MapData, SockHash};
 
 use super::{
-    diag::{Diag, Unread},
-    netns,
     pins::{BPFFS, Pins, remove_folder},
     shared::SharedPage,
+};
+use crate::{
+    diag::{Diag, Unread},
+    netns::thread::cookie,
 };
 
 /// How often it is looked whether everything has been read.
@@ -64,39 +67,39 @@ pub fn uninstall(name: &str, within: Duration, force: bool) -> Result<bool, Remo
     if !pins.exist() && former.is_empty() {
         return Ok(false);
     }
+    let diags = HashMap::from([(cookie()?, Diag::open()?)]);
     for folder in former.iter().map(Path::new).chain([pins.folder()]) {
-        remove(folder, within, force)?;
+        remove(folder, &diags, within, force)?;
     }
     pins.remove()?;
     Ok(true)
 }
 
-/// Removes the pins in one folder once everything was read.
-pub(super) fn remove(folder: &Path, within: Duration, force: bool) -> Result<(), RemoveError> {
+/// Removes the pins in one folder once everything was read, as far as `diags` can see: one for each namespace, by cookie.
+pub(super) fn remove(folder: &Path, diags: &HashMap<u64, Diag>, within: Duration, force: bool) -> Result<(), RemoveError> {
     // Without it, nobody else is enrolled meanwhile.
     match std::fs::remove_file(folder.join("established")) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
     if !force && let Some(socks) = open_socks(folder) {
-        wait_until_read(&socks, within)?;
+        wait_until_read(&socks, diags, within)?;
     }
     Ok(remove_folder(folder)?)
 }
 
 /// Waits until no enrolled socket has anything left to read.
-pub(super) fn wait_until_read(socks: &SockHash<MapData, End>, within: Duration) -> Result<(), RemoveError> {
-    let (diag, netns) = (Diag::open()?, netns::cookie()?);
+fn wait_until_read(socks: &SockHash<MapData, End>, diags: &HashMap<u64, Diag>, within: Duration) -> Result<(), RemoveError> {
     // Without it, whoever has not yet been told that the agent is gone counts as if it had something.
-    let end_costs = end_costs(&diag).unwrap_or(0);
+    let end_costs = diags.get(&cookie()?).and_then(|diag| end_costs(diag).ok()).unwrap_or(0);
     let deadline = Instant::now() + within;
     loop {
         // Sockets of other namespaces, and those that are not found, count as if they had something: who is in the map is not
         // closed.
         let unread = |end: &End| {
             let (own, other) = end.addresses();
-            end.netns != netns
-                || diag.unread(own, other).map_or(true, |unread| unread.is_none_or(|unread| is_some(unread, end_costs)))
+            let unread = diags.get(&end.netns).and_then(|diag| diag.unread(own, other).ok().flatten());
+            unread.is_none_or(|unread| is_some(unread, end_costs))
         };
         let sockets = socks.keys().flatten().filter(unread).count();
         if sockets == 0 {

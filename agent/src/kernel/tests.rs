@@ -13,6 +13,7 @@ use std::{
 use agent_common::{Listener, WATCHED};
 
 use super::{AttachError, Counts, Kernel, Options, cgroup, legs::lock, probe::Roots};
+use crate::netns::thread::cookie;
 
 /// Listens and connects on command, so that its sockets belong to its cgroup.
 const PEER: &str = r"
@@ -62,8 +63,9 @@ impl Peer {
     fn attach(&self, listeners: &[SocketAddr]) -> Kernel {
         let options = Options { cgroup: Some(self.cgroup.clone()), bound: 1 << 20, ..Options::default() };
         let kernel = Kernel::attach(&options).expect("run as root, after cargo xtask build");
+        let netns = cookie().unwrap();
         for listener in listeners {
-            let key = Listener::new(kernel.legs.netns, *listener);
+            let key = Listener::new(netns, *listener);
             lock(&kernel.legs.listeners).insert(key, WATCHED, 0).unwrap();
         }
         kernel

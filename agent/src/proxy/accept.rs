@@ -18,6 +18,7 @@ use tracing::warn;
 
 use super::{
     frames::Side,
+    place::{Place, Source},
     socket::{Peer, Socket},
     worker::Worker,
 };
@@ -40,19 +41,22 @@ impl Listener {
     }
 }
 
-/// Accepts until the worker drains; then the backlog is taken too, so that nobody who is connected is reset.
-pub(crate) async fn run(worker: Rc<Worker>, listener: Listener, side: Side) {
+/// Accepts until the worker drains; then the backlog is taken too, so that nobody who is connected is reset. In a namespace that
+/// goes, nobody is left.
+pub(crate) async fn run(worker: Rc<Worker>, listener: Listener, side: Side, place: Option<Rc<Place>>) {
+    let from = |peer| Source { peer, side, place: place.clone() };
     let mut warned = false;
     loop {
         let accepted = tokio::select! {
             biased;
+            () = leaving(place.as_deref()) => return,
             accepted = poll_fn(|cx| listener.poll_accept(cx)) => accepted,
             () = worker.stopping() => break,
         };
         match accepted {
             Ok((stream, peer)) => {
                 warned = false;
-                take(&worker, stream, peer, side);
+                take(&worker, stream, from(peer));
             }
             Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {
@@ -66,20 +70,31 @@ pub(crate) async fn run(worker: Rc<Worker>, listener: Listener, side: Side) {
     // Without the runtime's budget, which would end this in the middle of the backlog.
     while let Poll::Ready(accepted) = unconstrained(poll_fn(|cx| Poll::Ready(listener.poll_accept(cx)))).await {
         match accepted {
-            Ok((stream, peer)) => take(&worker, stream, peer, side),
+            Ok((stream, peer)) => take(&worker, stream, from(peer)),
             Err(error) if concerns_one_connection(&error) => {}
             Err(_) => break,
         }
     }
 }
 
-fn take(worker: &Rc<Worker>, socket: Socket, peer: Peer, side: Side) {
+async fn leaving(place: Option<&Place>) {
+    match place {
+        Some(place) => place.leaving().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn take(worker: &Rc<Worker>, socket: Socket, from: Source) {
     worker.turn_begins();
     // A socket that refuses this is already reset. Keepalive finds peers that vanished without a word.
     let usable =
         socket.tcp().is_none_or(|tcp| tcp.set_nodelay(true).and_then(|()| SockRef::from(tcp).set_keepalive(true)).is_ok());
-    if usable && (side != Side::AgentIn || socket.send_in_turns().is_ok()) {
-        worker.accepted(socket, peer, side);
+    if usable && (from.side != Side::AgentIn || socket.send_in_turns().is_ok()) {
+        if from.place.is_none() && from.side == Side::App && worker.cgroups.is_on() {
+            worker.accepted_from_cgroup(socket, from);
+        } else {
+            worker.accepted(socket, from);
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::{
     calls::CallKey,
     frames::Side,
+    place::{Place, Source},
     replies::{Replies, Seq},
     session::Session,
     socket::Peer,
@@ -41,6 +42,8 @@ pub(crate) struct App {
     pub(crate) id: u64,
     pub(crate) peer: Peer,
     pub(crate) side: Side,
+    /// What is known of who calls.
+    pub(crate) place: Option<Rc<Place>>,
     pub(crate) since: Instant,
     /// When it last sent something.
     pub(crate) last_read: Cell<Instant>,
@@ -64,12 +67,14 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(key: usize, id: u64, (peer, side): (Peer, Side), now: Instant, shared: Rc<Shared>) -> Self {
+    pub(crate) fn new(key: usize, id: u64, from: Source, now: Instant, shared: Rc<Shared>) -> Self {
+        let Source { peer, side, place } = from;
         Self {
             key,
             id,
             peer,
             side,
+            place,
             since: now,
             last_read: Cell::new(now),
             in_command: Cell::new(false),
@@ -174,6 +179,22 @@ impl App {
     pub(crate) fn resume_readers(&self) {
         self.stalled.set(false);
         self.paused.wake();
+    }
+
+    /// Whether it comes from where nobody is served any more.
+    pub(crate) fn has_left(&self) -> bool {
+        self.place.as_ref().is_some_and(|place| place.has_left())
+    }
+
+    /// The application at the other end, if it is known or says so.
+    pub(crate) fn name(&self) -> Option<String> {
+        let known = self.place.as_ref().and_then(|place| place.application()).map(|known| known.to_string());
+        known.or_else(|| self.session.borrow().as_ref().and_then(|session| session.name()))
+    }
+
+    /// Where it comes from.
+    pub(crate) fn source(&self) -> Source {
+        Source { peer: self.peer, side: self.side, place: self.place.clone() }
     }
 
     /// Ends the connection without waiting for anything.

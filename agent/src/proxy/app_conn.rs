@@ -129,7 +129,8 @@ impl AppConn {
                 Poll::Ready(Ok(data)) => self.feed(data),
                 Poll::Ready(Err(_)) => return Poll::Ready(Some(CloseReason::Peer)),
                 Poll::Pending if self.last.is_some() => {}
-                Poll::Pending if self.worker.is_draining() && self.app.is_idle() => self.last = Some(CloseReason::Drain),
+                Poll::Pending if self.app.is_idle() && self.worker.is_draining() => self.last = Some(CloseReason::Drain),
+                Poll::Pending if self.app.is_idle() && self.app.has_left() => self.last = Some(CloseReason::Namespace),
                 Poll::Pending => return Poll::Pending,
             }
         }
@@ -337,7 +338,10 @@ impl AppConn {
 
     fn with_origin<T>(&self, with: impl FnOnce(&Origin<'_>) -> T) -> T {
         let session = self.app.session.borrow();
-        let application = session.as_deref().and_then(Session::own_name).unwrap_or_default();
+        // What is known counts, not what it says.
+        let known = self.app.place.as_ref().and_then(|place| place.application());
+        let said = || session.as_deref().and_then(Session::own_name);
+        let application = known.as_deref().or_else(said).unwrap_or_default();
         let scope = self.app.side.scope();
         with(&Origin { scope, application, peer: self.app.peer, protocol: "redis", idempotent: false, shadow: false })
     }

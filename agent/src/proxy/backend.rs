@@ -2,25 +2,21 @@
 
 use std::{
     io,
-    net::SocketAddr,
-    os::fd::AsFd,
     rc::Rc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
-use socket2::SockRef;
-use tokio::{
-    net::{TcpSocket, TcpStream},
-    time::timeout,
-};
-use tracing::debug;
+use tokio::time::timeout;
 
-use super::{link::Link, path::KernelPath, pool::Pool, service::Upstream, socket::Socket, stream::Stream, worker::Worker};
-use crate::wire::{
-    envelope::scan_reply_code,
-    reply::{ReplyHead, parse_head},
+use super::{dial::Dialled, link::Link, pool::Pool, service::Upstream, socket::Socket, stream::Stream, worker::Worker};
+use crate::{
+    netns::absent,
+    wire::{
+        envelope::scan_reply_code,
+        reply::{ReplyHead, parse_head},
+    },
 };
 
 /// An answer up to this size is held until it is whole: then it can still be replaced by an error if it breaks off.
@@ -42,39 +38,22 @@ pub(crate) async fn run(worker: Rc<Worker>, pool: Rc<Pool>) {
     let policy = pool.policy();
     let within = Duration::from_millis(policy.connect_timeout_ms);
     let kernel = worker.kernel().filter(|_| policy.kernel);
-    let connected = timeout(within, connect(pool.address, kernel.as_deref())).await;
+    let connected = timeout(within, pool.server.connect(&worker.namespaces, kernel.as_deref())).await;
     worker.turn_begins();
     match connected {
-        Ok(Ok(tcp)) => {
+        // Whoever closes what is open in a namespace has not seen this one.
+        Ok(Ok(Dialled { namespace: Some(gone), .. })) if gone.is_gone() => pool.connect_failed(&worker, &absent(&gone.name)),
+        Ok(Ok(Dialled { stream: tcp, namespace })) => {
             let stream = Stream::new(Socket::Tcp(tcp), worker.counters.clone(), kernel);
-            serve(worker, pool, stream, policy.pipelined).await;
+            let link = Rc::new(Link::new(policy.pipelined, namespace));
+            serve(worker, pool, stream, link).await;
         }
         Ok(Err(error)) => pool.connect_failed(&worker, &format!("can't connect: {error}")),
         Err(_) => pool.connect_failed(&worker, &format!("can't connect within {} ms", within.as_millis())),
     }
 }
 
-/// Opens a connection to a server, by way of the kernel if there is one.
-pub(super) async fn connect(address: SocketAddr, kernel: Option<&dyn KernelPath>) -> io::Result<TcpStream> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    if let Some(Err(error)) = kernel.map(|kernel| kernel.dialling(socket.as_fd())) {
-        debug!(%address, %error, "not by way of the kernel");
-    }
-    let stream = socket.connect(address).await?;
-    if let Some(kernel) = kernel {
-        kernel.dialled(stream.as_fd());
-    }
-    if stream.local_addr()? == stream.peer_addr()? {
-        // A port of the range that the kernel takes for outgoing connections can be connected to itself.
-        return Err(io::ErrorKind::ConnectionRefused.into());
-    }
-    stream.set_nodelay(true)?;
-    SockRef::from(&stream).set_keepalive(true)?;
-    Ok(stream)
-}
-
-async fn serve(worker: Rc<Worker>, pool: Rc<Pool>, stream: Stream, shared: bool) {
-    let link = Rc::new(Link::new(shared));
+async fn serve(worker: Rc<Worker>, pool: Rc<Pool>, stream: Stream, link: Rc<Link>) {
     pool.opened(&worker, &link);
     let mut backend = Backend { stream, worker, pool, link, partial: BytesMut::new(), needed: 0, rest: 0 };
     let reason = std::future::poll_fn(|cx| backend.poll(cx)).await;

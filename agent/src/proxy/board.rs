@@ -15,7 +15,7 @@ use super::{
     stats::CallSums,
     worker::Control,
 };
-use crate::{config::Checked, trace::Taps};
+use crate::{config::Checked, netns::Namespaces, trace::Taps};
 
 /// The routes in force, and who is told of new ones.
 pub(super) struct Board {
@@ -33,8 +33,12 @@ pub(super) struct Board {
 const OFFERS_MAX: usize = 100_000;
 
 impl Board {
-    pub(super) fn new(routes: Arc<Routes>, workers: Vec<mpsc::Sender<Control>>, taps: Arc<Taps>) -> Self {
-        let mut checks = Checks::default();
+    pub(super) fn new(
+        routes: Arc<Routes>,
+        workers: Vec<mpsc::Sender<Control>>,
+        (taps, namespaces): (Arc<Taps>, Arc<Namespaces>),
+    ) -> Self {
+        let mut checks = Checks::new(namespaces);
         checks.apply(&routes);
         Self {
             routes: Mutex::new(routes),

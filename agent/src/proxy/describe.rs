@@ -1,12 +1,10 @@
 //! Services, their instances and their policies, as operators and metrics see them.
 
-use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use super::{
-    app::App,
     routes::{Instance, Member, Routes, ServiceRoute, service_key, shown},
     stats::{CallSums, InstanceSnapshot, MethodSums, ServiceSnapshot},
-    worker::Worker,
 };
 use crate::{
     api::{self, routes::Policy},
@@ -211,33 +209,5 @@ mod tests {
         policy.concurrency.adaptive = true;
         let keys = ["breaker.service_calls_max", "concurrency.max", "rate.callers.web"];
         assert_eq!(limits(&policy).into_keys().collect::<Vec<_>>(), keys);
-    }
-}
-
-impl Worker {
-    /// Its connections of applications and agents, so many at most.
-    pub(super) fn conns(&self, max: usize) -> Vec<api::Conn> {
-        let now = tokio::time::Instant::now();
-        let ms =
-            |since: tokio::time::Instant| u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX);
-        let describe = |app: &Rc<App>| {
-            let session = app.session.borrow();
-            api::Conn {
-                id: app.id,
-                worker: self.id(),
-                peer: app.peer.to_string(),
-                name: session.as_ref().and_then(|session| session.name()),
-                protocol: if session.as_ref().is_some_and(|session| session.is_resp3()) { "resp3" } else { "resp2" }.to_owned(),
-                age_ms: ms(app.since),
-                idle_ms: ms(app.last_read.get()),
-                calls: app.calls.get(),
-                in_flight: app.owed() as u64,
-                queued_bytes: app.queued_bytes() as u64,
-            }
-        };
-        let frames = self.frames.borrow();
-        let mut conns: Vec<_> = self.apps.borrow().iter().take(max).map(|(_, app)| describe(app)).collect();
-        conns.extend(frames.values().take(max - conns.len()).map(|conn| conn.describe(self.id(), now)));
-        conns
     }
 }

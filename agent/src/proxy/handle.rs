@@ -16,16 +16,18 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::{
-    sync::{Barrier, mpsc, oneshot},
+    sync::{Barrier, mpsc, oneshot, watch},
     time::{Instant, timeout, timeout_at},
 };
 
 use super::{
     board::{Board, lock, register},
+    cgroups::Cgroups,
     describe,
     explain::{Explained, View},
     lanes::{Keeper, LanePath, Lanes, Routed, Unrouted, Verdicts},
     listen::{self, Listeners},
+    namespaces::{NamespaceKeeper, Report},
     outliers,
     path::KernelPath,
     report::Telemetry,
@@ -33,7 +35,7 @@ use super::{
     stats::{CloseReason, Snapshot, WorkerCounters},
     worker::{self, Control, Start},
 };
-use crate::{api, config::Checked, rules};
+use crate::{api, config::Checked, netns::Namespaces, rules};
 
 /// Descriptors that are kept for everything that is not an application's connection, unless the limit is lower than four times that.
 const DESCRIPTORS_KEPT: u64 = 1024;
@@ -51,6 +53,8 @@ pub struct Options {
     pub lanes: Option<Arc<dyn LanePath>>,
     /// What is told of single calls.
     pub telemetry: Telemetry,
+    /// Where cgroup2 is mounted, if it is.
+    pub cgroup2: Option<PathBuf>,
 }
 
 /// Why the data plane does not start.
@@ -121,6 +125,10 @@ pub struct Proxy {
     board: Arc<Board>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
     lanes: Option<(Arc<Lanes>, Arc<Verdicts>)>,
+    /// What the keeper of the namespaces follows, and what it tells.
+    configured: watch::Sender<Arc<Checked>>,
+    namespaces: Arc<Report>,
+    cgroups: Arc<Cgroups>,
     open: Arc<AtomicUsize>,
     connections_max: usize,
 }
@@ -142,7 +150,10 @@ impl Proxy {
         let count = worker_count(&checked);
         let listeners = bind(&checked, count, options.kernel.as_deref())?;
         let connections_max = connections_max(&checked);
+        let configured = watch::Sender::new(checked.clone());
         let routes = Arc::new(Routes::new(checked, &Offers::default(), None, &options.telemetry.taps));
+        let namespaces = Namespaces::new();
+        let cgroups = Cgroups::new(options.cgroup2.clone(), &routes.checked.config.cgroups.applications);
         let open = Arc::new(AtomicUsize::new(0));
         let (others, handoffs): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(HANDOFFS_MAX)).unzip();
         let others: Arc<[_]> = others.into();
@@ -173,6 +184,8 @@ impl Proxy {
                     others: others.clone(),
                     told: told.clone(),
                     kernel: options.kernel.clone(),
+                    namespaces: namespaces.clone(),
+                    cgroups: cgroups.clone(),
                     lanes: lanes.clone(),
                     letters,
                     spans: options.telemetry.spans.clone(),
@@ -182,14 +195,18 @@ impl Proxy {
                 Ok(WorkerHandle { control, counters, thread: Mutex::new(Some(thread)) })
             })
             .collect::<Result<_, StartError>>()?;
-        let controls = workers.iter().map(|worker| worker.control.clone()).collect();
-        let board = Arc::new(Board::new(routes, controls, options.telemetry.taps.clone()));
+        let controls: Vec<_> = workers.iter().map(|worker| worker.control.clone()).collect();
+        let board = Arc::new(Board::new(routes, controls.clone(), (options.telemetry.taps.clone(), namespaces.clone())));
         let mut tasks = vec![tokio::spawn(register(board.clone(), tells)), tokio::spawn(outliers::watch(board.clone()))];
         let lanes = lanes.map(|lanes| (lanes, Arc::<Verdicts>::default()));
         if let (Some((lanes, verdicts)), Some(events)) = (&lanes, events) {
             tasks.push(tokio::spawn(Keeper::new(lanes.clone(), board.clone(), verdicts.clone()).run(events)));
         }
-        Ok(Self { listen, unix, workers, board, tasks, lanes, open, connections_max })
+        let report = Arc::<Report>::default();
+        let keeper = NamespaceKeeper::new((namespaces, report.clone()), controls, options.kernel.clone());
+        tasks.push(tokio::spawn(keeper.run(configured.subscribe())));
+        let namespaces = report;
+        Ok(Self { listen, unix, workers, board, tasks, lanes, configured, cgroups, namespaces, open, connections_max })
     }
 
     /// Takes over a new configuration without dropping a call, or refuses it as a whole.
@@ -198,7 +215,11 @@ impl Proxy {
     /// When it changes what only a restart can change; or, with the configuration in force, when a worker is late.
     pub async fn apply(&self, checked: Arc<Checked>) -> Result<(), ApplyError> {
         check_fixed(&self.routes().checked, &checked)?;
-        self.board.apply(Some(checked)).await
+        self.cgroups.configure(&checked.config.cgroups.applications);
+        let applied = self.board.apply(Some(checked.clone())).await;
+        // It is in force even if a worker is late.
+        self.configured.send_replace(checked);
+        applied
     }
 
     /// How many workers it has.
@@ -219,6 +240,18 @@ impl Proxy {
             refused: sum(|counters| counters.refused.get()),
             queued_bytes: sum(|counters| counters.queued_bytes.get()),
         }
+    }
+
+    /// The network namespaces that are served, and those that are not.
+    #[must_use]
+    pub fn namespaces(&self) -> Vec<api::Namespace> {
+        lock(&self.namespaces.served).clone()
+    }
+
+    /// The same in numbers; none if none is to be served.
+    #[must_use]
+    pub fn namespaces_status(&self) -> Option<api::NamespacesStatus> {
+        self.namespaces.status()
     }
 
     /// Bytes read and written on all connections.
@@ -468,6 +501,7 @@ fn check_fixed(former: &Checked, checked: &Checked) -> Result<(), ApplyError> {
         ("tracing.endpoint", was.tracing.endpoint == is.tracing.endpoint),
         ("tracing.queue_max", was.tracing.queue_max == is.tracing.queue_max),
         ("tracing.interval_ms", was.tracing.interval_ms == is.tracing.interval_ms),
+        ("namespaces.listen", was.namespaces.listen == is.namespaces.listen),
         ("kernel.mode", was.kernel.mode == is.kernel.mode),
         ("kernel.leg_bytes_max", was.kernel.leg_bytes_max == is.kernel.leg_bytes_max),
         ("kernel.exclude_namespaces", was.kernel.exclude_namespaces == is.kernel.exclude_namespaces),

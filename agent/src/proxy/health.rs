@@ -1,6 +1,6 @@
 //! Active health checks: one task an instance, on a runtime of their own, away from the workers.
 
-use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use tokio::{
@@ -12,11 +12,12 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    backend::connect,
+    dial::{Dialled, Server},
     routes::{Endpoint, Instance, Routes},
 };
 use crate::{
     config::{Health as Policy, HealthCheck},
+    netns::{Namespaces, absent},
     wire::{
         envelope::scan_reply_code,
         reply::{ReplyHead, array_of_bulks, parse_head},
@@ -27,20 +28,25 @@ use crate::{
 const ANSWER_MAX: usize = 1 << 20;
 
 /// The checks that run.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Checks {
-    running: HashMap<(Arc<str>, SocketAddr), (Policy, JoinHandle<()>)>,
+    running: HashMap<(Arc<str>, Server), (Policy, JoinHandle<()>)>,
+    namespaces: Arc<Namespaces>,
 }
 
 impl Checks {
+    pub(crate) fn new(namespaces: Arc<Namespaces>) -> Self {
+        Self { running: HashMap::new(), namespaces }
+    }
+
     /// Follows a new configuration: checks of what stays as it was go on.
     pub(crate) fn apply(&mut self, routes: &Routes) {
         let mut former = std::mem::take(&mut self.running);
         for service in &routes.services {
             for instance in service.members.iter().map(|member| &member.instance) {
                 // Others say themselves that they are there.
-                let Endpoint::Redis(address) = instance.endpoint else { continue };
-                let key = (service.key.clone(), address);
+                let Endpoint::Redis(server) = &instance.endpoint else { continue };
+                let key = (service.key.clone(), server.clone());
                 let policy = &service.policy.health;
                 let check = match former.remove(&key) {
                     Some((same, task)) if same == *policy => task,
@@ -48,7 +54,14 @@ impl Checks {
                         if let Some((_, task)) = other {
                             task.abort();
                         }
-                        tokio::spawn(check(service.uri.clone(), address, instance.clone(), policy.clone()))
+                        let checked = Checked {
+                            uri: service.uri.clone(),
+                            server: server.clone(),
+                            instance: instance.clone(),
+                            policy: policy.clone(),
+                            namespaces: self.namespaces.clone(),
+                        };
+                        tokio::spawn(checked.run())
                     }
                 };
                 self.running.insert(key, (policy.clone(), check));
@@ -66,14 +79,47 @@ impl Drop for Checks {
     }
 }
 
-async fn check(uri: Arc<str>, address: SocketAddr, instance: Arc<Instance>, policy: Policy) {
+/// An instance that is checked.
+struct Checked {
+    uri: Arc<str>,
+    server: Server,
+    instance: Arc<Instance>,
+    policy: Policy,
+    namespaces: Arc<Namespaces>,
+}
+
+impl Checked {
+    /// Checks it for as long as its namespace is there. While it is not, no call can reach it.
+    async fn run(self) {
+        let Some(name) = &self.server.namespace else { return check(&self).await };
+        let health = &self.instance.health;
+        loop {
+            if self.namespaces.find(name).is_none() {
+                health.set(false, absent(name));
+                info!(service = %self.uri, instance = %self.instance.name, "its namespace isn't there: it gets no calls");
+            }
+            let Some(namespace) = self.namespaces.wait_for(name).await else { return };
+            health.set(true, "its namespace is there, and it is not checked yet");
+            tokio::select! {
+                () = namespace.gone() => {}
+                () = async {
+                    check(&self).await;
+                    std::future::pending::<()>().await;
+                } => {}
+            }
+        }
+    }
+}
+
+async fn check(checked: &Checked) {
+    let Checked { uri, server, instance, policy, namespaces } = checked;
     let request = match (policy.check, &policy.call) {
         (HealthCheck::Off, _) => return instance.health.set(true, "not checked"),
         (HealthCheck::Call, Some(call)) => array_of_bulks(&[b"GET", call.as_bytes()]),
         _ => array_of_bulks(&[b"PING"]),
     };
     let interval = Duration::from_millis(policy.interval_ms);
-    let mut probe = Probe { address, request, stream: None };
+    let mut probe = Probe { server, namespaces, request, stream: None };
     let (mut good, mut bad) = (0u32, 0u32);
     // A thousand instances are not all asked in the same millisecond.
     sleep(interval.mul_f64(rand::random_range(0.0..0.2))).await;
@@ -107,13 +153,14 @@ async fn check(uri: Arc<str>, address: SocketAddr, instance: Arc<Instance>, poli
 }
 
 /// One instance's check, over a connection that is kept.
-struct Probe {
-    address: SocketAddr,
+struct Probe<'a> {
+    server: &'a Server,
+    namespaces: &'a Namespaces,
     request: Vec<u8>,
-    stream: Option<TcpStream>,
+    stream: Option<Dialled>,
 }
 
-impl Probe {
+impl Probe<'_> {
     async fn ask(&mut self, within: Duration) -> Result<(), String> {
         let kept = self.stream.take();
         let was_kept = kept.is_some();
@@ -130,15 +177,15 @@ impl Probe {
         })
     }
 
-    async fn try_once(&mut self, kept: Option<TcpStream>, within: Duration) -> Result<(), Failed> {
+    async fn try_once(&mut self, kept: Option<Dialled>, within: Duration) -> Result<(), Failed> {
         let asked = timeout(within, async {
-            let mut stream = match kept {
-                Some(stream) => stream,
-                None => connect(self.address, None).await?,
+            let mut dialled = match kept {
+                Some(dialled) => dialled,
+                None => self.server.connect(self.namespaces, None).await?,
             };
-            stream.write_all(&self.request).await?;
-            answer(&mut stream).await?;
-            Ok::<_, Failed>(stream)
+            dialled.stream.write_all(&self.request).await?;
+            answer(&mut dialled.stream).await?;
+            Ok::<_, Failed>(dialled)
         });
         self.stream = Some(asked.await.map_err(|_| Failed::Late)??);
         Ok(())

@@ -4,12 +4,14 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     io::{self, IoSlice},
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use tokio::time::Instant;
 
 use super::{calls::CallKey, out::SLICES_MAX, request::Request, stream::Stream, turn::Task};
+use crate::netns::Namespace;
 
 /// What became of a call that its connection was told to forget.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,6 +34,8 @@ pub(crate) struct Link {
     idle_since: Cell<Instant>,
     /// Whether several calls may be in flight on it.
     shared: bool,
+    /// The namespace that it keeps alive; none for the agent's own.
+    namespace: Option<Arc<Namespace>>,
     /// Whether any answer came over it.
     proven: Cell<bool>,
 }
@@ -47,7 +51,7 @@ struct Queue {
 }
 
 impl Link {
-    pub(crate) fn new(shared: bool) -> Self {
+    pub(crate) fn new(shared: bool, namespace: Option<Arc<Namespace>>) -> Self {
         Self {
             queue: RefCell::default(),
             task: Task::default(),
@@ -55,6 +59,7 @@ impl Link {
             retiring: Cell::new(false),
             idle_since: Cell::new(Instant::now()),
             shared,
+            namespace,
             proven: Cell::new(false),
         }
     }
@@ -63,6 +68,10 @@ impl Link {
     pub(crate) fn load(&self) -> usize {
         let queue = self.queue.borrow();
         queue.unsent.len() + queue.in_flight.len()
+    }
+
+    pub(crate) fn is_in(&self, namespace: &Arc<Namespace>) -> bool {
+        self.namespace.as_ref().is_some_and(|own| Arc::ptr_eq(own, namespace))
     }
 
     pub(crate) fn is_shared(&self) -> bool {

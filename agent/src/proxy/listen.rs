@@ -58,9 +58,24 @@ pub(super) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 /// Binds an address once for each worker; the kernel spreads connections over them.
 pub(super) fn bind(address: SocketAddr, workers: usize, kernel: Option<&dyn KernelPath>) -> io::Result<Vec<TcpListener>> {
     // SO_REUSEPORT would let another agent of the same user share the port in silence: see first that it is free.
-    drop(socket(address, false)?);
+    drop(socket(address, false, false)?);
+    bind_shared(address, workers, kernel, false)
+}
+
+/// As [`bind`], in the namespace of the calling thread, whose loopback may not be up yet.
+pub(super) fn bind_inside(address: SocketAddr, workers: usize, kernel: Option<&dyn KernelPath>) -> io::Result<Vec<TcpListener>> {
+    drop(socket(address, false, true)?);
+    bind_shared(address, workers, kernel, true)
+}
+
+fn bind_shared(
+    address: SocketAddr,
+    workers: usize,
+    kernel: Option<&dyn KernelPath>,
+    early: bool,
+) -> io::Result<Vec<TcpListener>> {
     let listener = || {
-        let socket = socket(address, true)?;
+        let socket = socket(address, true, early)?;
         if let Some(Err(error)) = kernel.map(|kernel| kernel.listening(socket.as_fd(), address)) {
             warn!(%address, %error, "its connections do not go by way of the kernel");
         }
@@ -70,10 +85,15 @@ pub(super) fn bind(address: SocketAddr, workers: usize, kernel: Option<&dyn Kern
     (0..workers).map(|_| listener()).collect()
 }
 
-fn socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+/// A socket that is bound, if `early` even if nobody has the address yet.
+fn socket(address: SocketAddr, shared: bool, early: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
+    match address {
+        SocketAddr::V4(_) => socket.set_freebind_v4(early)?,
+        SocketAddr::V6(_) => socket.set_freebind_v6(early)?,
+    }
     socket.bind(&address.into())?;
     Ok(socket)
 }

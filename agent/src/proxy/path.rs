@@ -12,6 +12,15 @@ pub trait KernelPath: Send + Sync {
     /// The kernel refused: its connections go by TCP.
     fn listening(&self, socket: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()>;
 
+    /// Says that the agent is about to have sockets in the network namespace that the calling thread is in.
+    ///
+    /// # Errors
+    /// The kernel refused: what is written there goes by TCP at the bound.
+    fn enter(&self) -> io::Result<()>;
+
+    /// Says that nobody connects to the agent's listeners in the namespace with this cookie any more, and lets it go.
+    fn leave(&self, netns: u64);
+
     /// Marks a socket that is about to be connected to a service: it is enrolled if the service is on this machine.
     ///
     /// # Errors
@@ -41,12 +50,13 @@ pub trait KernelPath: Send + Sync {
     /// The kernel refused.
     fn keep_to_tcp(&self, socket: BorrowedFd<'_>, why: Fallback, all_read: bool) -> io::Result<()>;
 
-    /// Bytes that the other end of a connection has not read, by the agent's own address and the other's. None: the kernel
+    /// Bytes that the other end of a connection has not read, by the agent's own address and the other's, in the namespace of the
+    /// agent's socket. None: the kernel
     /// knows no such socket, as it is closed, or bound to a device that the connection does not come by.
     ///
     /// # Errors
     /// The kernel did not say.
-    fn unread(&self, own: SocketAddr, other: SocketAddr) -> io::Result<Option<u64>>;
+    fn unread(&self, socket: BorrowedFd<'_>, own: SocketAddr, other: SocketAddr) -> io::Result<Option<u64>>;
 
     /// How often a direction towards the agent fell back to TCP with bytes before it that were redirected. A reader that
     /// has seen it change reads until there is nothing more: what came by TCP waits behind the rest, and says so only once.

@@ -3,7 +3,6 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
-    net::SocketAddr,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -14,6 +13,7 @@ use tokio::time::Instant;
 use super::{
     backend,
     calls::CallKey,
+    dial::Server,
     link::Link,
     request::Request,
     routes::{Instance, ServiceRoute, UnderWay},
@@ -24,6 +24,7 @@ use super::{
 use crate::{
     balance::backoff,
     config::{ServicePolicy, traffic::Breaker},
+    netns::Namespace,
 };
 
 /// Waits between two tries to connect to an instance that refuses: doubled each time, between these bounds, with jitter.
@@ -34,7 +35,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from
 pub(crate) struct Pool {
     /// The service's key.
     pub(crate) service: Arc<str>,
-    pub(crate) address: SocketAddr,
+    pub(crate) server: Server,
     pub(crate) instance: Arc<Instance>,
     pub(crate) counters: Arc<CallCounters>,
     /// Where the instance stands among those of its service.
@@ -69,11 +70,11 @@ pub(crate) enum Refused {
 }
 
 impl Pool {
-    pub(crate) fn new(route: &ServiceRoute, (slot, address): (u32, SocketAddr), instance: Arc<Instance>) -> Self {
+    pub(crate) fn new(route: &ServiceRoute, (slot, server): (u32, Server), instance: Arc<Instance>) -> Self {
         let counters = instance.counters.writer();
         Self {
             service: route.key.clone(),
-            address,
+            server,
             instance,
             counters,
             slot,
@@ -102,6 +103,17 @@ impl Pool {
         if self.links.borrow().waiting.is_empty() {
             self.retire_links();
         }
+    }
+
+    /// Gives connections that keep this namespace alive no more calls, and has them end.
+    pub(crate) fn leave(&self, namespace: &Arc<Namespace>) {
+        self.links.borrow_mut().free.retain(|link| !link.is_in(namespace));
+        self.links_in(namespace).iter().for_each(|link| link.retire());
+    }
+
+    /// The connections that keep a namespace alive.
+    pub(crate) fn links_in(&self, namespace: &Arc<Namespace>) -> Vec<Rc<Link>> {
+        self.links.borrow().open.iter().filter(|link| link.is_in(namespace)).cloned().collect()
     }
 
     fn retire_links(&self) {

@@ -17,7 +17,10 @@ use std::{
 use agent_common::frame::Offer;
 use tokio::sync::Notify;
 
-use super::stats::{CallCounters, CallSums, MethodSet, PolicySet};
+use super::{
+    dial::Server,
+    stats::{CallCounters, CallSums, MethodSet, PolicySet},
+};
 use crate::{
     balance::{Limiter, RateLimits, Ring},
     config::{Checked, CheckedInstance, CheckedPeer, CheckedService, ServicePolicy, Traits, traffic::BalancePolicy},
@@ -224,7 +227,7 @@ impl Record {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Endpoint {
     /// A server that speaks Redis.
-    Redis(SocketAddr),
+    Redis(Server),
     /// Another agent, by its name.
     Agent(Arc<str>),
     /// An application that has dialled in: its name, and its process.
@@ -244,7 +247,7 @@ pub(crate) fn service_key(uri: &str, group: &str) -> String {
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Redis(address) => address.fmt(f),
+            Self::Redis(server) => server.fmt(f),
             Self::Agent(name) => write!(f, "agent {name}"),
             Self::Application(application, instance) => write!(f, "{application} {instance}"),
         }
@@ -406,7 +409,7 @@ impl<'a> Place<'a> {
     fn level_of(&self, instance: &CheckedInstance) -> u8 {
         let Traits { zone, data_centre, .. } = &instance.traits;
         // What does not say where it is counts as near: it is called directly.
-        if instance.address.ip().is_loopback() { 0 } else { self.level(zone, data_centre, 0) }
+        if instance.namespace.is_some() || instance.address.ip().is_loopback() { 0 } else { self.level(zone, data_centre, 0) }
     }
 }
 
@@ -453,7 +456,7 @@ struct DraftMember {
 impl Draft {
     fn of(service: &CheckedService, checked: &Checked, agents: &[Arc<AgentRoute>], here: &Place<'_>) -> Self {
         let instances = service.instances.iter().map(|one| DraftMember {
-            endpoint: Endpoint::Redis(one.address),
+            endpoint: Endpoint::Redis(Server { address: one.address, namespace: one.namespace.as_deref().map(Arc::from) }),
             health: None,
             conns: Vec::new(),
             traits: Arc::new(one.traits.clone()),

@@ -309,8 +309,8 @@ impl Service {
 
     /// The way to an instance; a pool is made when it is first needed.
     fn upstream<'a>(&self, entry: &'a Entry, slot: u32) -> Option<&'a Upstream> {
-        if let Endpoint::Redis(address) = entry.instance.endpoint {
-            let pool = || Pool::new(&self.route, (slot, address), entry.instance.clone());
+        if let Endpoint::Redis(server) = &entry.instance.endpoint {
+            let pool = || Pool::new(&self.route, (slot, server.clone()), entry.instance.clone());
             return Some(entry.upstream.get_or_init(|| Upstream::Pool(Rc::new(pool()))));
         }
         entry.upstream.get()

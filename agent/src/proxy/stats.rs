@@ -413,11 +413,13 @@ pub(crate) enum CloseReason {
     Full,
     /// The agent drains.
     Drain,
+    /// The file of its network namespace is gone.
+    Namespace,
 }
 
 impl CloseReason {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Peer, Self::Quit, Self::Protocol, Self::CutAnswer, Self::Stalled, Self::Full, Self::Drain];
+    pub(crate) const ALL: [Self; 8] =
+        [Self::Peer, Self::Quit, Self::Protocol, Self::CutAnswer, Self::Stalled, Self::Full, Self::Drain, Self::Namespace];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -428,6 +430,7 @@ impl CloseReason {
             Self::Stalled => "stalled",
             Self::Full => "full",
             Self::Drain => "drain",
+            Self::Namespace => "namespace",
         }
     }
 }

@@ -327,7 +327,7 @@ fn leave(kernel: &dyn KernelPath, tcp: &TcpStream, why: Fallback) -> Option<Left
 }
 
 fn unread(kernel: &dyn KernelPath, tcp: &TcpStream) -> io::Result<Option<u64>> {
-    kernel.unread(tcp.local_addr()?, tcp.peer_addr()?)
+    kernel.unread(tcp.as_fd(), tcp.local_addr()?, tcp.peer_addr()?)
 }
 
 /// Writes at most so many bytes. A short write does not mean that there was no room, so nothing is concluded from it.

@@ -27,6 +27,7 @@ use super::{
     app::{App, Shared},
     app_conn::AppConn,
     calls::CallTable,
+    cgroups::Cgroups,
     dispatch::Call,
     explain::{Explained, View},
     frames::{self, Bounds, FrameConn, Handoff, Side, Told, Tunnel},
@@ -35,18 +36,23 @@ use super::{
     limits::{TunnelLimits, WorkerLimits},
     listen::Listeners,
     path::KernelPath,
+    place::{Place, Source},
+    places::Change,
     pool::Pool,
     read::ReadBuffers,
     routes::{AgentRoute, Member, Routes},
     service::{self, Service, Services},
     session::About,
-    socket::{Peer, Socket},
+    socket::Socket,
     stats::{CloseReason, WorkerCounters},
     stream::Stream,
     timer::Timer,
 };
 use crate::{
-    api, rules,
+    api,
+    diag::Diag,
+    netns::Namespaces,
+    rules,
     trace::{Spans, Watch},
     wire::resp,
 };
@@ -75,6 +81,8 @@ pub(crate) enum Control {
     Views(Arc<str>, oneshot::Sender<Vec<View>>),
     /// Answer, to show that the worker is alive.
     Ping(oneshot::Sender<()>),
+    /// Follow a change of the namespaces.
+    Namespaces(Change),
     /// Take no new connections, finish what is in flight, say when it is done. Services are let go when no worker has
     /// callers any more, which is where the barrier is.
     Drain(Arc<Barrier>, oneshot::Sender<()>),
@@ -101,6 +109,8 @@ pub(crate) struct Start {
     pub(crate) others: Arc<[mpsc::Sender<Handoff>]>,
     pub(crate) told: mpsc::UnboundedSender<Told>,
     pub(crate) kernel: Option<Arc<dyn KernelPath>>,
+    pub(crate) namespaces: Arc<Namespaces>,
+    pub(crate) cgroups: Arc<Cgroups>,
     pub(crate) lanes: Option<Arc<Lanes>>,
     pub(crate) letters: mpsc::UnboundedReceiver<Letter>,
     pub(crate) spans: Option<Spans>,
@@ -120,11 +130,13 @@ pub(crate) struct Worker {
     pub(crate) counters: Arc<WorkerCounters>,
     services: RefCell<Rc<Services>>,
     /// Pools of instances that were taken out, until their last call has ended.
-    retired: RefCell<Vec<Rc<Pool>>>,
+    pub(super) retired: RefCell<Vec<Rc<Pool>>>,
     limits: Cell<WorkerLimits>,
     buffers: RefCell<ReadBuffers>,
     scratch: RefCell<Vec<u8>>,
     pub(super) apps: RefCell<Slab<Rc<App>>>,
+    /// The namespaces that are served, by cookie.
+    pub(super) places: RefCell<HashMap<u64, Rc<Place>>>,
     /// Connections that speak frames, by their number.
     pub(super) frames: RefCell<HashMap<u64, Rc<FrameConn>>>,
     next_conn: Cell<u64>,
@@ -133,6 +145,10 @@ pub(crate) struct Worker {
     pub(super) workers_tunnels: RefCell<HashMap<usize, Rc<Tunnel>>>,
     others: Arc<[mpsc::Sender<Handoff>]>,
     told: mpsc::UnboundedSender<Told>,
+    pub(super) namespaces: Arc<Namespaces>,
+    pub(super) cgroups: Arc<Cgroups>,
+    /// Made when it is first needed.
+    pub(super) diag: RefCell<Option<Diag>>,
     open: Arc<AtomicUsize>,
     connections_max: usize,
     shared: Rc<Shared>,
@@ -166,7 +182,7 @@ pub(crate) fn run(start: Start) -> io::Result<()> {
         tokio::task::spawn_local(take_over(worker.clone(), start.handoffs));
         tokio::task::spawn_local(deliver(worker.clone(), start.letters));
         for (listener, side) in start.listeners.fasten()? {
-            tokio::task::spawn_local(accept::run(worker.clone(), listener, side));
+            tokio::task::spawn_local(accept::run(worker.clone(), listener, side, None));
         }
         obey(&worker, start.control).await;
         Ok(())
@@ -194,6 +210,7 @@ async fn obey(worker: &Rc<Worker>, mut control: mpsc::Receiver<Control>) {
             Control::Ping(reply) => {
                 let _ = reply.send(());
             }
+            Control::Namespaces(change) => worker.follow_namespaces(change),
             Control::Stop => return,
             Control::Drain(no_callers, done) => {
                 let worker = worker.clone();
@@ -271,12 +288,16 @@ impl Worker {
             buffers: RefCell::default(),
             scratch: RefCell::default(),
             apps: RefCell::default(),
+            places: RefCell::default(),
             frames: RefCell::default(),
             next_conn: Cell::new(0),
             tunnels: RefCell::default(),
             workers_tunnels: RefCell::default(),
             others: start.others.clone(),
             told: start.told.clone(),
+            namespaces: start.namespaces.clone(),
+            cgroups: start.cgroups.clone(),
+            diag: RefCell::default(),
             open: start.open.clone(),
             connections_max: start.connections_max,
             shared: Rc::default(),
@@ -312,6 +333,7 @@ impl Worker {
             pool.retire();
         }
         self.retired.borrow_mut().extend(gone);
+        self.renew_cgroups();
         self.look_after_pools();
     }
 
@@ -489,7 +511,7 @@ impl Worker {
     }
 
     /// Takes a connection, or says no if there are too many.
-    pub(crate) fn accepted(self: &Rc<Self>, socket: Socket, peer: Peer, side: Side) {
+    pub(crate) fn accepted(self: &Rc<Self>, socket: Socket, from: Source) {
         if self.open.fetch_add(1, Relaxed) >= self.connections_max {
             self.open.fetch_sub(1, Relaxed);
             self.counters.refused.add(1);
@@ -501,7 +523,7 @@ impl Worker {
             let mut apps = self.apps.borrow_mut();
             let entry = apps.vacant_entry();
             let id = self.next_conn_id();
-            let app = Rc::new(App::new(entry.key(), id, (peer, side), self.now(), self.shared.clone()));
+            let app = Rc::new(App::new(entry.key(), id, from, self.now(), self.shared.clone()));
             entry.insert(app.clone());
             app
         };
@@ -512,7 +534,7 @@ impl Worker {
     /// What was taken for a Redis client speaks frames.
     pub(crate) fn becomes_frames(self: &Rc<Self>, app: &App, stream: Stream, first: BytesMut) {
         self.apps.borrow_mut().remove(app.key);
-        frames::start_in(self, stream, app.peer, app.side, first);
+        frames::start_in(self, stream, app.source(), first);
     }
 
     /// The kernel path, if there is one.

@@ -55,6 +55,7 @@ pub struct Builder {
     ledger: Ledger,
     small_buffers: bool,
     v6: bool,
+    address: Option<SocketAddr>,
 }
 
 impl FakeMoa {
@@ -194,9 +195,17 @@ impl Builder {
         self
     }
 
+    /// Listens here, where nobody else does.
+    #[must_use]
+    pub fn at(mut self, address: SocketAddr) -> Self {
+        self.address = Some(address);
+        self
+    }
+
     /// Starts it.
     pub fn start(self) -> FakeMoa {
-        let address = if self.v6 { free_address_v6() } else { free_address() };
+        let free = || if self.v6 { free_address_v6() } else { free_address() };
+        let address = self.address.unwrap_or_else(free);
         let shared = Arc::new(Shared {
             address,
             in_order: self.in_order,

@@ -76,7 +76,7 @@ impl AgentWriter {
     }
 
     fn unread(&self) -> u64 {
-        self.path.unread(local(&self.socket), remote(&self.socket)).expect("asking the kernel").unwrap_or(0)
+        self.path.unread(self.socket.as_fd(), local(&self.socket), remote(&self.socket)).expect("asking the kernel").unwrap_or(0)
     }
 
     fn room(&mut self, wanted: usize) -> usize {

@@ -63,7 +63,10 @@ fn enter(folder: &Path) {
 }
 
 /// Where cgroup2 is mounted.
-fn root() -> PathBuf {
+///
+/// # Panics
+/// If it is not.
+pub fn root() -> PathBuf {
     let mounts = fs::read_to_string("/proc/self/mounts").expect("/proc");
     let mut all = mounts.lines().map(|line| line.split(' '));
     let cgroup2 = all.find_map(|mut mount| mount.nth(1).filter(|_| mount.next() == Some("cgroup2")).map(PathBuf::from));

@@ -28,7 +28,7 @@ use socket2::{Domain, Socket, Type};
 
 pub use self::{
     agent_end::{AgentReader, AgentWriter},
-    cgroup::Inside,
+    cgroup::{Inside, root as cgroup2_root},
     netns::{in_new_namespace, set as set_sysctl},
     stamps::Stamps,
     took::Took,
@@ -144,12 +144,12 @@ impl Legs {
 
     /// Bytes that the other end of the agent's socket has not read, as the kernel says.
     pub fn unread_by_app(&self, agent: &TcpStream) -> u64 {
-        self.path.unread(local(agent), remote(agent)).expect("asking the kernel").unwrap_or(0)
+        self.path.unread(agent.as_fd(), local(agent), remote(agent)).expect("asking the kernel").unwrap_or(0)
     }
 
     /// Bytes of memory that the agent's own socket has in its queues.
     pub fn held_by_agent(&self, agent: &TcpStream) -> u64 {
-        self.path.unread(remote(agent), local(agent)).expect("asking the kernel").unwrap_or(0)
+        self.path.unread(agent.as_fd(), remote(agent), local(agent)).expect("asking the kernel").unwrap_or(0)
     }
 
     /// What was counted since the programs were attached.

@@ -1,5 +1,6 @@
 //! `/metrics`, in the OpenMetrics format or in Prometheus' own, as the scraper accepts.
 
+mod namespaces;
 mod policy;
 mod process;
 mod scrape;
@@ -49,6 +50,7 @@ fn scrape(node: &Node) -> Scrape {
         reloads_taken: node.reloads.taken.load(Relaxed),
         reloads_refused: node.reloads.refused.load(Relaxed),
         kernel: node.kernel_counts(),
+        namespaces: node.proxy.namespaces_status().unwrap_or_default(),
         spans: node.spans.as_ref().map_or_else(SpanCounts::default, |spans| SpanCounts {
             sent: spans.sent(),
             dropped: spans.dropped(),

@@ -36,6 +36,7 @@ pub(super) struct Scrape {
     pub(super) reloads_taken: u64,
     pub(super) reloads_refused: u64,
     pub(super) kernel: Option<KernelCounts>,
+    pub(super) namespaces: api::NamespacesStatus,
     pub(super) spans: SpanCounts,
     pub(super) process: Process,
 }
@@ -66,6 +67,7 @@ impl Collector for Scrape {
         self.tracing(&mut out)?;
         self.configuration(&mut out)?;
         self.kernel(&mut out)?;
+        self.namespaces(&mut out)?;
         self.process.encode(&mut out)
     }
 }

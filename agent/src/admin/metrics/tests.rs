@@ -59,6 +59,7 @@ fn example() -> Scrape {
         reloads_taken: 2,
         reloads_refused: 1,
         kernel: Some(KernelCounts::default()),
+        namespaces: api::NamespacesStatus::default(),
         spans: SpanCounts { sent: 10, dropped: 2, failed: 1 },
         process: Process::read(),
     }

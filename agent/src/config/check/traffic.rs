@@ -7,6 +7,7 @@ use crate::config::{
     CheckedService, ServicePolicy,
     key::KeyPath,
     problem::Finding,
+    schema::APPLICATION_BYTES_MAX,
     source::find,
     traffic::{AccessRule, Fault, Patterns, Route, Shadow, To, When},
     words,
@@ -14,8 +15,6 @@ use crate::config::{
 
 /// The longest name of a rule.
 const RULE_BYTES_MAX: usize = 64;
-/// The longest name of an application.
-const CALLER_BYTES_MAX: usize = 255;
 /// What refusals call `access.default`.
 const ACCESS_DEFAULT: &str = "default";
 
@@ -204,12 +203,12 @@ fn wrong_caller(name: &str) -> Option<Finding> {
         ("an empty name".to_owned(), "write the application's name")
     } else if name.contains('*') {
         (format!("the pattern {name:?}"), "use caller_per_s for all callers that are not named")
-    } else if name.len() > CALLER_BYTES_MAX || name.contains(char::is_control) {
+    } else if name.len() > APPLICATION_BYTES_MAX || name.contains(char::is_control) {
         (format!("the name {name:?}"), "correct it")
     } else {
         return None;
     };
-    let expected = format!("the name of a calling application, of at most {CALLER_BYTES_MAX} bytes");
+    let expected = format!("the name of a calling application, of at most {APPLICATION_BYTES_MAX} bytes");
     Some(Finding { found, expected, advice: advice.into() })
 }
 

@@ -20,7 +20,7 @@ fn an_instance_is_an_address_or_a_table() {
     );
     let labels = [("v", "2"), ("x.y", "")].map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     let traits = Traits { weight: 7, zone: "a".into(), data_centre: "d".into(), environment: "pre".into(), labels };
-    let third = CheckedInstance { address: address("10.0.0.3:5000"), traits };
+    let third = CheckedInstance { address: address("10.0.0.3:5000"), namespace: None, traits };
     assert_eq!(checked.services[0].instances, [instance("10.0.0.1:5000"), instance("10.0.0.2:5000"), third]);
     assert_eq!((checked.services[1].instances[0].traits.weight, Traits::default().weight), (10_000, 100));
 }
@@ -122,7 +122,7 @@ fn wrong_instances_are_shown_one_by_one() {
         instances = ["10.0.0.1:5000", { address = "10.0.0.1:5000", zone = "a" }]
         "#;
     let expected = [
-        "moa.toml:4:42: services.\"/s\".instances[0].wieght: found the unknown key `wieght`, expected one of address, weight, \
+        "moa.toml:4:42: services.\"/s\".instances[0].wieght: found the unknown key `wieght`, expected one of address, namespace, weight, \
          zone, data_centre, environment, labels; did you mean `weight`?",
         "moa.toml:5:51: services.\"/s\".instances[1].weight: found the number 0, expected a whole number from 1 to 10000; use a \
          number within the bounds",

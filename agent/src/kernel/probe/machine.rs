@@ -3,6 +3,7 @@
 use std::{fs, io, path::Path};
 
 use super::{Check, Roots};
+use crate::config::Namespaces;
 
 /// The cookie of a network namespace can be read in a program since then.
 const KERNEL_LEAST: (u32, u32) = (5, 15);
@@ -32,13 +33,9 @@ pub(super) fn kernel_version(roots: &Roots) -> Check {
 
 pub(super) fn capabilities(roots: &Roots) -> Check {
     const NAME: &str = "capabilities";
-    let status = match read(&roots.proc.join("self/status")) {
-        Ok(status) => status,
-        Err(error) => return Check::warn(NAME, error, "mount /proc"),
-    };
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let Some(effective) = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()) else {
-        return Check::warn(NAME, "no CapEff in /proc/self/status", "mount the kernel's own /proc");
+    let effective = match effective(roots) {
+        Ok(effective) => effective,
+        Err((found, mend)) => return Check::warn(NAME, found, mend),
     };
     let has = |bit: u32| effective >> bit & 1 == 1;
     if has(CAP_SYS_ADMIN) {
@@ -50,6 +47,42 @@ pub(super) fn capabilities(roots: &Roots) -> Check {
     }
     let found = format!("without {}: calls go through userspace only", missing.join(", "));
     Check::warn(NAME, found, format!("run as root, or grant {} (AmbientCapabilities= in a unit)", missing.join(", ")))
+}
+
+/// The capabilities of this process; else what is wrong with `/proc`, and how to mend it.
+fn effective(roots: &Roots) -> Result<u64, (String, &'static str)> {
+    let status = read(&roots.proc.join("self/status")).map_err(|error| (error, "mount /proc"))?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    effective.ok_or_else(|| ("no CapEff in /proc/self/status".to_owned(), "mount the kernel's own /proc"))
+}
+
+pub(super) fn namespaces(roots: &Roots, config: &Namespaces) -> Check {
+    const NAME: &str = "namespaces";
+    match effective(roots) {
+        Ok(effective) if effective >> CAP_SYS_ADMIN & 1 == 1 => {}
+        Ok(_) => {
+            let mend = "run as root, or grant CAP_SYS_ADMIN (AmbientCapabilities= in a unit)";
+            return Check::fail(NAME, "without CAP_SYS_ADMIN: no network namespace can be entered", mend);
+        }
+        Err((found, mend)) => return Check::warn(NAME, found, mend),
+    }
+    let Some(folder) = &config.folder else { return Check::ok(NAME, format!("{} files are listed", config.paths.len())) };
+    match fs::read_dir(folder) {
+        Ok(files) => {
+            let counting = files.flatten().filter(|file| config.counts(&file.file_name().to_string_lossy())).count();
+            Check::ok(NAME, format!("{} has {counting} files that count", folder.display()))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let mend = "make it, or correct namespaces.folder; an agent that runs takes it up when it is there";
+            Check::warn(NAME, format!("{} isn't there", folder.display()), mend)
+        }
+        Err(error) => Check::fail(
+            NAME,
+            format!("can't read {}: {error}", folder.display()),
+            "let the agent read it, or correct namespaces.folder",
+        ),
+    }
 }
 
 pub(super) fn jit(roots: &Roots) -> Check {

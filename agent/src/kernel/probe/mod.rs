@@ -12,6 +12,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Namespaces;
+
 /// One finding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
@@ -68,6 +70,12 @@ pub fn all(roots: &Roots) -> Vec<Check> {
         programs::attach(roots),
         programs::trials(roots),
     ]
+}
+
+/// Whether the network namespaces of a configuration can be served.
+#[must_use]
+pub fn namespaces(roots: &Roots, config: &Namespaces) -> Check {
+    machine::namespaces(roots, config)
 }
 
 impl Check {

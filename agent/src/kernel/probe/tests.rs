@@ -4,7 +4,8 @@ use std::{fs, path::Path};
 
 use tempfile::TempDir;
 
-use super::{Check, Outcome, Roots, all};
+use super::{Check, Outcome, Roots, all, namespaces};
+use crate::config::Namespaces;
 
 /// A machine on which every file is as it should be.
 struct Machine {
@@ -48,10 +49,13 @@ impl Machine {
         self
     }
 
-    fn check(&self, name: &str) -> Check {
+    fn roots(&self) -> Roots {
         let root = self.folder.path();
-        let roots = Roots { proc: root.join("proc"), sys: root.join("sys") };
-        all(&roots).into_iter().find(|check| check.name == name).unwrap()
+        Roots { proc: root.join("proc"), sys: root.join("sys") }
+    }
+
+    fn check(&self, name: &str) -> Check {
+        all(&self.roots()).into_iter().find(|check| check.name == name).unwrap()
     }
 }
 
@@ -100,6 +104,27 @@ fn missing_capabilities_are_named() {
     expect(&effective("000000c000001000"), "capabilities", Outcome::Ok, "CAP_BPF", None);
     expect(&effective("0000000000200000"), "capabilities", Outcome::Ok, "CAP_SYS_ADMIN", None);
     expect(&effective("zz"), "capabilities", Outcome::Warn, "CapEff", Some("/proc"));
+}
+
+#[test]
+fn namespaces_need_a_right_and_a_folder() {
+    let machine = Machine::good();
+    machine.write("netns/pod-a", "");
+    machine.write("netns/other", "");
+    let folder = machine.folder.path().join("netns");
+    let config = Namespaces { folder: Some(folder), include: vec!["pod-*".into()], ..Namespaces::default() };
+    let found = |machine: &Machine, config: &Namespaces| {
+        let check = namespaces(&machine.roots(), config);
+        (check.outcome, check.found)
+    };
+    let (outcome, text) = found(&machine, &config);
+    assert!(outcome == Outcome::Ok && text.ends_with("netns has 1 files that count"), "{text}");
+    let absent = Namespaces { folder: Some("/nowhere/netns".into()), ..config.clone() };
+    assert_eq!(found(&machine, &absent), (Outcome::Warn, "/nowhere/netns isn't there".into()));
+    let listed = Namespaces { folder: None, paths: vec!["/a".into()], ..config.clone() };
+    assert_eq!(found(&machine, &listed), (Outcome::Ok, "1 files are listed".into()));
+    let machine = machine.with("proc/self/status", "CapEff:\t000000c000001000\n");
+    assert_eq!(found(&machine, &config).0, Outcome::Fail);
 }
 
 #[test]

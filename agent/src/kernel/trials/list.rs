@@ -167,7 +167,7 @@ fn waiting(pair: &mut Pair) -> io::Result<u64> {
 /// The kernel tells how much an application has not read.
 fn sock_diag(kernel: &Kernel) -> io::Result<Seen> {
     let mut pair = Pair::accepted(kernel)?;
-    let unread = |pair: &Pair| kernel.path().unread(pair.agent.local_addr()?, pair.agent.peer_addr()?);
+    let unread = |pair: &Pair| kernel.path().unread(pair.agent.as_fd(), pair.agent.local_addr()?, pair.agent.peer_addr()?);
     pair.agent.write_all(&stamped(MESSAGE))?;
     let before = unread(&pair)?.unwrap_or(0);
     pair.app.read_exact(&mut [0; MESSAGE])?;

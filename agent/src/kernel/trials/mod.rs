@@ -13,8 +13,8 @@ use std::{io, thread};
 use agent_common::mode;
 
 pub use self::speed::Speed;
-use super::{AttachError, Kernel, Options, netns};
-use crate::api;
+use super::{AttachError, Kernel, Options};
+use crate::{api, netns::thread::enter_new};
 
 /// Small, so that it is soon reached.
 const BOUND: u64 = 256 * 1024;
@@ -72,7 +72,7 @@ pub fn measure() -> Result<Speed, TrialError> {
 /// Runs something in a network namespace that nobody else is in, with programs that see only what is in it.
 fn apart<T: Send + 'static>(run: fn(&Kernel) -> Result<T, TrialError>) -> Result<T, TrialError> {
     let thread = thread::Builder::new().name("moa-trials".into()).spawn(move || {
-        netns::enter_new().map_err(|source| TrialError::Namespace { source })?;
+        enter_new().map_err(|source| TrialError::Namespace { source })?;
         run(&Kernel::attach(&Options { bound: BOUND, ..Options::default() })?)
     });
     thread.map_err(|source| TrialError::Namespace { source })?.join().map_err(|_| TrialError::Ended)?

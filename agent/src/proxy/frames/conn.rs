@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     io::{self, IoSlice},
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -14,18 +15,16 @@ use foldhash::fast::RandomState;
 use tokio::{sync::Notify, time::Instant};
 
 use super::lane::Tie;
-use crate::{
-    api,
-    proxy::{
-        app::Shared,
-        calls::CallKey,
-        lanes::RoutedCall,
-        out::SLICES_MAX,
-        socket::Peer,
-        stats::CloseReason,
-        stream::Stream,
-        turn::{Task, Waiters},
-    },
+use crate::proxy::{
+    app::Shared,
+    calls::CallKey,
+    lanes::RoutedCall,
+    out::SLICES_MAX,
+    place::{Place, Source},
+    socket::Peer,
+    stats::CloseReason,
+    stream::Stream,
+    turn::{Task, Waiters},
 };
 
 /// What a connection is for the agent.
@@ -72,6 +71,8 @@ pub(crate) struct FrameConn {
     pub(crate) id: u64,
     pub(crate) peer: Peer,
     pub(crate) side: Side,
+    /// What is known of who calls.
+    pub(crate) place: Option<Rc<Place>>,
     pub(crate) bounds: Bounds,
     pub(crate) since: Instant,
     pub(crate) last_read: Cell<Instant>,
@@ -117,8 +118,7 @@ pub(crate) struct FrameConn {
 /// What a connection is made of.
 pub(crate) struct About {
     pub(crate) id: u64,
-    pub(crate) peer: Peer,
-    pub(crate) side: Side,
+    pub(crate) from: Source,
     pub(crate) bounds: Bounds,
     pub(crate) now: Instant,
     pub(crate) shared: Rc<Shared>,
@@ -126,11 +126,13 @@ pub(crate) struct About {
 
 impl FrameConn {
     pub(crate) fn new(about: About) -> Self {
-        let About { id, peer, side, bounds, now, shared } = about;
+        let About { id, from, bounds, now, shared } = about;
+        let Source { peer, side, place } = from;
         Self {
             id,
             peer,
             side,
+            place,
             bounds,
             since: now,
             last_read: Cell::new(now),
@@ -181,6 +183,12 @@ impl FrameConn {
         matches!(self.tie.get(), Tie::Is(..))
     }
 
+    /// The application at the other end: what is known of it, else what it says.
+    pub(crate) fn application(&self, hello: &Hello) -> Arc<str> {
+        let known = self.place.as_ref().and_then(|place| place.application());
+        known.unwrap_or_else(|| hello.application.as_str().into())
+    }
+
     /// Whether somebody offers services on it.
     pub(crate) fn is_service(&self) -> bool {
         self.side == Side::App && self.hello.borrow().as_ref().is_some_and(|hello| !hello.offers.is_empty())
@@ -194,31 +202,6 @@ impl FrameConn {
     /// Whether the other end has opened it.
     pub(crate) fn was_accepted(&self) -> bool {
         matches!(self.side, Side::App | Side::AgentIn)
-    }
-
-    /// What lists show of it.
-    pub(crate) fn describe(&self, worker: usize, now: Instant) -> api::Conn {
-        let ms = |since: Instant| u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX);
-        let hello = self.hello.borrow();
-        let protocol = match self.side {
-            Side::App if self.is_lane() => "lane",
-            Side::App => "frames",
-            Side::AgentIn | Side::Out if self.peer == Peer::Unix => "worker",
-            Side::AgentIn | Side::Out => "tunnel",
-            Side::Worker => "worker",
-        };
-        api::Conn {
-            id: self.id,
-            worker,
-            peer: self.peer.to_string(),
-            name: hello.as_ref().map(|hello| hello.application.clone()).filter(|name| !name.is_empty()),
-            protocol: protocol.to_owned(),
-            age_ms: ms(self.since),
-            idle_ms: ms(self.last_read.get()),
-            calls: self.calls.get(),
-            in_flight: (self.incoming_len() + self.outgoing()) as u64,
-            queued_bytes: self.queued_bytes() as u64,
-        }
     }
 
     /// Whether the source entries of what it sends can be believed.

@@ -14,7 +14,7 @@ use super::{
     task::Handoff,
 };
 use crate::config::{Traits, wrong_uri};
-use crate::proxy::{routes::Offered, socket::Peer, stats::CloseReason, worker::Worker};
+use crate::proxy::{place::Source, routes::Offered, stats::CloseReason, worker::Worker};
 
 /// How long a peer may take nothing when the worker holds as many bytes as it may.
 const CROWDED: Duration = Duration::from_secs(1);
@@ -43,9 +43,9 @@ impl FrameConn {
 
 impl Worker {
     /// A connection that speaks frames, before anybody has said who it is.
-    pub(super) fn frames_opened(&self, peer: Peer, side: Side) -> Rc<FrameConn> {
-        let about =
-            About { id: self.next_conn_id(), peer, side, bounds: self.bounds_of(side), now: self.now(), shared: self.shared() };
+    pub(super) fn frames_opened(&self, from: Source) -> Rc<FrameConn> {
+        let bounds = self.bounds_of(from.side);
+        let about = About { id: self.next_conn_id(), from, bounds, now: self.now(), shared: self.shared() };
         let conn = Rc::new(FrameConn::new(about));
         self.frames.borrow_mut().insert(conn.id, conn.clone());
         conn
@@ -112,7 +112,7 @@ impl Worker {
         offers.dedup();
         let offered = Offered {
             worker: self.id(),
-            application: hello.application.as_str().into(),
+            application: conn.application(&hello),
             // Who does not say which process it is counts as one of its own.
             instance: if hello.instance.is_empty() { format!("connection {}", conn.id) } else { hello.instance.clone() }.into(),
             offers,

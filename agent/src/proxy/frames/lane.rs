@@ -89,7 +89,7 @@ impl Worker {
         let about = stream.hello().ok_or("its stream connection has not begun")?;
         let owner = Owner { worker: self.id(), conn: stream.id };
         let read = u64::try_from(read).unwrap_or(u64::MAX);
-        let lane = lanes.open(socket, read, owner, (&about.application, about.calls_max))?;
+        let lane = lanes.open(socket, read, owner, (&stream.application(&about), about.calls_max))?;
         Ok((lane, stream))
     }
 

@@ -111,7 +111,8 @@ impl Worker {
     ) -> Result<Begun, Refused> {
         let hello = conn.hello();
         let text = |number| find(frame.meta(), number).and_then(|value| std::str::from_utf8(value).ok());
-        let own = hello.as_ref().map(|hello| (&*hello.application, &*hello.instance));
+        let known = conn.place.as_ref().and_then(|place| place.application());
+        let own = hello.as_ref().map(|hello| (known.as_deref().unwrap_or(&hello.application), &*hello.instance));
         // Only an agent's word counts for who else is calling, and only if it gives it.
         let (application, instance) = match conn.is_agent() {
             true if !frame.header.flags.has(Flags::VERIFIED) => ("", ""),

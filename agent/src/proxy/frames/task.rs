@@ -15,6 +15,7 @@ use tracing::debug;
 
 use super::conn::{FrameConn, Side};
 use crate::proxy::{
+    place::{Source, Whence},
     socket::{Loose, Peer},
     stats::CloseReason,
     stream::{LooseStream, Stream},
@@ -69,6 +70,7 @@ pub(crate) struct Handoff {
     stream: LooseStream,
     peer: Peer,
     side: Side,
+    whence: Option<Whence>,
     /// What was read of it.
     bytes: BytesMut,
 }
@@ -76,7 +78,8 @@ pub(crate) struct Handoff {
 impl Handoff {
     /// One end of a pair, for the worker at the other one.
     pub(super) fn worker(socket: std::os::unix::net::UnixStream) -> Self {
-        Self { stream: LooseStream::new(Loose::Unix(socket)), peer: Peer::Unix, side: Side::Worker, bytes: BytesMut::new() }
+        let stream = LooseStream::new(Loose::Unix(socket));
+        Self { stream, peer: Peer::Unix, side: Side::Worker, whence: None, bytes: BytesMut::new() }
     }
 }
 
@@ -112,19 +115,19 @@ enum Next {
 }
 
 /// Serves a connection that another end has opened, of which `first` was read.
-pub(crate) fn start_in(worker: &Rc<Worker>, stream: Stream, peer: Peer, side: Side, first: BytesMut) {
-    start(worker, stream, peer, side, first);
+pub(crate) fn start_in(worker: &Rc<Worker>, stream: Stream, from: Source, first: BytesMut) {
+    start(worker, stream, from, first);
 }
 
 /// Serves the `nth` connection that this worker has opened to the same peer.
 pub(super) fn start_out(worker: &Rc<Worker>, stream: Stream, peer: Peer, nth: usize) -> Rc<FrameConn> {
-    let conn = start(worker, stream, peer, Side::Out, BytesMut::new());
+    let conn = start(worker, stream, Source { peer, side: Side::Out, place: None }, BytesMut::new());
     worker.say_hello(&conn, nth);
     conn
 }
 
-fn start(worker: &Rc<Worker>, stream: Stream, peer: Peer, side: Side, first: BytesMut) -> Rc<FrameConn> {
-    let conn = worker.frames_opened(peer, side);
+fn start(worker: &Rc<Worker>, stream: Stream, from: Source, first: BytesMut) -> Rc<FrameConn> {
+    let conn = worker.frames_opened(from);
     tokio::task::spawn_local(FrameTask {
         stream,
         worker: worker.clone(),
@@ -403,7 +406,8 @@ impl FrameTask {
                 return Next::End;
             }
         };
-        let handoff = Handoff { stream, peer: self.conn.peer, side: self.conn.side, bytes };
+        let whence = self.conn.place.as_ref().map(|place| place.whence.clone());
+        let handoff = Handoff { stream, peer: self.conn.peer, side: self.conn.side, whence, bytes };
         if let Err(error) = self.worker.hand_over(other, handoff) {
             debug!(%error, "a connection could not be given to its worker");
             self.lost(&error.to_string());
@@ -422,9 +426,14 @@ pub(super) fn id_text(meta: &[u8]) -> String {
 impl Worker {
     /// Serves a connection that another worker has given.
     pub(crate) fn take_over(self: &Rc<Self>, handoff: Handoff) {
-        let Handoff { stream, peer, side, bytes } = handoff;
+        let Handoff { stream, peer, side, whence, bytes } = handoff;
+        let is_known = whence.is_some();
+        let place = whence.and_then(|whence| self.place_of_whence(whence));
+        if is_known && place.is_none() {
+            return self.connection_gone(CloseReason::Namespace);
+        }
         match stream.fasten(self.counters.clone()) {
-            Ok(stream) => start_in(self, stream, peer, side, bytes),
+            Ok(stream) => start_in(self, stream, Source { peer, side, place }, bytes),
             Err(error) => {
                 debug!(%error, "a connection was lost on its way to its worker");
                 if side != Side::Worker {

@@ -24,8 +24,8 @@ use super::{
 use crate::{
     balance::backoff,
     proxy::{
-        backend::connect,
         calls::CallKey,
+        dial::connect,
         pool::Refused,
         request::Request,
         routes::Health,

@@ -1,4 +1,5 @@
-//! How much a TCP socket holds that its application has not read, asked of the kernel (`man 7 sock_diag`).
+//! What the kernel knows of a TCP socket (`man 7 sock_diag`): how much it holds that its application has not read, and the cgroup
+//! that it was made in.
 
 use std::{
     cell::Cell,
@@ -25,6 +26,7 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const INET_DIAG_SKMEMINFO: u16 = 7;
+const INET_DIAG_CGROUP_ID: u16 = 21;
 const INET_DIAG_NOCOOKIE: [u8; 8] = [0xff; 8];
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -41,6 +43,9 @@ const LOOKUP: u32 = 56;
 const SOCKET: usize = 72;
 /// Where in it the bytes are that came by TCP and wait (`idiag_rqueue`).
 const RECEIVE_QUEUE: usize = 56;
+/// States in which a socket is nobody's, or not the other end of a connection: `TCP_SYN_SENT`, `TCP_TIME_WAIT`,
+/// `TCP_NEW_SYN_RECV`.
+const NOT_CONNECTED: [u8; 3] = [2, 6, 12];
 /// Far more than the kernel says of a socket when it is asked for one attribute.
 const REPLY_MAX: usize = 4096;
 /// The kernel answers before it takes the next call: this only bounds the wait if it did not.
@@ -50,7 +55,7 @@ const PASSED_OVER_MAX: usize = 16;
 
 /// Looks up TCP sockets in one network namespace.
 #[derive(Debug)]
-pub(super) struct Diag {
+pub(crate) struct Diag {
     socket: OwnedFd,
     /// Of the last request. A cell, because two threads at once would take each other's replies.
     sequence: Cell<u32>,
@@ -61,7 +66,7 @@ impl Diag {
     ///
     /// # Errors
     /// The kernel cannot look up TCP sockets, or the process may not open another file.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let protocol = SockProtocol::NetlinkSockDiag;
         let socket = socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?;
         // No process can send to a netlink socket that is connected to the kernel.
@@ -79,7 +84,7 @@ impl Diag {
     ///
     /// # Errors
     /// One address is IPv4 and the other is not, or the kernel does not answer as it should.
-    pub(super) fn receive_bytes(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
+    pub(crate) fn receive_bytes(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
         Ok(self.unread(local, remote)?.map(|unread| unread.memory))
     }
 
@@ -87,13 +92,30 @@ impl Diag {
     ///
     /// # Errors
     /// As for [`Diag::receive_bytes`].
-    pub(super) fn unread(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<Unread>> {
+    pub(crate) fn unread(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<Unread>> {
+        Ok(self.find(local, remote)?.and_then(|found| found.unread))
+    }
+
+    /// The number of the cgroup in which the socket at `local` with the peer `remote` was made. None: there is no such socket.
+    ///
+    /// # Errors
+    /// As for [`Diag::receive_bytes`], or the kernel does not say such numbers.
+    pub(crate) fn cgroup(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u64>> {
+        const ADVICE: &str = "the kernel does not say the cgroups of sockets: use 5.8 or later, with CONFIG_SOCK_CGROUP_DATA";
+        match self.find(local, remote)? {
+            None => Ok(None),
+            Some(found) if NOT_CONNECTED.contains(&found.state) => Ok(None),
+            Some(found) => found.cgroup.map(Some).ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, ADVICE)),
+        }
+    }
+
+    fn find(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<Found>> {
         let tuple = (plain(local), plain(remote));
         let device = device(local).max(device(remote)).max(LOOPBACK);
         let sequence = self.send(NLM_F_REQUEST, &lookup(tuple, device)?)?;
         match self.receive(sequence)? {
             // For a connection that is not there, the kernel names the listener that would take it.
-            Reply::Socket(found) => Ok(found.unread.filter(|_| found.tuple == tuple)),
+            Reply::Socket(found) => Ok(Some(found).filter(|found| found.tuple == tuple)),
             Reply::Refused(Errno::ENOENT) => Ok(None),
             Reply::Refused(errno) => Err(errno.into()),
             Reply::Done => Err(invalid("names no socket")),
@@ -159,17 +181,19 @@ enum Reply {
 #[derive(Debug)]
 struct Found {
     tuple: Tuple,
+    state: u8,
+    cgroup: Option<u64>,
     /// None: the kernel keeps little more than the address, of a socket that is closed or not open yet.
     unread: Option<Unread>,
 }
 
 /// What a socket has received and its application has not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Unread {
+pub(crate) struct Unread {
     /// Bytes of memory, with the kernel's overhead.
-    pub(super) memory: u32,
+    pub(crate) memory: u32,
     /// Bytes that came by TCP, without it; the end of the stream counts as one.
-    pub(super) by_tcp: u32,
+    pub(crate) by_tcp: u32,
 }
 
 impl Reply {
@@ -199,7 +223,10 @@ impl Found {
         let memory = attribute(attributes, INET_DIAG_SKMEMINFO)?.map(|memory| array(memory, 0)).transpose()?;
         let by_tcp = u32::from_ne_bytes(array(body, RECEIVE_QUEUE)?);
         let unread = memory.map(|memory| Unread { memory: u32::from_ne_bytes(memory), by_tcp });
-        Ok(Self { tuple: (plain(address(8, 4)?), plain(address(24, 6)?)), unread })
+        let [state] = array(body, 1)?;
+        let cgroup = attribute(attributes, INET_DIAG_CGROUP_ID)?.map(|cgroup| array(cgroup, 0)).transpose()?;
+        let tuple = (plain(address(8, 4)?), plain(address(24, 6)?));
+        Ok(Self { tuple, state, cgroup: cgroup.map(u64::from_ne_bytes), unread })
     }
 }
 
@@ -381,6 +408,18 @@ mod tests {
             setsockopt(&client, BindToDevice, &"lo".into()).unwrap();
             assert_eq!(held(&diag, &client), Some(0));
         }
+    }
+
+    #[test]
+    fn knows_the_cgroup_that_a_socket_was_made_in() {
+        let diag = Diag::open().unwrap();
+        let (_listener, client, server) = pair("127.0.0.1", "127.0.0.1");
+        let (local, remote) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+        let own = diag.cgroup(local, remote).unwrap().unwrap();
+        assert_eq!(diag.cgroup(remote, local).unwrap(), Some(own), "both were made by this process");
+        drop(server);
+        drop(client);
+        wait_for(|| diag.cgroup(local, remote).unwrap().is_none());
     }
 
     #[test]

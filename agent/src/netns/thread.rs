@@ -1,6 +1,12 @@
-//! Which network namespace this thread is in.
+//! Which network namespace a thread is in, or a socket.
 
-use std::{fs::File, io, os::fd::AsRawFd, path::Path, thread};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+    path::Path,
+    thread,
+};
 
 use nix::{
     getsockopt_impl, libc,
@@ -23,13 +29,18 @@ sockopt_impl!(
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// The cookie of the calling thread's namespace, unique since boot.
-pub(super) fn cookie() -> io::Result<u64> {
+pub(crate) fn cookie() -> io::Result<u64> {
     let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     Ok(getsockopt(&socket, NetnsCookie)?)
 }
 
+/// The cookie of the namespace that a socket is in.
+pub(crate) fn cookie_of_socket(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(getsockopt(&socket, NetnsCookie)?)
+}
+
 /// The cookie of the namespace that a file stands for, as in `/run/netns`.
-pub(super) fn cookie_of(path: &Path) -> io::Result<u64> {
+pub(crate) fn cookie_of(path: &Path) -> io::Result<u64> {
     let file = File::open(path)?;
     // A thread is in a namespace of its own as soon as it says so.
     let asked = thread::spawn(move || {
@@ -40,7 +51,7 @@ pub(super) fn cookie_of(path: &Path) -> io::Result<u64> {
 }
 
 /// Moves the calling thread into a namespace that nobody else is in, with a loopback that works. It goes with its sockets.
-pub(super) fn enter_new() -> io::Result<()> {
+pub(crate) fn enter_new() -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNET)?;
     raise_loopback()
 }
