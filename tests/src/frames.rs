@@ -5,7 +5,10 @@ use std::{
     collections::VecDeque,
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
-    os::unix::net::UnixStream,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
     path::Path,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -39,7 +42,7 @@ pub struct FramePeer {
     pub hello: Option<Hello>,
 }
 
-trait Socket: Read + Write + Send {
+trait Socket: Read + Write + AsFd + Send {
     fn patience(&self, patience: Duration);
     fn finish(&self);
 }
@@ -184,8 +187,7 @@ impl FramePeer {
 
     /// Begins a call with this header, but for its numbers. Returns its number.
     pub fn request_with(&mut self, header: Header, meta: &[u8], body: &[u8]) -> u32 {
-        let stream = self.next_stream;
-        self.next_stream += 1;
+        let stream = self.take_number();
         self.send(Header { stream, via: u64::from(stream), ..header }, meta, body);
         stream
     }
@@ -357,15 +359,48 @@ impl FramePeer {
     pub fn next_frame(&mut self) -> Option<Got> {
         loop {
             let got = self.next_loud()?;
-            let connection_credit = got.kind() == Some(Kind::Credit) && got.header.stream == 0;
-            match got.kind() {
-                Some(Kind::Ping) if self.quiet => {
-                    self.send(Header { kind: Kind::Pong as u8, ..got.header }, &[], &[]);
-                }
-                _ if self.quiet && connection_credit => {}
-                _ => return Some(got),
+            if let Some(got) = self.loud(got) {
+                return Some(got);
             }
         }
+    }
+
+    /// The frame, unless it is one that is taken quietly.
+    fn loud(&mut self, got: Got) -> Option<Got> {
+        let connection_credit = got.kind() == Some(Kind::Credit) && got.header.stream == 0;
+        match got.kind() {
+            Some(Kind::Ping) if self.quiet => {
+                self.send(Header { kind: Kind::Pong as u8, ..got.header }, &[], &[]);
+                None
+            }
+            _ if self.quiet && connection_credit => None,
+            _ => Some(got),
+        }
+    }
+
+    /// Uses up the number of the next call, for one that goes another way.
+    pub fn take_number(&mut self) -> u32 {
+        self.next_stream += 1;
+        self.next_stream - 1
+    }
+
+    /// Whether something is there that was read and not taken.
+    pub(crate) fn has_more(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+
+    /// One frame, once something is there; none if it is one that is taken quietly.
+    ///
+    /// # Errors
+    /// At the end of the connection.
+    pub(crate) fn one(&mut self) -> Result<Option<Got>, ()> {
+        let got = self.next_loud().ok_or(())?;
+        Ok(self.loud(got))
+    }
+
+    /// What `poll` waits for.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     fn next_loud(&mut self) -> Option<Got> {

@@ -194,7 +194,7 @@ impl Driver {
     /// the runtime does not know of yet: what the agent gave before its last word is there.
     fn take_last(&mut self) {
         let Some(lane) = &mut self.lane else { return };
-        let (over, last) = self.link.look(|state| (state.laned.open.is_none(), state.is_done()));
+        let (over, last) = self.link.look(|state| (state.laned.open.is_none() || state.is_lane_done(), state.is_done()));
         if last && !over {
             let _ = lane.read_now();
         }

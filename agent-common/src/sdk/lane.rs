@@ -23,6 +23,9 @@ pub(super) struct Lane {
     receipt: u32,
     waiting: VecDeque<Frame>,
     waiting_bytes: usize,
+    /// Bytes of the first that waits which were sent.
+    begun: usize,
+    spoiled: bool,
 }
 
 /// What became of a frame.
@@ -32,8 +35,6 @@ pub(super) enum Sent {
     Taken,
     /// It waits until the socket takes more.
     Waits,
-    /// A part of it was sent, so it is nobody's frame: the lane is to be given up, and the frame is here again.
-    Cut(Frame),
     /// The lane is to be given up, and nobody knows what became of the frame.
     Lost,
 }
@@ -44,7 +45,8 @@ const WAITING_MAX: usize = FRAME_MAX;
 impl Lane {
     pub(super) fn new(wire: Box<dyn Wire>, number: u32, body_max: u32) -> Self {
         let body_max = usize::try_from(body_max).unwrap_or(usize::MAX);
-        Self { wire, number, body_max, receipt: 0, waiting: VecDeque::new(), waiting_bytes: 0 }
+        let waiting = VecDeque::new();
+        Self { wire, number, body_max, receipt: 0, waiting, waiting_bytes: 0, begun: 0, spoiled: false }
     }
 
     pub(super) fn number(&self) -> u32 {
@@ -53,7 +55,7 @@ impl Lane {
 
     /// Whether a message with so many bytes can go this way, and now.
     pub(super) fn takes(&self, meta: usize, body: usize) -> bool {
-        body <= self.body_max && HEADER_LEN + meta + body <= FRAME_MAX && self.waiting_bytes < WAITING_MAX
+        !self.spoiled && body <= self.body_max && HEADER_LEN + meta + body <= FRAME_MAX && self.waiting_bytes < WAITING_MAX
     }
 
     /// An answer came: what it proves is said with the next call.
@@ -67,42 +69,51 @@ impl Lane {
     pub(super) fn send(&mut self, frame: Frame) -> Sent {
         let sent = if self.waiting.is_empty() { self.attempt(&frame) } else { Attempt::Full };
         match sent {
-            Attempt::Taken => Sent::Taken,
-            Attempt::Cut => Sent::Cut(frame),
-            Attempt::Lost => Sent::Lost,
-            Attempt::Full => {
-                self.waiting_bytes += frame.header.frame_len();
-                self.waiting.push_back(frame);
-                Sent::Waits
-            }
+            Attempt::Taken => return Sent::Taken,
+            Attempt::Lost => return Sent::Lost,
+            Attempt::Part(sent) => self.spoil(sent),
+            Attempt::Full => {}
         }
+        self.waiting_bytes += frame.header.frame_len();
+        self.waiting.push_back(frame);
+        Sent::Waits
     }
 
-    /// Sends the frame that has waited longest. None if none waits, or the socket takes none.
+    /// Sends the frame that has waited longest. None if none waits, or the socket takes no more.
     pub(super) fn send_waiting(&mut self) -> Option<(Message, Sent)> {
-        let sent = self.attempt(self.waiting.front()?);
-        if matches!(sent, Attempt::Full) {
-            return None;
-        }
+        let sent = loop {
+            match self.attempt(self.waiting.front()?) {
+                Attempt::Full => return None,
+                Attempt::Part(sent) => self.spoil(sent),
+                Attempt::Taken => break Sent::Taken,
+                Attempt::Lost => break Sent::Lost,
+            }
+        };
+        self.begun = 0;
         let frame = self.waiting.pop_front()?;
         self.waiting_bytes -= frame.header.frame_len();
-        let message = Message::of(&frame.header);
-        let sent = match sent {
-            Attempt::Cut => Sent::Cut(frame),
-            Attempt::Lost => Sent::Lost,
-            Attempt::Taken | Attempt::Full => Sent::Taken,
-        };
-        Some((message, sent))
+        Some((Message::of(&frame.header), sent))
+    }
+
+    /// Whether a frame went in parts, so that all the lane's bytes go to the agent from now on.
+    pub(super) fn is_spoiled(&self) -> bool {
+        self.spoiled
+    }
+
+    fn spoil(&mut self, sent: usize) {
+        self.spoiled = true;
+        self.begun += sent;
     }
 
     pub(super) fn is_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
 
-    /// Drops a frame that waits. True if it did.
+    /// Drops a frame that waits, and of which nothing was sent. True if it did.
     pub(super) fn cancel(&mut self, message: Message) -> bool {
-        let at = self.waiting.iter().position(|frame| Message::of(&frame.header) == message);
-        let frame = at.and_then(|at| self.waiting.remove(at));
+        let begun = usize::from(self.begun > 0);
+        let at = self.waiting.iter().skip(begun).position(|frame| Message::of(&frame.header) == message);
+        let frame = at.and_then(|at| self.waiting.remove(at + begun));
         self.waiting_bytes -= frame.as_ref().map_or(0, |frame| frame.header.frame_len());
         frame.is_some()
     }
@@ -115,16 +126,18 @@ impl Lane {
     fn attempt(&self, frame: &Frame) -> Attempt {
         let receipt = if frame.header.kind == Kind::Request as u8 { self.receipt } else { 0 };
         let header = Header { receipt, ..frame.header }.bytes();
-        let slices = [IoSlice::new(&header), IoSlice::new(&frame.meta), IoSlice::new(&frame.body)];
+        let mut slices = [IoSlice::new(&header), IoSlice::new(&frame.meta), IoSlice::new(&frame.body)];
+        let mut rest = &mut slices[..];
+        IoSlice::advance_slices(&mut rest, self.begun);
         loop {
-            return match self.wire.send(&slices) {
-                Ok(sent) if sent == frame.header.frame_len() => Attempt::Taken,
+            return match self.wire.send(rest) {
+                Ok(sent) if self.begun + sent == frame.header.frame_len() => Attempt::Taken,
                 Ok(0) => Attempt::Lost,
-                Ok(_) => Attempt::Cut,
+                Ok(sent) => Attempt::Part(sent),
                 Err(error) => match error.kind() {
                     ErrorKind::Interrupted => continue,
                     ErrorKind::WouldBlock => Attempt::Full,
-                    kind if is_of_target(kind) => Attempt::Taken,
+                    kind if self.begun == 0 && is_of_target(kind) => Attempt::Taken,
                     _ => Attempt::Lost,
                 },
             };
@@ -136,7 +149,8 @@ impl Lane {
 enum Attempt {
     Taken,
     Full,
-    Cut,
+    /// So many bytes of it were sent.
+    Part(usize),
     Lost,
 }
 
@@ -171,10 +185,16 @@ pub(super) mod tests {
             self
         }
 
-        /// The header and the length of each message that it was given.
+        /// The header and the length of each message that it was given and that begins with one.
         pub(in crate::sdk) fn headers(&self) -> Vec<(Header, usize)> {
-            let header = |message: &Vec<u8>| Header::parse(message.first_chunk().expect("a header")).expect("a frame");
-            lock(&self.0).messages.drain(..).map(|message| (header(&message), message.len())).collect()
+            let header = |message: &Vec<u8>| Header::parse(message.first_chunk()?).ok();
+            lock(&self.0).messages.drain(..).filter_map(|message| Some((header(&message)?, message.len()))).collect()
+        }
+    }
+
+    impl Script {
+        pub(in crate::sdk) fn lens(&self) -> Vec<usize> {
+            lock(&self.0).messages.drain(..).map(|message| message.len()).collect()
         }
     }
 
@@ -244,7 +264,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_part_of_a_frame_is_the_lanes_end_and_an_error_of_the_target_is_not() {
+    fn an_error_of_the_target_is_not_the_lanes() {
         let (mut lane, script) = lane();
         for kind in [ErrorKind::BrokenPipe, ErrorKind::OutOfMemory, ErrorKind::PermissionDenied, ErrorKind::ConnectionReset] {
             script.then(Err(kind.into()));
@@ -252,12 +272,26 @@ pub(super) mod tests {
         }
         script.then(Err(ErrorKind::Interrupted.into()));
         assert!(matches!(lane.send(request(1)), Sent::Taken));
-        script.then(Ok(46));
-        assert!(matches!(lane.send(request(5)), Sent::Cut(frame) if frame.header.via == 5));
         for lost in [Ok(0), Err(ErrorKind::NotConnected.into())] {
             script.then(lost);
             assert!(matches!(lane.send(request(1)), Sent::Lost));
         }
+    }
+
+    #[test]
+    fn a_frame_of_which_a_part_was_sent_is_finished_and_is_the_last() {
+        let (mut lane, script) = lane();
+        script.then(Ok(41));
+        assert!(matches!(lane.send(request(5)), Sent::Waits));
+        let message = Message { via: 5, to_caller: false };
+        assert!(lane.is_spoiled() && !lane.takes(0, 0) && !lane.cancel(message));
+        script.then(Ok(2)).then(full());
+        assert!(lane.send_waiting().is_none());
+        assert!(matches!(lane.send_waiting(), Some((sent, Sent::Taken)) if sent == message));
+        assert_eq!(script.lens(), [47, 6, 4, 4]);
+        script.then(Ok(41)).then(Err(ErrorKind::BrokenPipe.into()));
+        lane.send(request(6));
+        assert!(matches!(lane.send_waiting(), Some((_, Sent::Lost))), "its end cannot be another's");
     }
 
     #[test]

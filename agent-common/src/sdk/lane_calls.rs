@@ -118,11 +118,6 @@ impl State {
         match sent {
             Sent::Taken => Begun { names, sending: Sending { first_end: Some(0), ..sending }, lane: lane_number },
             Sent::Waits => Begun { names, sending, lane: lane_number },
-            Sent::Cut(frame) => {
-                self.end_lane();
-                self.outbox.push(frame);
-                Begun { names: Names { stream: 0, ..names }, sending, lane: None }
-            }
             Sent::Lost => {
                 self.end_lane();
                 self.laned.patience = PATIENCE;
@@ -138,10 +133,6 @@ impl State {
         let Some(open) = open else { return false };
         match open.send(whole(header, meta.clone(), body.clone())) {
             Sent::Taken | Sent::Waits => {}
-            Sent::Cut(frame) => {
-                self.end_lane();
-                self.outbox.push(frame);
-            }
             Sent::Lost => self.end_lane(),
         }
         true
@@ -150,23 +141,23 @@ impl State {
     /// Sends what waits for the lane's socket, which takes more. False when nothing more goes.
     pub(super) fn flush_lane(&mut self) -> bool {
         let Some((message, sent)) = self.laned.open.as_mut().and_then(Lane::send_waiting) else { return false };
-        match sent {
-            Sent::Taken | Sent::Lost => {
-                if !message.to_caller
-                    && let Some(made) = self.made.get_mut(&message.via)
-                {
-                    made.sending.first_end = Some(0);
-                }
-            }
-            Sent::Waits | Sent::Cut(_) => {}
+        if !message.to_caller
+            && let Some(made) = self.made.get_mut(&message.via)
+        {
+            made.sending.first_end = Some(0);
         }
-        match sent {
-            Sent::Taken | Sent::Waits => return true,
-            Sent::Cut(frame) => self.send_by_stream(frame),
-            Sent::Lost => {}
+        if matches!(sent, Sent::Lost) {
+            self.end_lane();
         }
-        self.end_lane();
-        false
+        self.laned.open.is_some()
+    }
+
+    /// Whether a lane on which a frame went in parts can be given up for a new one: nothing of it is in flight, and nobody
+    /// can send anything by it.
+    pub(super) fn is_lane_done(&self) -> bool {
+        let spoiled = self.laned.open.as_ref().filter(|lane| lane.is_spoiled() && !lane.is_waiting());
+        let unused = |lane: &Lane| !self.made.values().any(|made| made.lane == Some(lane.number()));
+        self.terms.offers.is_empty() && spoiled.is_some_and(unused)
     }
 
     /// A frame came by the lane: it takes no credit, and its number says nothing but to its caller.
@@ -408,11 +399,24 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_of_which_a_part_was_sent_goes_whole_by_the_stream() {
+    fn a_lane_on_which_a_frame_went_in_parts_is_given_up_when_its_calls_have_ended() {
+        let (mut state, script) = state();
+        state.terms = Terms::default();
+        script.then(Ok(41)).then(Err(ErrorKind::WouldBlock.into()));
+        let (begin, mut told) = call(&mut state, outgoing(Some(10)));
+        assert!(begin.by_lane && !call(&mut state, outgoing(Some(10))).0.by_lane);
+        assert!(!state.flush_lane() && state.laned.is_waiting() && state.flush_lane() && !state.is_lane_done());
+        let (header, _) = script.headers()[0];
+        by_lane(&mut state, answer(&header), Bytes::new()).expect("a lane that goes on");
+        assert!(told.try_recv().is_ok_and(|answer| answer.is_ok()) && state.is_lane_done());
+    }
+
+    #[test]
+    fn a_frame_that_was_cut_off_by_the_lanes_end_goes_whole_by_the_stream() {
         let (mut state, script) = state();
         script.then(Ok(41));
-        let (begin, _told) = call(&mut state, outgoing(Some(10)));
-        assert!(!begin.by_lane && state.laned.open.is_none());
+        let (_, _told) = call(&mut state, outgoing(Some(10)));
+        state.end_lane();
         assert_eq!(streamed(&mut state).iter().map(|header| (header.via, header.stream)).collect::<Vec<_>>(), [(1, 2)]);
         assert_eq!(state.made[&1].names.stream, 2);
         (0..10).for_each(|_| state.tick_lanes());

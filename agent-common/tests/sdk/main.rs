@@ -4,6 +4,8 @@
 mod both;
 mod client;
 mod failover;
+mod lane_agent;
+mod lanes;
 mod peer;
 mod rules;
 mod server;

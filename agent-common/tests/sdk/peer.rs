@@ -230,7 +230,7 @@ impl Peer {
 }
 
 /// The next frame; none at the end. Not to be dropped before it is done.
-async fn read(socket: &mut (impl AsyncRead + Unpin)) -> Option<Frame> {
+pub(crate) async fn read(socket: &mut (impl AsyncRead + Unpin)) -> Option<Frame> {
     let mut header = [0; HEADER_LEN];
     socket.read_exact(&mut header).await.ok()?;
     let header = Header::parse(&header).unwrap();
