@@ -74,7 +74,9 @@ fn await_idle(agent: &Agent) {
 
 /// What the agent counts of the service, once it has counted so many calls.
 fn counted(agent: &Agent, calls: u64) -> Value {
-    until(&format!("{calls} calls to be counted: {}", stats(agent)), || Some(stats(agent)).filter(|stats| stats["calls"] == calls))
+    until(&format!("{calls} calls to be counted: {}", stats(agent)), || {
+        Some(stats(agent)).filter(|stats| stats["calls"] == calls)
+    })
 }
 
 #[test]
@@ -93,7 +95,11 @@ fn a_call_goes_from_lane_to_lane_and_is_counted() {
     assert_eq!((&stats["mesh_errors"], &stats["service_errors"]), (&0.into(), &0.into()), "{stats}");
     assert!(stats["p50_us"].as_u64() > Some(0));
     let status = agent.json(&["status"]);
-    assert_eq!((&status["kernel"]["routed_calls"], status["kernel"]["routed_share"].as_f64()), (&6.into(), Some(1.0)), "{status}");
+    assert_eq!(
+        (&status["kernel"]["routed_calls"], status["kernel"]["routed_share"].as_f64()),
+        (&6.into(), Some(1.0)),
+        "{status}"
+    );
     assert_eq!(metric(&agent, "moa_kernel_routed_calls_total"), 6);
     await_idle(&agent);
 }
@@ -188,10 +194,15 @@ fn when_an_instance_dies_its_calls_are_answered_and_others_go_elsewhere() {
     let agent = kernel::start("");
     let mut held = held(&agent);
     let mut clients = [client(&agent), client(&agent)];
-    let streams: Vec<_> = clients.iter_mut().map(|client| (0..10).map(|_| client.request(DEMO, Flags::END_STREAM, b"x")).collect::<Vec<_>>()).collect();
+    let streams: Vec<_> = clients
+        .iter_mut()
+        .map(|client| (0..10).map(|_| client.request(DEMO, Flags::END_STREAM, b"x")).collect::<Vec<_>>())
+        .collect();
     (0..20).for_each(|_| assert_eq!(held.expect(Kind::Request).0, Way::Lane));
     let _other = lanes::echo(agent.address(), &service("other", &[DEMO]));
-    until_true("both to be there", || agent.json(&["services", DEMO])[0]["instances"].as_array().is_some_and(|all| all.len() == 2));
+    until_true("both to be there", || {
+        agent.json(&["services", DEMO])[0]["instances"].as_array().is_some_and(|all| all.len() == 2)
+    });
     drop(held);
     for (client, streams) in clients.iter_mut().zip(&streams) {
         for stream in streams {
@@ -257,12 +268,12 @@ fn a_policy_that_only_the_agent_can_follow_takes_a_service_off_the_kernel() {
         ("locality.local = \"never\"", "locality.local"),
         ("kernel = false", "kernel = false"),
     ] {
-        agent.reload(&kernel::config(&format!("[services.\"{DEMO}\"]\n{policy}\n[services.\"/service/other\"]\ninstances = []\n")));
+        agent.reload(&format!("[services.\"{DEMO}\"]\n{policy}\n[services.\"/service/other\"]\ninstances = []\n"));
         until_true(why, || routed(&agent).services.get(DEMO) == Some(&Some(why.to_owned())));
         let (way, got) = client.call(DEMO, b"x");
         assert_eq!((way, got.header.word), (Way::Stream, 0), "{policy}");
     }
-    agent.reload(&kernel::config(""));
+    agent.reload("");
     await_routed(&agent);
     assert_eq!(client.call(DEMO, b"x").0, Way::Lane);
 }
