@@ -132,11 +132,12 @@ fn picked(route: &Route) -> Turn {
         let turn = TURNS.get_ptr_mut(route.turn).map_or(0, |turn| unsafe { atomic::fetch_add(turn, 1) });
         return entry(route, if len == 0 { 0 } else { turn % len });
     }
-    let one = entry(route, chance(len));
-    if route.policy == pick::CHANCE {
+    let at = chance(len);
+    let one = entry(route, at);
+    if route.policy == pick::CHANCE || len < 2 {
         return one;
     }
-    let other = entry(route, chance(len));
+    let other = entry(route, (at + 1 + chance(len - 1)) % len);
     let by_latency = route.policy == pick::FASTER;
     if load(&other, by_latency) < load(&one, by_latency) { other } else { one }
 }

@@ -431,13 +431,13 @@ mod tests {
     #[test]
     fn a_time_lies_within_its_bucket() {
         for ns in [1u64, 1024, 1279, 1280, 1_000_000, 123_456_789, 60_000_000_000] {
-            let bucket = bucket(ns);
+            let bucket = latency::bucket(ns);
             assert!(Duration::from_nanos(ns) < Histogram::upper_bound(bucket), "{ns}");
             if bucket > 0 {
                 assert!(Duration::from_nanos(ns) >= Histogram::upper_bound(bucket - 1), "{ns}");
             }
         }
-        assert_eq!(bucket(u64::MAX), BUCKETS - 1);
+        assert_eq!(latency::bucket(u64::MAX), BUCKETS - 1);
     }
 
     #[test]
