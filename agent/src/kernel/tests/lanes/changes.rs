@@ -32,9 +32,10 @@ fn snapshots_change_and_no_call_is_lost() {
                 }
                 flips
             });
-            let mut at_agent = 0;
+            let (mut at_agent, mut receipt) = (0, 0);
             for stream in 1..=CALLS {
-                let call = request(stream, bytes(u64::from(stream), 64));
+                let mut call = request(stream, bytes(u64::from(stream), 64));
+                call.header.receipt = receipt;
                 call.send(&caller.app);
                 // Either the answer, or the call is the agent's.
                 caller.agent.set_nonblocking(true).unwrap();
@@ -43,6 +44,7 @@ fn snapshots_change_and_no_call_is_lost() {
                 loop {
                     if let Ok(answer) = Whole::try_read(&caller.app) {
                         assert_eq!((answer.header.stream, &answer.body), (stream, &call.body));
+                        receipt = answer.header.receipt;
                         break;
                     }
                     if let Ok(unrouted) = Whole::try_read(&caller.agent) {

@@ -2,9 +2,11 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    io::Read,
     os::fd::AsFd,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     thread,
+    time::Duration,
 };
 
 use super::bed::{BOUND, Whole, bytes, drain, echo, expect_nothing, in_bed, request, response};
@@ -85,7 +87,7 @@ fn either_the_agent_or_the_callee_ends_a_call() {
         let (caller, callee) = (bed.app(1), bed.app(2));
         bed.route(&[&callee]);
         let echo = echo(&callee.app);
-        let ended = AtomicU64::new(0);
+        let (ended, receipt) = (AtomicU64::new(0), AtomicU32::new(0));
         let done = AtomicBool::new(false);
         let (claimed, late, answered) = thread::scope(|scope| {
             let claims = scope.spawn(|| {
@@ -110,16 +112,20 @@ fn either_the_agent_or_the_callee_ends_a_call() {
             });
             let answers = scope.spawn(|| {
                 let mut streams = Vec::new();
+                caller.app.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
                 while !done.load(Relaxed) {
-                    for answer in drain(&caller.app) {
+                    if let Ok(answer) = Whole::try_read(&caller.app) {
                         streams.push(answer.header.stream);
+                        receipt.store(answer.header.receipt, Relaxed);
                         ended.fetch_add(1, Relaxed);
                     }
                 }
                 streams
             });
             for stream in 1..=CALLS {
-                request(stream, Vec::new()).send(&caller.app);
+                let mut call = request(stream, Vec::new());
+                call.header.receipt = receipt.load(Relaxed);
+                call.send(&caller.app);
                 while u64::from(stream) > ended.load(Relaxed) + 16 {
                     thread::yield_now();
                 }
@@ -127,7 +133,7 @@ fn either_the_agent_or_the_callee_ends_a_call() {
             while ended.load(Relaxed) < u64::from(CALLS) {
                 thread::yield_now();
             }
-            thread::sleep(std::time::Duration::from_millis(100));
+            thread::sleep(Duration::from_millis(100));
             done.store(true, Relaxed);
             (claims.join().unwrap(), late.join().unwrap(), answers.join().unwrap())
         });
@@ -151,35 +157,47 @@ fn either_the_agent_or_the_callee_ends_a_call() {
 #[test]
 fn no_call_is_entered_for_a_lane_that_is_over() {
     const ROUNDS: usize = 300;
+    /// Bytes that are under way.
+    const AHEAD: u64 = 64 * 1024;
     in_bed(BOUND, |bed| {
         let mut callee = bed.app(2);
         let callers = [bed.app(1), bed.app(1)];
-        *lock(&bed.kernel.lanes.places) = Places::new(0);
+        *lock(&bed.kernel.lanes.places) = Places::all_taken(3);
         bed.route(&[&callee]);
-        let done = AtomicBool::new(false);
+        let (done, sent, read) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
         thread::scope(|scope| {
             for caller in &callers {
                 scope.spawn(|| {
                     for stream in 1.. {
+                        while sent.load(Relaxed) > read.load(Relaxed) + AHEAD {
+                            thread::yield_now();
+                        }
                         if done.load(Relaxed) {
                             return;
                         }
+                        sent.fetch_add(40, Relaxed);
                         request(stream, Vec::new()).send(&caller.app);
                     }
                 });
-                scope.spawn(|| {
+            }
+            let ends = [&callers[0].agent, &callers[1].agent, &callee.app].map(|end| end.try_clone().unwrap());
+            for end in ends {
+                let (read, done) = (&read, &done);
+                scope.spawn(move || {
+                    let own = bed.kernel.path().enrolled(end.as_fd()).map(|enrolled| enrolled.end);
+                    let mut here = 0;
+                    end.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
                     while !done.load(Relaxed) {
-                        drain(&caller.agent);
+                        let count = (&end).read(&mut [0; 65_536]).unwrap_or(0) as u64;
+                        here += count;
+                        read.fetch_add(count, Relaxed);
+                        // Only an agent's end has somebody who looks at it.
+                        if let Some(own) = &own {
+                            bed.kernel.path().publish(own, here + 40);
+                        }
                     }
                 });
             }
-            let read = callee.app.try_clone().unwrap();
-            scope.spawn(|| {
-                let read = read;
-                while !done.load(Relaxed) {
-                    drain(&read);
-                }
-            });
             let (mut claimed, mut index) = (0, callee.lane.index);
             for round in 0..ROUNDS {
                 let over = callee.lane;
