@@ -52,6 +52,7 @@ pub(crate) fn begins_with(ctx: &SkMsgContext, kind: Kind) -> bool {
 impl Frame {
     /// The message in one piece, which is what makes queueing it all or nothing. None if the kernel has no memory for that.
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the size of a message is a word")]
     pub(crate) fn pull(ctx: &SkMsgContext, bytes: u64) -> Option<Self> {
         // SAFETY: the context is the kernel's.
         if unsafe { bpf_msg_pull_data(ctx.msg, 0, bytes as u32, 0) } != 0 {

@@ -143,6 +143,7 @@ fn picked(route: &Route) -> Turn {
 }
 
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "programs have 64 bits")]
 fn entry(route: &Route, at: u64) -> Turn {
     let at = (core::hint::black_box(at) as usize) & TURNS_MASK;
     // SAFETY: the index is below the array's length, which the verifier must see and the compiler would check once more.
@@ -202,6 +203,7 @@ pub(crate) fn release(lane: *mut Lane, bytes: u64) {
 
 /// Enters the call into the table, and sends it, unless something has changed meanwhile.
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "a frame has at most 64 KiB")]
 fn send(ctx: &SkMsgContext, frame: Frame, head: &Head, own: &Own, routing: &Routing, asked: &Asked, to: &Reserved) -> Fate {
     // SAFETY: the helper takes nothing.
     let words = [asked.now, u64::from(own.index) << 32 | u64::from(unsafe { bpf_get_prandom_u32() })];
