@@ -10,7 +10,6 @@ pub const BUCKETS: usize = OCTAVES * 4;
 /// The bucket of a time in nanoseconds. The last one takes everything above.
 #[inline(always)]
 #[must_use]
-#[expect(clippy::cast_possible_truncation, reason = "two bits, and an octave")]
 pub const fn bucket(ns: u64) -> usize {
     let ns = if ns < 1 << FIRST_OCTAVE { 1 << FIRST_OCTAVE } else { ns };
     let octave = ns.ilog2();

@@ -3,10 +3,10 @@
 //! Fields are read and written at their offsets, in the frame's own order of bytes. The verifier has seen that the whole
 //! header is there; helpers that might move it are not called while a `Frame` is used.
 
-use core::ptr;
+use core::{arch::asm, mem::offset_of, ptr};
 
 use agent_common::frame::{FRAME_MAX, Flags, HEAD_MAX, HEADER_LEN, Kind, MAGIC, VERSION, offset};
-use aya_ebpf::{helpers::bpf_msg_pull_data, programs::SkMsgContext};
+use aya_ebpf::{bindings::sk_msg_md, helpers::bpf_msg_pull_data, programs::SkMsgContext};
 
 /// The number of a kind that everybody skips.
 pub(crate) const SKIPPED: u8 = 0xff;
@@ -22,6 +22,18 @@ pub(crate) struct Head {
     pub(crate) flags: u16,
     pub(crate) body: u32,
     pub(crate) stream: u32,
+}
+
+/// Bytes of the message. Written out, as the verifier takes only fixed offsets from the context, and the compiler keeps the
+/// address of the member.
+#[inline(always)]
+pub(crate) fn size(ctx: &SkMsgContext) -> u64 {
+    let size: u64;
+    // SAFETY: a word in the context that the kernel passed.
+    unsafe {
+        asm!("{0} = *(u32 *)({1} + {at})", out(reg) size, in(reg) ctx.msg, at = const offset_of!(sk_msg_md, size), options(readonly, nostack));
+    }
+    size
 }
 
 /// Whether the message begins with a frame of this kind, as far as it can be seen without moving anything.
@@ -40,9 +52,10 @@ pub(crate) fn begins_with(ctx: &SkMsgContext, kind: Kind) -> bool {
 impl Frame {
     /// The message in one piece, which is what makes queueing it all or nothing. None if the kernel has no memory for that.
     #[inline(always)]
-    pub(crate) fn pull(ctx: &SkMsgContext) -> Option<Self> {
+    #[expect(clippy::cast_possible_truncation, reason = "the size of a message is a word")]
+    pub(crate) fn pull(ctx: &SkMsgContext, bytes: u64) -> Option<Self> {
         // SAFETY: the context is the kernel's.
-        if unsafe { bpf_msg_pull_data(ctx.msg, 0, ctx.size(), 0) } != 0 {
+        if unsafe { bpf_msg_pull_data(ctx.msg, 0, bytes as u32, 0) } != 0 {
             return None;
         }
         let (data, end) = (ctx.data(), ctx.data_end());

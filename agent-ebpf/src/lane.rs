@@ -76,13 +76,14 @@ pub(crate) fn lane(ctx: SkMsgContext) -> u32 {
     }
     // SAFETY: checked above.
     let Some(leg) = (unsafe { sock::leg(sk) }) else { return SK_PASS };
-    match route(&ctx, leg) {
+    let bytes = frame::size(&ctx);
+    match route(&ctx, leg, bytes) {
         Fate::Routed => return SK_PASS,
         Fate::Taken => {
             count::unrouted(Unrouted::Unknown);
             // However much waits there: this happens once for a call that the agent takes at this moment. Nobody waits for
             // the answer any more, so that it is no loss if the agent's end is gone.
-            return if legs::redirect(&ctx, leg, u64::from(ctx.size())) { SK_PASS } else { SK_DROP };
+            return if legs::redirect(&ctx, leg, bytes) { SK_PASS } else { SK_DROP };
         }
         Fate::Unrouted(why) => {
             count::unrouted(why);
@@ -97,12 +98,11 @@ pub(crate) fn lane(ctx: SkMsgContext) -> u32 {
 }
 
 #[inline(always)]
-fn route(ctx: &SkMsgContext, leg: &Leg) -> Fate {
-    let bytes = u64::from(ctx.size());
+fn route(ctx: &SkMsgContext, leg: &Leg, bytes: u64) -> Fate {
     if bytes < agent_common::frame::HEADER_LEN as u64 || bytes > agent_common::frame::FRAME_MAX as u64 {
         return Fate::Unrouted(Unrouted::NotWhole);
     }
-    let Some(frame) = Frame::pull(ctx) else { return Fate::Unrouted(Unrouted::Kernel) };
+    let Some(frame) = Frame::pull(ctx, bytes) else { return Fate::Unrouted(Unrouted::Kernel) };
     let Some(head) = frame.head(bytes) else { return Fate::Unrouted(Unrouted::NotWhole) };
     if head.kind != REQUEST && head.kind != RESPONSE {
         return Fate::Unrouted(Unrouted::ForAgent);

@@ -17,7 +17,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    atomic, count, lane,
+    atomic, count, frame, lane,
     maps::{BLOCKING, READS, SHARED, SLOTS, SOCKS},
     sock,
 };
@@ -50,6 +50,7 @@ pub(crate) fn leg(ctx: SkMsgContext) -> u32 {
     }
     // SAFETY: checked above.
     let Some(leg) = (unsafe { sock::leg(sk) }) else { return SK_PASS };
+    let bytes = frame::size(&ctx);
     if leg.tcp == 0 {
         match may_redirect(sk, leg) {
             Ok(()) => {
@@ -57,12 +58,12 @@ pub(crate) fn leg(ctx: SkMsgContext) -> u32 {
                     // SAFETY: the slots hold programs of this kind only. Without one, the agent gets the message.
                     unsafe { SLOTS.tail_call(&ctx, slot::LANE) };
                 }
-                return to_other_end(&ctx, leg);
+                return to_other_end(&ctx, leg, bytes);
             }
             Err(why) => fall_back(leg, why),
         }
     }
-    pass(&ctx, leg)
+    pass(leg, bytes)
 }
 
 /// The program in slot 2, for what a lane gives to the agent: nothing has changed since `leg` saw that it may be redirected,
@@ -76,7 +77,7 @@ pub(crate) fn stay(ctx: SkMsgContext) -> u32 {
     }
     // SAFETY: checked above.
     let Some(leg) = (unsafe { sock::leg(sk) }) else { return SK_PASS };
-    to_other_end(&ctx, leg)
+    to_other_end(&ctx, leg, frame::size(&ctx))
 }
 
 /// Whether anything of this direction may still be redirected.
@@ -110,13 +111,12 @@ fn may_redirect(sk: *mut bpf_sock, leg: &mut Leg) -> Result<(), Pass> {
 
 /// Sends the message to the other end, if so much may wait there, or else by TCP.
 #[inline(always)]
-fn to_other_end(ctx: &SkMsgContext, leg: &mut Leg) -> u32 {
-    let bytes = u64::from(ctx.size());
+fn to_other_end(ctx: &SkMsgContext, leg: &mut Leg, bytes: u64) -> u32 {
     // The agent knows itself how much may wait at the other end.
     let fits = if leg.role == role::AGENT { Ok(()) } else { within_bound(leg, bytes) };
     if let Err(why) = fits.and_then(|()| if redirect(ctx, leg, bytes) { Ok(()) } else { Err(Pass::NoPeer) }) {
         fall_back(leg, why);
-        return pass(ctx, leg);
+        return pass(leg, bytes);
     }
     SK_PASS
 }
@@ -137,8 +137,7 @@ pub(crate) fn redirect(ctx: &SkMsgContext, leg: &mut Leg, bytes: u64) -> bool {
 
 /// Leaves the message to TCP.
 #[inline(always)]
-fn pass(ctx: &SkMsgContext, leg: &mut Leg) -> u32 {
-    let bytes = u64::from(ctx.size());
+fn pass(leg: &mut Leg, bytes: u64) -> u32 {
     if leg.passed == 0 {
         count::fell_back(leg.why);
     }

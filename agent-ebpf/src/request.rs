@@ -132,16 +132,18 @@ fn picked(route: &Route) -> Turn {
         let turn = TURNS.get_ptr_mut(route.turn).map_or(0, |turn| unsafe { atomic::fetch_add(turn, 1) });
         return entry(route, if len == 0 { 0 } else { turn % len });
     }
-    let one = entry(route, chance(len));
-    if route.policy == pick::CHANCE {
+    let at = chance(len);
+    let one = entry(route, at);
+    if route.policy == pick::CHANCE || len < 2 {
         return one;
     }
-    let other = entry(route, chance(len));
+    let other = entry(route, (at + 1 + chance(len - 1)) % len);
     let by_latency = route.policy == pick::FASTER;
     if load(&other, by_latency) < load(&one, by_latency) { other } else { one }
 }
 
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "programs have 64 bits")]
 fn entry(route: &Route, at: u64) -> Turn {
     let at = (core::hint::black_box(at) as usize) & TURNS_MASK;
     // SAFETY: the index is below the array's length, which the verifier must see and the compiler would check once more.
@@ -201,6 +203,7 @@ pub(crate) fn release(lane: *mut Lane, bytes: u64) {
 
 /// Enters the call into the table, and sends it, unless something has changed meanwhile.
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "a frame has at most 64 KiB")]
 fn send(ctx: &SkMsgContext, frame: Frame, head: &Head, own: &Own, routing: &Routing, asked: &Asked, to: &Reserved) -> Fate {
     // SAFETY: the helper takes nothing.
     let words = [asked.now, u64::from(own.index) << 32 | u64::from(unsafe { bpf_get_prandom_u32() })];

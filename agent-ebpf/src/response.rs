@@ -73,6 +73,7 @@ pub(crate) fn route(ctx: &SkMsgContext, frame: Frame, head: &Head, own: &Own, by
 
 /// What proves that a caller has read an answer of this epoch.
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the low bits are wanted")]
 pub(crate) fn receipt(routing: &Routing, index: u32, generation: u32, epoch: u64) -> u32 {
     let hash = sip(routing.key, [u64::from(index) << 32 | u64::from(generation), epoch]);
     ((epoch & 0xff) << 24) as u32 | (hash & 0x00ff_ffff) as u32

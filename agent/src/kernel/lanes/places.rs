@@ -30,6 +30,12 @@ impl Places {
         Self { next: 0, end: count, free: Vec::new(), resting: Vec::new(), former: Vec::new() }
     }
 
+    /// That many, which all have a lane.
+    #[cfg(test)]
+    pub(in crate::kernel) fn all_taken(count: u32) -> Self {
+        Self { next: count, ..Self::new(count) }
+    }
+
     /// One that nobody has.
     pub(super) fn take(&mut self) -> Option<u32> {
         if self.free.is_empty() {

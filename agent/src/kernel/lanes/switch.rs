@@ -34,6 +34,11 @@ impl Switch {
         self.0.u64(offset_of!(Routing, snapshot)).fetch_add(1, SeqCst);
     }
 
+    #[cfg(test)]
+    pub(in crate::kernel) fn key(&self) -> [u64; 2] {
+        [0, 1].map(|at| self.0.u64(offset_of!(Routing, key) + at * size_of::<u64>()).load(Relaxed))
+    }
+
     /// Takes a key, unless there is one. It is secret for as long as the maps live.
     pub(super) fn make_key(&self) -> io::Result<()> {
         let words = [0, 1].map(|at| self.0.u64(offset_of!(Routing, key) + at * size_of::<u64>()));

@@ -48,7 +48,7 @@ impl Table {
             && matches!(self.state(lane.index), lane_state::OPEN | lane_state::PAUSED)
     }
 
-    pub(super) fn state(&self, index: u32) -> u32 {
+    pub(in crate::kernel) fn state(&self, index: u32) -> u32 {
         self.u32(index, offset_of!(Lane, state)).load(SeqCst)
     }
 
@@ -56,7 +56,7 @@ impl Table {
         self.u32(index, offset_of!(Lane, state)).store(state, SeqCst);
     }
 
-    pub(super) fn generation(&self, index: u32) -> u32 {
+    pub(in crate::kernel) fn generation(&self, index: u32) -> u32 {
         self.u32(index, offset_of!(Lane, generation)).load(SeqCst)
     }
 

@@ -1,5 +1,7 @@
 //! The programs in the real kernel, on a cgroup of our own. Needs root, and fails without it.
 
+mod lanes;
+
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
