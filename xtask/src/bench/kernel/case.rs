@@ -171,8 +171,8 @@ impl Found {
     fn values(&self, connections: usize, target: &Target) -> Vec<(Metric, f64)> {
         let us = |percent| self.report.percentile_ns(percent) as f64 / 1e3;
         let per_call = |ns: u64| ns as f64 / 1e3 / self.report.answered() as f64;
-        let first = if connections > 1 { (Metric::Throughput, self.report.per_second()) } else { (Metric::P50, us(50.0)) };
-        let mut values = vec![first, (Metric::P99, us(99.0)), (Metric::CpuOfAll, per_call(self.used.own_ns))];
+        let mut values = vec![(Metric::P50, us(50.0)), (Metric::P99, us(99.0)), (Metric::CpuOfAll, per_call(self.used.own_ns))];
+        values.extend((connections > 1).then(|| (Metric::Throughput, self.report.per_second())));
         values.extend((!target.proxies.is_empty()).then(|| (Metric::CpuPerCall, per_call(self.used.subject_ns))));
         values
     }
