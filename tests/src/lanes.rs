@@ -45,6 +45,14 @@ pub struct LanePeer {
     ended: Ended,
 }
 
+/// There is no lane.
+pub struct NoLane {
+    /// The connection beside which it would be, which goes on.
+    pub stream: Box<FramePeer>,
+    /// What the agent said of it.
+    pub why: String,
+}
+
 /// Which connections have ended.
 #[derive(Debug, Clone, Copy, Default)]
 struct Ended {
@@ -84,16 +92,16 @@ impl LanePeer {
     pub fn open(address: SocketAddr, hello: &Hello) -> Self {
         let hello = Hello { connection: hello.connection.or(Some(0)), ..hello.clone() };
         let stream = FramePeer::connect(address, &hello);
-        Self::beside(stream, address, &hello).unwrap_or_else(|(_, why)| panic!("{why}"))
+        Self::beside(stream, address, &hello).unwrap_or_else(|no| panic!("{}", no.why))
     }
 
     /// Opens the lane of a stream connection that said this.
     ///
     /// # Errors
-    /// If the agent gives none, or refuses it: with the stream connection, and what the agent said.
-    pub fn beside(stream: FramePeer, address: SocketAddr, hello: &Hello) -> Result<Self, (FramePeer, String)> {
+    /// If the agent gives none, or refuses it.
+    pub fn beside(stream: FramePeer, address: SocketAddr, hello: &Hello) -> Result<Self, NoLane> {
         let Some(lane) = stream.hello.as_ref().and_then(|hello| hello.lane) else {
-            return Err((stream, "the agent gives no lanes".to_owned()));
+            return Err(NoLane { stream: Box::new(stream), why: "the agent gives no lanes".to_owned() });
         };
         Self::opened(stream, connect(address), &lane_hello(hello, lane), lane)
     }
@@ -102,7 +110,7 @@ impl LanePeer {
     ///
     /// # Errors
     /// As [`Self::beside`].
-    pub fn opened(stream: FramePeer, socket: TcpStream, hello: &Hello, lane: Lane) -> Result<Self, (FramePeer, String)> {
+    pub fn opened(stream: FramePeer, socket: TcpStream, hello: &Hello, lane: Lane) -> Result<Self, NoLane> {
         let mut peer = Self {
             stream,
             returns_receipts: true,
@@ -122,7 +130,7 @@ impl LanePeer {
             Some((Some(Kind::Hello), theirs)) => format!("a HELLO with another lane: {theirs:?}"),
             _ => first.map_or_else(|| "the lane was closed".to_owned(), |got| format!("{:?}: {}", got.header, got.error())),
         };
-        Err((peer.stream, why))
+        Err(NoLane { stream: Box::new(peer.stream), why })
     }
 
     /// Sends a frame on the lane; the lengths are put in.
@@ -183,18 +191,18 @@ impl LanePeer {
         self.answer_to(stream)
     }
 
-    /// The answer to a call, which has one frame. What else comes meanwhile is kept for [`Self::next`].
+    /// The answer to a call, which has one frame. What else comes meanwhile is kept for [`Self::next_frame`].
     pub fn answer_to(&mut self, stream: u32) -> (Way, Got) {
         let is_it = |got: &Got| got.kind() == Some(Kind::Response) && got.header.stream == stream;
         self.expect_that("the answer", is_it)
     }
 
-    /// A frame of this kind, on either connection. What else comes meanwhile is kept for [`Self::next`].
+    /// A frame of this kind, on either connection. What else comes meanwhile is kept for [`Self::next_frame`].
     pub fn expect(&mut self, kind: Kind) -> (Way, Got) {
         self.expect_that(&format!("{kind:?}"), |got| got.kind() == Some(kind))
     }
 
-    /// The first frame of which this is true. What else comes meanwhile is kept for [`Self::next`].
+    /// The first frame of which this is true. What else comes meanwhile is kept for [`Self::next_frame`].
     pub fn expect_that(&mut self, what: &str, is_it: impl Fn(&Got) -> bool) -> (Way, Got) {
         if let Some(at) = self.kept.iter().position(|(_, got)| is_it(got)) {
             return self.kept.remove(at);
@@ -209,7 +217,7 @@ impl LanePeer {
     }
 
     /// The next frame of either connection; none when both have ended.
-    pub fn next(&mut self) -> Option<(Way, Got)> {
+    pub fn next_frame(&mut self) -> Option<(Way, Got)> {
         if self.kept.is_empty() { self.fresh() } else { Some(self.kept.remove(0)) }
     }
 
@@ -330,7 +338,7 @@ pub fn request_header(uri: &str, flags: Flags) -> Header {
 /// Serves both connections in a thread of its own until both end.
 pub fn serve(mut peer: LanePeer, mut each: impl FnMut(&mut LanePeer, Way, Got) + Send + 'static) -> JoinHandle<()> {
     thread::spawn(move || {
-        while let Some((way, got)) = peer.next() {
+        while let Some((way, got)) = peer.next_frame() {
             each(&mut peer, way, got);
         }
     })
@@ -365,5 +373,60 @@ fn await_any(fds: &mut [PollFd<'_>]) {
             Ok(_) => return,
             Err(error) => panic!("the sockets cannot be waited for: {error}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use agent_common::frame::Windows;
+
+    use super::*;
+
+    const LANE: Lane = Lane { token: [3; 16], body_max: 1024 };
+
+    /// An agent of two connections, each greeted with this lane.
+    fn agent(of_lane: Lane) -> (SocketAddr, JoinHandle<[FramePeer; 2]>) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let windows = Windows { stream: 1 << 20, connection: 1 << 20 };
+        let accept = move |lane| {
+            let mut peer = FramePeer::accepted(listener.accept().expect("a connection").0);
+            peer.expect(Kind::Hello);
+            let hello = Hello { lane: Some(lane), ..Hello::new(Role::Agent, "agent", "agent-1", windows) };
+            peer.write(&hello.encode().expect("a HELLO that fits"));
+            peer
+        };
+        (address, thread::spawn(move || [accept(LANE), accept(of_lane)]))
+    }
+
+    #[test]
+    fn both_connections_are_read_and_receipts_returned() {
+        let (address, agent) = agent(LANE);
+        let mut peer = LanePeer::open(address, &crate::frames::caller());
+        let [mut stream, mut lane] = agent.join().expect("an agent");
+        let [first, second] = [1, 2].map(|_| peer.request("/a", Flags::END_STREAM, b"body"));
+        let calls = [1, 2].map(|_| lane.expect(Kind::Request));
+        stream.respond(&calls[1], 0, b"by the stream");
+        let header = calls[0].back(Kind::Response);
+        lane.send(Header { flags: header.flags | Flags::END_STREAM, receipt: 9, ..header }, &[], b"by the lane");
+        assert_eq!(peer.answer_to(first).0, Way::Lane);
+        let (way, answer) = peer.answer_to(second);
+        assert_eq!((way, &answer.body[..]), (Way::Stream, &b"by the stream"[..]));
+        let large = peer.stream.request("/a", Flags::END_STREAM, b"");
+        let small = peer.request("/a", Flags::END_STREAM, b"");
+        let small_came = lane.expect(Kind::Request);
+        assert_eq!((large, stream.expect(Kind::Request).header.stream), (3, 3));
+        assert_eq!((small, small_came.header.stream, small_came.header.receipt), (4, 4, 9));
+    }
+
+    #[test]
+    fn a_lane_that_is_another_is_none() {
+        let (address, _agent) = agent(Lane { token: [4; 16], body_max: 1 });
+        let hello = Hello { connection: Some(0), ..crate::frames::caller() };
+        let stream = FramePeer::connect(address, &hello);
+        let why = LanePeer::beside(stream, address, &hello).err().map(|no| no.why);
+        assert!(why.as_ref().is_some_and(|why| why.contains("another lane")), "{why:?}");
     }
 }

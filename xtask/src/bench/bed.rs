@@ -58,7 +58,7 @@ impl<'a> Bed<'a> {
 impl TestBed for Bed<'_> {
     fn serve(&self, subject: Subject, file: Option<&Path>) -> Result<Serving> {
         let Some(file) = file else {
-            return Ok(Serving { target: Target { port: self.server_port, proxies: Vec::new() }, processes: Vec::new() });
+            return Ok(Serving { target: Target::new(self.server_port, Vec::new()), processes: Vec::new() });
         };
         let (listen, name) = (free_port()?, subject.name());
         let folder = self.workshop.path().join(format!("{name}-{listen}"));
@@ -69,7 +69,7 @@ impl TestBed for Bed<'_> {
         let mut process = self.workshop.start(&name, &Program { file: file.to_owned(), args }, self.cpus)?;
         let answers = || Connection::open(listen, &self.call)?.call();
         wait_until(&mut process, answers).with_context(|| format!("{name} does not serve"))?;
-        Ok(Serving { target: Target { port: listen, proxies: vec![process.id()] }, processes: vec![process] })
+        Ok(Serving { target: Target::new(listen, vec![process.id()]), processes: vec![process] })
     }
 
     fn check(&self, target: &Target) -> Result<()> {

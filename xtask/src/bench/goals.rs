@@ -11,6 +11,8 @@ use super::{
 pub(super) enum Bound {
     Least(f64),
     Most(f64),
+    /// At least so many times that of another subject.
+    Times(f64, Subject),
     /// Less than that of another subject.
     Below(Subject),
     /// At most so much of that of another subject.
@@ -27,7 +29,7 @@ struct Goal {
     bound: Bound,
 }
 
-const GOALS: [Goal; 6] = [
+const GOALS: [Goal; 12] = [
     Goal::new("frames_64B", Metric::PerCore, Bound::Least(500_000.0)),
     Goal::new("frames_64B", Metric::CpuPerCall, Bound::Most(1.5)),
     Goal::new("frames_beside", Metric::Beside, Bound::Most(3.0)),
@@ -38,11 +40,23 @@ const GOALS: [Goal; 6] = [
         of: Some(Subject::AgentPeakEwma),
         ..Goal::new("tail_1_slow", Metric::P99, Bound::Share(0.5, Subject::EnvoyLeastRequest))
     },
+    // A call through the mesh is faster than a direct one by TCP, and nowhere slower than by way of the agent.
+    Goal::routed("kernel_64B_1cpu", Metric::P50, Bound::Share(0.65, Subject::Direct)),
+    Goal::routed("kernel_16KiB_1cpu", Metric::P50, Bound::Share(0.7, Subject::Direct)),
+    Goal::routed("kernel_64B_1cpu", Metric::CpuOfAll, Bound::Share(0.7, Subject::Direct)),
+    Goal::routed("kernel_64B_50_1cpu", Metric::Throughput, Bound::Times(1.3, Subject::Direct)),
+    Goal::routed("kernel_64B_50", Metric::Throughput, Bound::Times(1.0, Subject::AgentOn)),
+    Goal::routed("kernel_", Metric::P50, Bound::Share(1.0, Subject::AgentOn)),
 ];
 
 impl Goal {
     const fn new(cases: &'static str, metric: Metric, bound: Bound) -> Self {
         Self { cases, of: None, metric, bound }
+    }
+
+    /// For the agent whose kernel programs route calls.
+    const fn routed(cases: &'static str, metric: Metric, bound: Bound) -> Self {
+        Self { cases, of: Some(Subject::AgentRouted), metric, bound }
     }
 }
 
@@ -58,7 +72,7 @@ pub(super) fn of_case(case: &impl Study, contenders: &[Contender]) -> Vec<Line> 
     };
     let of_goal = |goal: &Goal| {
         let other = match goal.bound {
-            Bound::Below(other) | Bound::Share(_, other) => median_of(other, goal.metric),
+            Bound::Below(other) | Bound::Share(_, other) | Bound::Times(_, other) => median_of(other, goal.metric),
             Bound::Least(_) | Bound::Most(_) => None,
         };
         let is_meant = |one: &&Contender| one.subject.is_agent() && goal.of.is_none_or(|agent| agent == one.subject);
@@ -85,8 +99,9 @@ pub(super) fn line(case: &str, subject: &str, metric: Metric, bound: Bound, foun
         Bound::Below(subject) => {
             (other.map_or_else(|| subject.name(), |most| format!("< {} {}", subject.name(), short(most))), other)
         }
-        Bound::Share(share, subject) => {
-            let text = format!("≤ {share:.2}× {}", subject.name());
+        Bound::Share(share, subject) | Bound::Times(share, subject) => {
+            let sign = if matches!(bound, Bound::Times(..)) { '≥' } else { '≤' };
+            let text = format!("{sign} {share:.2}× {}", subject.name());
             (other.map_or_else(|| text.clone(), |other| format!("{text} {}", short(other))), other.map(|other| share * other))
         }
     };
@@ -101,7 +116,7 @@ pub(super) fn line(case: &str, subject: &str, metric: Metric, bound: Bound, foun
 
 fn met(bound: Bound, found: f64, limit: f64) -> bool {
     match bound {
-        Bound::Least(_) => found >= limit,
+        Bound::Least(_) | Bound::Times(..) => found >= limit,
         Bound::Most(_) | Bound::Share(..) => found <= limit,
         Bound::Below(_) => found < limit,
     }
@@ -133,5 +148,8 @@ mod tests {
         assert_eq!(verdict(half, Some(10.0), Some(20.0)), "≤ 0.50× haproxy 20.00 met");
         assert_eq!(verdict(half, Some(10.1), Some(20.0)), "≤ 0.50× haproxy 20.00 MISSED");
         assert_eq!(verdict(half, Some(10.0), None), "≤ 0.50× haproxy not measured");
+        let more = Bound::Times(1.3, Subject::Direct);
+        assert_eq!(verdict(more, Some(13.0), Some(10.0)), "≥ 1.30× direct 10.00 met");
+        assert_eq!(verdict(more, Some(12.9), Some(10.0)), "≥ 1.30× direct 10.00 MISSED");
     }
 }

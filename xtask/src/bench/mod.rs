@@ -6,6 +6,7 @@ mod case;
 mod cpu;
 mod frames;
 mod goals;
+mod kernel;
 mod latency;
 mod legs;
 mod local;
@@ -33,6 +34,8 @@ pub(crate) enum Bench {
     Local(local::Args),
     /// The kernel path: what the agent adds to a call with it and without, for calls of 64 B to 1 MiB
     KernelLegs(legs::Args),
+    /// Calls that the kernel routes: latency and CPU, next to direct TCP, a unix socket, the agent and HAProxy
+    Kernel(kernel::Args),
     /// Calls in frames through one agent: latency, throughput, CPU, and small calls beside large ones
     Frames(frames::Args),
     /// Calls in frames through two agents: latency and CPU, next to one proxy and two
@@ -46,6 +49,7 @@ pub(crate) fn run(place: &Place, bench: &Bench) -> Result<()> {
     match bench {
         Bench::Local(args) => local::run(place, args),
         Bench::KernelLegs(args) => legs::run(place, args),
+        Bench::Kernel(args) => kernel::run(place, args),
         Bench::Frames(args) => frames::run(place, args),
         Bench::Mesh(args) => frames::run_mesh(place, args),
         Bench::Policy(args) => policy::run(place, args),

@@ -30,10 +30,19 @@ struct Attached {
 pub(super) struct Kernel {
     to_agent: Sent,
     from_agent: Sent,
+    /// What became of calls on lanes; none if the agent knows no lanes.
+    routed: Option<Routed>,
     /// Directions that went over to TCP, by reason.
     fallbacks: BTreeMap<String, u64>,
     /// The programs.
     pub(super) programs: Vec<KernelProgram>,
+}
+
+/// Calls that the programs routed, and messages that they did not, by reason.
+#[derive(Debug, Clone, Default, Deserialize)]
+struct Routed {
+    calls: u64,
+    unrouted: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
@@ -80,13 +89,32 @@ impl Kernel {
 
     /// Why directions have gone over to TCP since then.
     pub(super) fn fallbacks_since(&self, before: &Self) -> String {
-        let news = |(why, count): (&String, &u64)| {
-            let new = count.saturating_sub(before.fallbacks.get(why).copied().unwrap_or(0));
-            (new > 0).then(|| format!("{why} {new}"))
-        };
-        let news: Vec<String> = self.fallbacks.iter().filter_map(news).collect();
-        if news.is_empty() { "no direction went over to TCP meanwhile".to_owned() } else { news.join(", ") }
+        let news = news(&self.fallbacks, &before.fallbacks);
+        if news.is_empty() { "no direction went over to TCP meanwhile".to_owned() } else { news }
     }
+
+    /// Calls that the programs have routed since then.
+    pub(super) fn routed_since(&self, before: &Self) -> u64 {
+        let calls = |kernel: &Self| kernel.routed.as_ref().map_or(0, |routed| routed.calls);
+        calls(self).saturating_sub(calls(before))
+    }
+
+    /// Why they have not routed others since then.
+    pub(super) fn unrouted_since(&self, before: &Self) -> String {
+        let Some(routed) = &self.routed else { return "`moa kernel` says nothing of lanes".to_owned() };
+        let former = before.routed.as_ref().map(|before| before.unrouted.clone()).unwrap_or_default();
+        let news = news(&routed.unrouted, &former);
+        if news.is_empty() { "no message on a lane was left to the agent meanwhile".to_owned() } else { news }
+    }
+}
+
+/// What was counted since then.
+fn news(now: &BTreeMap<String, u64>, before: &BTreeMap<String, u64>) -> String {
+    let news = |(why, count): (&String, &u64)| {
+        let new = count.saturating_sub(before.get(why).copied().unwrap_or(0));
+        (new > 0).then(|| format!("{why} {new}"))
+    };
+    now.iter().filter_map(news).collect::<Vec<_>>().join(", ")
 }
 
 fn ask<T: for<'de> Deserialize<'de>>(moa: &Path, verb: &str, port: u16) -> Option<T> {
@@ -112,5 +140,12 @@ mod tests {
         let after = kernel(140, 150, &serde_json::json!({ "zerocopy": 3, "bound-at-agent": 2, "ulp": 0 }));
         assert_eq!(after.redirected_since(&before), 90);
         assert_eq!(after.fallbacks_since(&before), "bound-at-agent 2");
+        assert_eq!(
+            (after.routed_since(&before), after.unrouted_since(&before)),
+            (0, "`moa kernel` says nothing of lanes".to_owned())
+        );
+        let routed = |calls, unrouted| Kernel { routed: Some(Routed { calls, unrouted }), ..after.clone() };
+        let (before, after) = (routed(5, BTreeMap::new()), routed(9, [("no-route".to_owned(), 3)].into()));
+        assert_eq!((after.routed_since(&before), after.unrouted_since(&before)), (4, "no-route 3".to_owned()));
     }
 }

@@ -65,6 +65,10 @@ pub(super) struct Effort {
 pub(super) struct Target {
     /// What takes the calls.
     pub(super) port: u16,
+    /// What takes them instead, if it is a unix socket.
+    pub(super) path: Option<PathBuf>,
+    /// Whether they go by lanes.
+    pub(super) lanes: bool,
     /// The processes on the way; none for a direct call.
     pub(super) proxies: Vec<u32>,
 }
@@ -88,6 +92,13 @@ pub(super) struct Contender {
     /// With the number of its round.
     kept: Vec<(usize, Sample)>,
     dropped: Vec<Sample>,
+}
+
+impl Target {
+    /// A port of this machine, and the processes on the way.
+    pub(super) fn new(port: u16, proxies: Vec<u32>) -> Self {
+        Self { port, path: None, lanes: false, proxies }
+    }
 }
 
 impl Sample {

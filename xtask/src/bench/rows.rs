@@ -29,6 +29,8 @@ pub(super) enum Metric {
     CpuOfAll,
     /// The share of the bytes that went by the kernel path.
     Redirected,
+    /// The share of the calls that the kernel programs routed.
+    Routed,
     /// How often a kernel program ran.
     RunsPerCall,
     /// How long it ran each time.
@@ -47,7 +49,7 @@ pub(super) enum Metric {
 
 impl Metric {
     /// In the order of reports.
-    pub(super) const ALL: [Self; 19] = [
+    pub(super) const ALL: [Self; 20] = [
         Self::P50,
         Self::P99,
         Self::P999,
@@ -60,6 +62,7 @@ impl Metric {
         Self::CpuPerCall,
         Self::CpuOfAll,
         Self::Redirected,
+        Self::Routed,
         Self::RunsPerCall,
         Self::TimePerRun,
         Self::TimePerCall,
@@ -84,6 +87,7 @@ impl Metric {
             Self::CpuPerCall => "cpu_per_call",
             Self::CpuOfAll => "cpu_per_call_of_all",
             Self::Redirected => "redirected",
+            Self::Routed => "routed",
             Self::RunsPerCall => "runs_per_call",
             Self::TimePerRun => "time_per_run",
             Self::TimePerCall => "time_per_call",
@@ -97,7 +101,7 @@ impl Metric {
     fn unit(self) -> &'static str {
         match self {
             Self::P50 | Self::P99 | Self::P999 | Self::P99Beside | Self::AddedHop | Self::CpuPerCall | Self::CpuOfAll => "us",
-            Self::SlowCalls | Self::Redirected => "%",
+            Self::SlowCalls | Self::Redirected | Self::Routed => "%",
             Self::RunsPerCall => "runs",
             Self::TimePerRun | Self::TimePerCall => "ns",
             Self::Throughput | Self::PerCore => "calls/s",

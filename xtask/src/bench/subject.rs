@@ -15,12 +15,16 @@ use crate::place::{Place, program};
 pub(super) enum Subject {
     /// No proxy: what the others are compared to
     Direct,
+    /// No proxy, over a unix socket
+    DirectUnix,
     /// `moa agent`, in userspace only
     AgentOff,
     /// `moa agent`, by way of the kernel where that is possible
     AgentOn,
     /// The same, but that the service is left to TCP
     AgentOptedOut,
+    /// `moa agent` whose kernel programs route calls from lane to lane
+    AgentRouted,
     /// HAProxy, TCP mode
     Haproxy,
     /// nginx, stream module
@@ -86,6 +90,8 @@ impl Subject {
 
     /// What `bench frames` compares.
     pub(super) const FRAMES: [Self; 5] = [Self::Direct, Self::AgentOff, Self::AgentOn, Self::Haproxy, Self::Nginx];
+    /// What `bench kernel` compares.
+    pub(super) const KERNEL: [Self; 5] = [Self::Direct, Self::DirectUnix, Self::AgentRouted, Self::AgentOn, Self::Haproxy];
     /// What `bench mesh` compares.
     pub(super) const MESH: [Self; 6] =
         [Self::Direct, Self::AgentsOff, Self::AgentsOn, Self::Haproxy, Self::HaproxyTwice, Self::EnvoyTwice];
@@ -102,7 +108,7 @@ impl Subject {
 
     /// Whether it is `moa agent`, once or twice.
     pub(super) fn is_agent(self) -> bool {
-        matches!(self.chain().0, Self::AgentOff | Self::AgentOn | Self::AgentOptedOut)
+        matches!(self.chain().0, Self::AgentOff | Self::AgentOn | Self::AgentOptedOut | Self::AgentRouted)
     }
 
     /// What stands on the way, and how often.
@@ -114,14 +120,19 @@ impl Subject {
             Self::EnvoyTwice => (Self::EnvoyTcp, 2),
             Self::AgentPeakEwma | Self::AgentLeastRequest | Self::AgentRoundRobin => (Self::AgentOff, 1),
             Self::EnvoyLeastRequest | Self::EnvoyRoundRobin => (Self::EnvoyRedis, 1),
-            Self::Direct => (self, 0),
+            Self::Direct | Self::DirectUnix => (self, 0),
             _ => (self, 1),
         }
     }
 
     /// Whether it is nothing but [`Self::AgentOff`] where the kernel path cannot be attached.
     pub(super) fn needs_kernel(self) -> bool {
-        matches!(self, Self::AgentOn | Self::AgentOptedOut | Self::AgentsOn)
+        matches!(self, Self::AgentOn | Self::AgentOptedOut | Self::AgentRouted | Self::AgentsOn)
+    }
+
+    /// Whether the applications open lanes.
+    pub(super) fn has_lanes(self) -> bool {
+        self == Self::AgentRouted
     }
 
     /// The name in reports, and on the command line.
@@ -156,7 +167,9 @@ impl Subject {
         let Setting { listen, extra, workers, .. } = setting;
         let args = match self.chain().0 {
             Self::AgentOff => format!("agent --name {} --kernel off --config {file}", agent_name(*listen)),
-            Self::AgentOn | Self::AgentOptedOut => format!("agent --name {} --kernel on --config {file}", agent_name(*listen)),
+            Self::AgentOn | Self::AgentOptedOut | Self::AgentRouted => {
+                format!("agent --name {} --kernel on --config {file}", agent_name(*listen))
+            }
             Self::Haproxy => format!("-db -f {file}"),
             Self::Nginx => format!("-e stderr -p {folder} -c {file}"),
             Self::Nutcracker => format!("-s {extra} -c {file}"),
@@ -169,7 +182,9 @@ impl Subject {
 
     fn template(self) -> Option<(&'static str, &'static str)> {
         Some(match self {
-            Self::AgentOff | Self::AgentOn | Self::AgentOptedOut => ("agent.toml", include_str!("conf/agent.toml")),
+            Self::AgentOff | Self::AgentOn | Self::AgentOptedOut | Self::AgentRouted => {
+                ("agent.toml", include_str!("conf/agent.toml"))
+            }
             Self::Haproxy => ("haproxy.cfg", include_str!("conf/haproxy.cfg")),
             Self::Nginx => ("nginx.conf", include_str!("conf/nginx.conf")),
             Self::Nutcracker => ("nutcracker.yml", include_str!("conf/nutcracker.yml")),

@@ -17,7 +17,7 @@ use crate::{
         subject::{Setting, Subject, installed},
         workshop::{Program, Workshop},
     },
-    load::frames::{Flow, FrameLoad},
+    load::frames::{Flow, FrameLoad, Peer, Setup},
     run::children::Process,
 };
 
@@ -29,13 +29,15 @@ const NEAR: Template = ("near.toml", include_str!("../conf/frames-near.toml"));
 const FAR: Template = ("far.toml", include_str!("../conf/frames-far.toml"));
 
 /// A service that answers calls with their bodies.
-pub(super) struct FrameBed<'a> {
+pub(in crate::bench) struct FrameBed<'a> {
     /// Where everything runs.
-    pub(super) cpus: Cpus,
+    pub(in crate::bench) cpus: Cpus,
     workshop: &'a Workshop,
     workers: usize,
     /// Where instructions are counted to, if they are.
     counts: Option<PathBuf>,
+    /// How frames go.
+    setup: Setup,
     /// Where the service is called without an agent.
     port: u16,
     _service: Process,
@@ -51,10 +53,16 @@ struct Part {
 impl<'a> FrameBed<'a> {
     /// Starts the service.
     pub(super) fn start(cpus: Cpus, workshop: &'a Workshop) -> Result<Self> {
+        Self::start_with(Setup::USUAL, cpus, workshop)
+    }
+
+    /// The same, with frames that go otherwise.
+    pub(in crate::bench) fn start_with(setup: Setup, cpus: Cpus, workshop: &'a Workshop) -> Result<Self> {
         let port = free_port()?;
-        let mut service = service(&format!("service-{port}"), "--listen", port, cpus, workshop)?;
-        wait_until(&mut service, || call(port)).context("the service does not serve")?;
-        Ok(Self { cpus, workshop, workers: workers(cpus)?, counts: None, port, _service: service })
+        let mut service = service(&format!("service-{port}"), ["--listen", &at(port).to_string()], setup, cpus, workshop)?;
+        let target = Target::new(port, Vec::new());
+        wait_until(&mut service, || call(&target)).context("the service does not serve")?;
+        Ok(Self { cpus, workshop, workers: workers(cpus)?, counts: None, setup, port, _service: service })
     }
 
     /// Has subjects with one worker count their instructions into this file. They count until they end.
@@ -73,17 +81,18 @@ impl<'a> FrameBed<'a> {
             parts.push(far);
         }
         let (listen, dials) = (parts[0].listen, parts[parts.len() - 1].listen);
-        let service = service(&format!("service-{dials}"), "--dial", dials, self.cpus, self.workshop)?;
+        let (name, setup) = (format!("service-{dials}"), Setup { lanes: subject.has_lanes(), ..self.setup });
+        let service = service(&name, ["--dial", &at(dials).to_string()], setup, self.cpus, self.workshop)?;
         let proxies = parts.iter().map(|part| part.process.id()).collect();
         // What is in front ends first, and the service before the agent that it has dialled.
         let mut processes = vec![service];
         processes.extend(parts.into_iter().map(|part| part.process));
-        Ok(Serving { target: Target { port: listen, proxies }, processes })
+        Ok(Serving { target: Target { lanes: subject.has_lanes(), ..Target::new(listen, proxies) }, processes })
     }
 
     /// Proxies in front of the listening service, each in front of the one before.
     fn proxies(&self, subject: Subject, file: &Path) -> Result<Serving> {
-        let mut serving = Serving { target: Target { port: self.port, proxies: Vec::new() }, processes: Vec::new() };
+        let mut serving = Serving { target: Target::new(self.port, Vec::new()), processes: Vec::new() };
         for _ in 0..subject.chain().1 {
             let part = self.part(subject, file, None, serving.target.port)?;
             serving.target.port = part.listen;
@@ -91,6 +100,20 @@ impl<'a> FrameBed<'a> {
             serving.processes.push(part.process);
         }
         Ok(serving)
+    }
+
+    /// A service of its own, which is called by a unix socket.
+    fn unix(&self) -> Result<Serving> {
+        let path = self.workshop.path().join(format!("service-{}.sock", free_port()?));
+        let listen = ["--listen-unix", &path.display().to_string()];
+        let service = service(
+            &format!("{}", path.file_name().unwrap_or_default().display()),
+            listen,
+            self.setup,
+            self.cpus,
+            self.workshop,
+        )?;
+        Ok(Serving { target: Target { path: Some(path), ..Target::new(0, Vec::new()) }, processes: vec![service] })
     }
 
     fn part(&self, subject: Subject, file: &Path, template: Option<Template>, upstream: u16) -> Result<Part> {
@@ -117,30 +140,34 @@ impl<'a> FrameBed<'a> {
 impl TestBed for FrameBed<'_> {
     fn serve(&self, subject: Subject, file: Option<&Path>) -> Result<Serving> {
         let mut serving = match file {
-            None => Serving { target: Target { port: self.port, proxies: Vec::new() }, processes: Vec::new() },
+            None if subject == Subject::DirectUnix => self.unix()?,
+            None => Serving { target: Target::new(self.port, Vec::new()), processes: Vec::new() },
             Some(file) if subject.is_agent() => self.agents(subject, file)?,
             Some(file) => self.proxies(subject, file)?,
         };
-        let port = serving.target.port;
-        let answers = serving.wait_until(|| call(port));
+        let to = Target { path: serving.target.path.clone(), ..Target::new(serving.target.port, Vec::new()) };
+        let to = Target { lanes: serving.target.lanes, ..to };
+        let answers = serving.wait_until(|| call(&to));
         answers.with_context(|| format!("{} does not serve frames", subject.name()))?;
         Ok(serving)
     }
 
     fn check(&self, target: &Target) -> Result<()> {
-        call(target.port)
+        call(target)
     }
 }
 
 /// An address on this machine.
-pub(super) fn at(port: u16) -> SocketAddr {
+pub(in crate::bench) fn at(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
 /// One call on a connection of its own, whose answer must have its body.
-fn call(port: u16) -> Result<()> {
+fn call(target: &Target) -> Result<()> {
     const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-    let load = FrameLoad { calls: Some(1), timeout: ANSWER_WITHIN, ..FrameLoad::new(at(port), Flow { body: 64, depth: 1 }) };
+    let setup = Setup { lanes: target.lanes, ..Setup::USUAL };
+    let load =
+        FrameLoad { calls: Some(1), setup, timeout: ANSWER_WITHIN, ..FrameLoad::new(to(target), Flow { body: 64, depth: 1 }) };
     let reports = load.start()?.end()?;
     let failed = reports.iter().find(|report| report.errors > 0 || report.answered() != 1);
     let why = failed.map(|report| report.last_error.clone().unwrap_or_default());
@@ -148,9 +175,16 @@ fn call(port: u16) -> Result<()> {
     Ok(())
 }
 
+/// Who is called.
+pub(in crate::bench) fn to(target: &Target) -> Peer {
+    target.path.clone().map_or_else(|| at(target.port).into(), Peer::Unix)
+}
+
 /// This program again, as the service.
-fn service(name: &str, how: &str, port: u16, cpus: Cpus, workshop: &Workshop) -> Result<Process> {
+fn service(name: &str, how: [&str; 2], setup: Setup, cpus: Cpus, workshop: &Workshop) -> Result<Process> {
     let file = std::env::current_exe().context("the file of this program is not known")?;
-    let args = ["frame-service", how, &at(port).to_string()].map(str::to_owned).to_vec();
+    let frame_max = setup.frame_max.to_string();
+    let args = ["frame-service", how[0], how[1], "--frame-max", &frame_max];
+    let args = args.into_iter().chain(setup.lanes.then_some("--lanes")).map(str::to_owned).collect();
     workshop.start(name, &Program { file, args }, cpus)
 }

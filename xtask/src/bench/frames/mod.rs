@@ -1,6 +1,6 @@
 //! `cargo xtask bench frames` and `bench mesh`: calls in frames through one agent, and through two.
 
-mod bed;
+pub(super) mod bed;
 mod case;
 mod instructions;
 

@@ -2,7 +2,7 @@
 
 mod case;
 mod hop;
-mod programs;
+pub(super) mod programs;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;

@@ -46,7 +46,7 @@ pub(super) fn measure(size: Size, moa: &Path, workshop: &Workshop) -> Result<Vec
 }
 
 /// Has the kernel count, for as long as what is returned lives.
-fn count(workshop: &Workshop) -> Result<Process> {
+pub(in crate::bench) fn count(workshop: &Workshop) -> Result<Process> {
     let args = ["-c", SCRIPT].map(str::to_owned).to_vec();
     let mut counting = workshop.start("bpf-stats", &Program { file: installed("sh")?, args }, Cpus::All)?;
     let counts = || {
@@ -58,7 +58,8 @@ fn count(workshop: &Workshop) -> Result<Process> {
     Ok(counting)
 }
 
-fn rows(size: &str, program: &KernelProgram, before: &[KernelProgram], calls: f64) -> Vec<Row> {
+/// How often a program ran since `before`, and how long each time.
+pub(in crate::bench) fn rows(size: &str, program: &KernelProgram, before: &[KernelProgram], calls: f64) -> Vec<Row> {
     let former = before.iter().find(|former| former.name == program.name).cloned().unwrap_or_default();
     let runs = program.runs.saturating_sub(former.runs);
     // One that another program goes on to counts as that one's.

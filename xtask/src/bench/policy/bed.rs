@@ -74,7 +74,7 @@ impl TestBed for Instances<'_> {
     fn serve(&self, subject: Subject, file: Option<&Path>) -> Result<Serving> {
         let last = self.ports[INSTANCES - 1];
         let Some(file) = file else {
-            return Ok(Serving { target: Target { port: last, proxies: Vec::new() }, processes: Vec::new() });
+            return Ok(Serving { target: Target::new(last, Vec::new()), processes: Vec::new() });
         };
         let (listen, extra, tunnel) = (free_port()?, free_port()?, free_port()?);
         let name = format!("{}-{listen}", subject.name());
@@ -84,7 +84,7 @@ impl TestBed for Instances<'_> {
         let (template, text) = self.template(subject)?;
         let args = subject.configure_with((template, &text), &setting)?;
         let process = self.workshop.start(&name, &Program { file: file.to_owned(), args }, Cpus::All)?;
-        let target = Target { port: listen, proxies: vec![process.id()] };
+        let target = Target::new(listen, vec![process.id()]);
         let mut serving = Serving { target, processes: vec![process] };
         serving.wait_until(|| call(listen)).with_context(|| format!("{name} does not serve"))?;
         Ok(serving)

@@ -1,7 +1,6 @@
 //! The calling end: connections of one thread, each with a number of calls in flight.
 
 use std::{
-    net::TcpStream,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,8 +17,9 @@ use super::{
     FrameLoad, URI, WINDOWS,
     events::Events,
     input::Frame,
-    link::{Calls, Link, message_credit, why},
-    output::{Message, Output},
+    link::{Calls, Link, Ways, message_credit, why},
+    output::Message,
+    socket::Socket,
 };
 
 /// What the thread shares with who started it.
@@ -79,16 +79,15 @@ impl Client {
         let (mut events, mut links) = (Events::new()?, Vec::new());
         let calls = load.calls.map(|calls| calls / load.connections as u64);
         for number in 0..load.connections {
-            let socket = TcpStream::connect_timeout(&load.to, load.timeout);
-            let socket = socket.with_context(|| format!("cannot connect to {}", load.to))?;
+            let socket = Socket::connect(&load.to, load.timeout)?;
             let instance = format!("bench-client-{}", std::process::id());
             // Workers share the connections evenly.
             let connection = Some(u16::try_from(number)?);
             let hello = Hello { connection, ..Hello::new(Role::Application, "bench-client", &instance, WINDOWS) };
-            let (link, peer) = Link::connected(socket, &hello)?;
+            let (link, peer) = Link::connected(socket, &hello, load.setup)?;
             let depth: usize = load.flows.iter().map(|flow| flow.depth).sum();
             ensure!(peer.calls_max == 0 || peer.calls_max as usize >= depth, "the peer takes {} calls at once", peer.calls_max);
-            events.add(number, &link.socket)?;
+            link.add_to(&mut events, number)?;
             links.push((link, Callers::new(load, calls.unwrap_or(u64::MAX))));
         }
         Ok(Self { events, links, shared, timeout: load.timeout })
@@ -104,7 +103,7 @@ impl Client {
 
     fn call(&mut self) -> Result<()> {
         for number in 0..self.links.len() {
-            self.turn(number, false)?;
+            self.turn(2 * number, false)?;
         }
         while self.links.iter().any(|(_, callers)| callers.in_flight > 0) {
             let ready = self.events.wait(self.timeout)?;
@@ -117,19 +116,19 @@ impl Client {
     }
 
     fn turn(&mut self, number: usize, reads: bool) -> Result<()> {
+        let (of_lane, number) = (number % 2 == 1, number / 2);
         let (link, callers) = &mut self.links[number];
         let before = link.bytes();
         if reads {
-            link.read()?;
             let mut stats = stats(&self.shared);
-            link.process(&mut Turn { callers, stats: &mut stats, now: Instant::now() })?;
+            link.take(of_lane, &mut Turn { callers, stats: &mut stats, now: Instant::now() })?;
         }
         if !self.shared.stop.load(Ordering::Relaxed) {
-            callers.begin(&mut link.output);
+            callers.begin(&mut link.ways());
         }
         link.flush()?;
         self.shared.bytes.fetch_add(link.bytes() - before, Ordering::Relaxed);
-        Ok(self.events.renew(number, link)?)
+        link.renew_in(&mut self.events, number)
     }
 }
 
@@ -146,7 +145,7 @@ impl Callers {
     }
 
     /// Begins a call in each slot that has none.
-    fn begin(&mut self, output: &mut Output) {
+    fn begin(&mut self, ways: &mut Ways) {
         if self.free.is_empty() {
             return;
         }
@@ -160,8 +159,8 @@ impl Callers {
             let flow = &self.flows[slot.flow];
             *slot = Slot { begun: Some(now), ..Slot::new(slot.flow) };
             let header = Header { via: via(number), ..flow.header };
-            if !output.at_once(header, &flow.meta, &flow.body) {
-                output.queue(Message { header, meta: flow.meta.clone(), body: flow.body.clone() });
+            if !ways.call(header, &flow.meta, &flow.body) {
+                ways.stream.queue(Message { header, meta: flow.meta.clone(), body: flow.body.clone() });
             }
         }
     }
@@ -192,7 +191,7 @@ impl Slot {
 }
 
 impl Calls for Turn<'_> {
-    fn frame(&mut self, frame: &Frame, output: &mut Output) -> Result<()> {
+    fn frame(&mut self, frame: &Frame, ways: &mut Ways) -> Result<()> {
         let header = &frame.header;
         let number = usize::try_from(header.via)?.wrapping_sub(1);
         let slot = self.callers.slots.get_mut(number).filter(|slot| slot.begun.is_some());
@@ -213,12 +212,12 @@ impl Calls for Turn<'_> {
         }
         if !ended {
             if let Some(credit) = message_credit(header, &mut slot.window, Flags::NONE)? {
-                output.control(&credit);
+                ways.stream.control(&credit);
             }
             return Ok(());
         }
         if error.is_some() {
-            output.forget(header.via);
+            ways.stream.forget(header.via);
         }
         let (flow, begun) = (slot.flow, slot.begun.take().context("an answer to no call")?);
         self.stats[flow].answered(self.now.duration_since(begun), error);

@@ -7,8 +7,6 @@ use nix::{
     sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
 };
 
-use super::link::Link;
-
 /// Sockets that one thread waits for, each with a number.
 pub(super) struct Events {
     epoll: Epoll,
@@ -30,16 +28,15 @@ impl Events {
         Ok(self.epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, number as u64))?)
     }
 
-    /// Waits for whether a link's socket takes more, if there is more.
-    pub(super) fn renew(&mut self, number: usize, link: &Link) -> io::Result<()> {
-        let wants = link.output.waits_for_socket();
+    /// Waits for whether a socket takes more, if there is more.
+    pub(super) fn renew(&mut self, number: usize, socket: impl AsFd, wants: bool) -> io::Result<()> {
         if self.writing.len() <= number {
             self.writing.resize(number + 1, false);
         }
         if self.writing[number] != wants {
             self.writing[number] = wants;
             let flags = if wants { EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT } else { EpollFlags::EPOLLIN };
-            self.epoll.modify(&link.socket, &mut EpollEvent::new(flags, number as u64))?;
+            self.epoll.modify(socket, &mut EpollEvent::new(flags, number as u64))?;
         }
         Ok(())
     }

@@ -2,7 +2,6 @@
 
 use std::{
     io::{Read, Write},
-    net::TcpStream,
     time::Duration,
 };
 
@@ -10,8 +9,12 @@ use agent_common::frame::{Flags, HEADER_LEN, Header, Hello, Kind, ReceiveWindow,
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
+    Setup,
+    events::Events,
     input::{Frame, Input},
+    lane::{Lane, LaneOutput},
     output::Output,
+    socket::Socket,
 };
 
 /// How long the peer may take for its HELLO.
@@ -19,39 +22,94 @@ const HELLO_WITHIN: Duration = Duration::from_secs(5);
 
 /// One end of it. Its socket does not block.
 pub(super) struct Link {
-    pub(super) socket: TcpStream,
+    pub(super) socket: Socket,
     input: Input,
     pub(super) output: Output,
     window: ReceiveWindow,
+    lane: Option<Lane>,
+}
+
+/// Where frames can be sent.
+pub(super) struct Ways<'a> {
+    /// The stream connection.
+    pub(super) stream: &'a mut Output,
+    /// The lane, if there is one.
+    pub(super) lane: Option<&'a mut LaneOutput>,
+    /// Whether what is looked at came by the lane.
+    pub(super) by_lane: bool,
 }
 
 /// What an end does with the frames of calls: REQUEST, RESPONSE, DATA and CANCEL.
 pub(super) trait Calls {
     /// One more frame came.
-    fn frame(&mut self, frame: &Frame, output: &mut Output) -> Result<()>;
+    fn frame(&mut self, frame: &Frame, ways: &mut Ways) -> Result<()>;
 }
 
 impl Link {
     /// The side that connected: it speaks first. Returns what the peer said.
-    pub(super) fn connected(mut socket: TcpStream, hello: &Hello) -> Result<(Self, Hello)> {
+    pub(super) fn connected(mut socket: Socket, hello: &Hello, setup: Setup) -> Result<(Self, Hello)> {
         say(&mut socket, hello)?;
         let peer = hear(&mut socket)?;
-        Ok((Self::new(socket, hello, &peer)?, peer))
+        Ok((Self::new(socket, hello, &peer, setup)?, peer))
     }
 
     /// The side that was connected to. Returns what the peer said.
-    pub(super) fn accepted(mut socket: TcpStream, hello: &Hello) -> Result<(Self, Hello)> {
+    pub(super) fn accepted(mut socket: Socket, hello: &Hello, setup: Setup) -> Result<(Self, Hello)> {
         let peer = hear(&mut socket)?;
         say(&mut socket, hello)?;
-        Ok((Self::new(socket, hello, &peer)?, peer))
+        Ok((Self::new(socket, hello, &peer, setup)?, peer))
     }
 
-    fn new(socket: TcpStream, hello: &Hello, peer: &Hello) -> Result<Self> {
+    fn new(socket: Socket, hello: &Hello, peer: &Hello, setup: Setup) -> Result<Self> {
         ensure!(hello.common_version(peer).is_some(), "the peer speaks versions {:?}", peer.versions);
-        socket.set_nodelay(true)?;
-        socket.set_nonblocking(true)?;
+        socket.set_up()?;
         let window = ReceiveWindow::new(hello.windows.connection);
-        Ok(Self { socket, input: Input::new(), output: Output::new(peer.windows), window })
+        let lane = if setup.lanes { Some(Lane::open(&socket, hello, peer)?) } else { None };
+        let output = Output::new(peer.windows).with_frames_of(setup.frame_max);
+        Ok(Self { socket, input: Input::new(), output, window, lane })
+    }
+
+    /// Waits for what comes on its sockets from now on.
+    pub(super) fn add_to(&self, events: &mut Events, number: usize) -> Result<()> {
+        events.add(2 * number, &self.socket)?;
+        if let Some(lane) = &self.lane {
+            events.add(2 * number + 1, &lane.socket)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for whether its sockets take more, if there is more.
+    pub(super) fn renew_in(&self, events: &mut Events, number: usize) -> Result<()> {
+        events.renew(2 * number, &self.socket, self.output.waits_for_socket())?;
+        if let Some(lane) = &self.lane {
+            events.renew(2 * number + 1, &lane.socket, lane.output.is_waiting())?;
+        }
+        Ok(())
+    }
+
+    /// Reads what has come, of the lane or of the stream connection, and takes it.
+    pub(super) fn take(&mut self, of_lane: bool, calls: &mut impl Calls) -> Result<()> {
+        if !of_lane {
+            self.read()?;
+            return self.process(calls);
+        }
+        let Some(lane) = &mut self.lane else { return Ok(()) };
+        lane.input.read(&mut lane.socket).context("the lane")?;
+        while let Some(frame) = lane.input.take()? {
+            match frame.header.kind() {
+                Some(Kind::Request | Kind::Response) => {}
+                _ => bail!("a frame of kind {} on the lane: {}", frame.header.kind, why(&frame)),
+            }
+            lane.output.receipt(&frame.header);
+            let mut ways = Ways { stream: &mut self.output, lane: Some(&mut lane.output), by_lane: true };
+            calls.frame(&frame, &mut ways)?;
+        }
+        Ok(())
+    }
+
+    /// Where frames can be sent.
+    pub(super) fn ways(&mut self) -> Ways<'_> {
+        Ways { stream: &mut self.output, lane: self.lane.as_mut().map(|lane| &mut lane.output), by_lane: false }
     }
 
     /// Reads once.
@@ -71,7 +129,10 @@ impl Link {
                 }
             }
             match kind {
-                Kind::Request | Kind::Response | Kind::Data | Kind::Cancel => calls.frame(&frame, &mut self.output)?,
+                Kind::Request | Kind::Response | Kind::Data | Kind::Cancel => {
+                    let lane = self.lane.as_mut().map(|lane| &mut lane.output);
+                    calls.frame(&frame, &mut Ways { stream: &mut self.output, lane, by_lane: false })?;
+                }
                 Kind::Ping => self.output.control(&Header { via: header.via, ..Header::new(Kind::Pong) }),
                 Kind::Credit => self.output.credit(header).ok().context("the peer gave more room than there may be")?,
                 Kind::GoAway => bail!("the peer goes away: {}", why(&frame)),
@@ -84,12 +145,16 @@ impl Link {
 
     /// Writes what may be written.
     pub(super) fn flush(&mut self) -> Result<()> {
+        if let Some(lane) = &mut self.lane {
+            lane.output.flush(&mut lane.socket)?;
+        }
         Ok(self.output.flush(&mut self.socket)?)
     }
 
     /// Bytes that ever came and went.
     pub(super) fn bytes(&self) -> u64 {
-        self.input.bytes + self.output.bytes
+        let of_lane = self.lane.as_ref().map_or(0, |lane| lane.input.bytes + lane.output.bytes);
+        self.input.bytes + self.output.bytes + of_lane
     }
 }
 
@@ -99,12 +164,12 @@ pub(super) fn why(frame: &Frame) -> String {
     format!("{} {}", frame.header.word, text.unwrap_or_default()).trim_end().to_owned()
 }
 
-fn say(socket: &mut TcpStream, hello: &Hello) -> Result<()> {
+fn say(socket: &mut Socket, hello: &Hello) -> Result<()> {
     let hello = hello.encode().context("HELLO does not fit into a frame")?;
     socket.write_all(&hello).context("HELLO cannot be sent")
 }
 
-fn hear(socket: &mut TcpStream) -> Result<Hello> {
+fn hear(socket: &mut Socket) -> Result<Hello> {
     socket.set_read_timeout(Some(HELLO_WITHIN))?;
     let mut header = [0; HEADER_LEN];
     socket.read_exact(&mut header).context("no HELLO")?;

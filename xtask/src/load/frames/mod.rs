@@ -6,14 +6,15 @@
 mod client;
 mod events;
 mod input;
+mod lane;
 mod link;
 mod output;
 pub(crate) mod service;
+mod socket;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -26,6 +27,7 @@ use agent_common::frame::Windows;
 use anyhow::{Context, Result, ensure};
 
 use self::client::{Client, Shared};
+pub(crate) use self::socket::Peer;
 use super::{Report, Stats, client::pin};
 
 /// The service.
@@ -38,7 +40,9 @@ const WINDOWS: Windows = Windows { stream: 256 << 10, connection: 1 << 20 };
 #[derive(Debug, Clone)]
 pub(crate) struct FrameLoad {
     /// An agent, a proxy or a service.
-    pub(crate) to: SocketAddr,
+    pub(crate) to: Peer,
+    /// How frames go.
+    pub(crate) setup: Setup,
     /// How many connections.
     pub(crate) connections: usize,
     /// What goes over each of them at the same time.
@@ -49,6 +53,20 @@ pub(crate) struct FrameLoad {
     pub(crate) cpu: Option<usize>,
     /// How long nothing may come before it counts as an error.
     pub(crate) timeout: Duration,
+}
+
+/// How frames go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Setup {
+    /// Those that fit go by a lane beside each connection, which the agent must give.
+    pub(crate) lanes: bool,
+    /// Bytes of the longest frame on a stream connection.
+    pub(crate) frame_max: usize,
+}
+
+impl Setup {
+    /// No lanes, and frames of which several fit into the smallest window.
+    pub(crate) const USUAL: Self = Self { lanes: false, frame_max: output::FRAME };
 }
 
 /// Calls that are alike.
@@ -69,8 +87,16 @@ pub(crate) struct FrameRunning {
 
 impl FrameLoad {
     /// One connection with one flow, for as long as it is not stopped.
-    pub(crate) fn new(to: SocketAddr, flow: Flow) -> Self {
-        Self { to, connections: 1, flows: vec![flow], calls: None, cpu: None, timeout: Duration::from_secs(5) }
+    pub(crate) fn new(to: impl Into<Peer>, flow: Flow) -> Self {
+        Self {
+            to: to.into(),
+            setup: Setup::USUAL,
+            connections: 1,
+            flows: vec![flow],
+            calls: None,
+            cpu: None,
+            timeout: Duration::from_secs(5),
+        }
     }
 
     /// Opens every connection, then begins to call.

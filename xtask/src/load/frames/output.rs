@@ -8,8 +8,8 @@ use std::{
 use agent_common::frame::{Flags, HEADER_LEN, Header, Kind, Overrun, SendWindow, Windows, next_stream};
 use bytes::Bytes;
 
-/// The longest frame that is sent. A quarter of the smallest window, so that there is always one on its way.
-const FRAME: usize = 16 << 10;
+/// The longest frame that is usually sent. A quarter of the smallest window, so that there is always one on its way.
+pub(super) const FRAME: usize = 16 << 10;
 /// Bytes that may wait to be written before the next frame of a large body is begun.
 const AHEAD: usize = 64 << 10;
 
@@ -33,6 +33,8 @@ pub(super) struct Output {
     message_window: u32,
     /// The last number that was given to a call.
     stream: u32,
+    /// The longest frame that is sent.
+    frame_max: usize,
     /// Messages that go on when it is their turn.
     waiting: VecDeque<Sending>,
     /// Messages without room in their window, by `via`.
@@ -59,10 +61,22 @@ impl Output {
             window: SendWindow::new(peer.connection),
             message_window: peer.stream,
             stream: 0,
+            frame_max: FRAME,
             waiting: VecDeque::new(),
             blocked: HashMap::new(),
             bytes: 0,
         }
+    }
+
+    /// With longer frames, for peers with large windows.
+    pub(super) fn with_frames_of(self, frame_max: usize) -> Self {
+        Self { frame_max, ..self }
+    }
+
+    /// The number of a call that goes another way.
+    pub(super) fn take_number(&mut self) -> u32 {
+        self.stream = next_stream(self.stream);
+        self.stream
     }
 
     /// A frame that needs no credit.
@@ -73,7 +87,7 @@ impl Output {
     /// A message of one frame, if it is small and there is room; a REQUEST gets its number here.
     pub(super) fn at_once(&mut self, header: Header, meta: &[u8], body: &[u8]) -> bool {
         let len = HEADER_LEN + meta.len() + body.len();
-        if len > FRAME || !self.window.take(len) {
+        if len > self.frame_max || !self.window.take(len) {
             return false;
         }
         let header = self.numbered(header);
@@ -129,7 +143,7 @@ impl Output {
 
     /// Whether there is something to write as soon as the socket takes it.
     pub(super) fn waits_for_socket(&self) -> bool {
-        self.written < self.buf.len() || self.waiting.front().is_some_and(|next| self.window.has(next.next_len()))
+        self.written < self.buf.len() || self.waiting.front().is_some_and(|next| self.window.has(next.next_len(self.frame_max)))
     }
 
     /// Frames of large bodies, in turns.
@@ -137,7 +151,7 @@ impl Output {
         while self.buf.len() - self.written < AHEAD
             && let Some(mut sending) = self.waiting.pop_front()
         {
-            let len = sending.next_len();
+            let len = sending.next_len(self.frame_max);
             if !self.window.has(len) {
                 return self.waiting.push_front(sending);
             }
@@ -163,11 +177,10 @@ impl Output {
         if header.stream != 0 {
             return header;
         }
-        self.stream = next_stream(self.stream);
-        Header { stream: self.stream, ..header }
+        Header { stream: self.take_number(), ..header }
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "a frame has at most `FRAME` bytes")]
+    #[expect(clippy::cast_possible_truncation, reason = "a frame has at most 64 KiB")]
     fn write(&mut self, header: Header, meta: &[u8], body: &[u8]) {
         let header = Header { meta_len: meta.len() as u16, body_len: body.len() as u32, ..header };
         self.buf.extend_from_slice(&header.bytes());
@@ -178,8 +191,8 @@ impl Output {
 
 impl Sending {
     /// The length of its next frame.
-    fn next_len(&self) -> usize {
-        (HEADER_LEN + self.meta.len() + self.body.len()).min(FRAME)
+    fn next_len(&self, frame_max: usize) -> usize {
+        (HEADER_LEN + self.meta.len() + self.body.len()).min(frame_max)
     }
 }
 

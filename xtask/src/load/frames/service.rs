@@ -3,6 +3,8 @@
 use std::{
     collections::HashMap,
     net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::net::UnixListener,
+    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
@@ -12,11 +14,12 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 
 use super::{
-    URI, WINDOWS,
+    Setup, URI, WINDOWS,
     events::Events,
     input::Frame,
-    link::{Calls, Link, message_credit},
-    output::{Message, Output},
+    link::{Calls, Link, Ways, message_credit},
+    output::Message,
+    socket::{Listener, Socket},
 };
 
 /// How long the agent may take to be there.
@@ -29,11 +32,20 @@ const BODY_MAX: u64 = 64 << 20;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The agent to offer the service to
-    #[arg(long, required_unless_present = "listen", conflicts_with = "listen")]
+    #[arg(long, required_unless_present_any = ["listen", "listen_unix"], conflicts_with = "listen")]
     dial: Option<SocketAddr>,
     /// Where to be called without an agent
     #[arg(long)]
     listen: Option<SocketAddr>,
+    /// The same, as a unix socket
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["dial", "listen"])]
+    listen_unix: Option<PathBuf>,
+    /// Open lanes, and fail if the agent gives none
+    #[arg(long, requires = "dial")]
+    lanes: bool,
+    /// Bytes of the longest frame that is sent
+    #[arg(long, default_value_t = Setup::USUAL.frame_max)]
+    frame_max: usize,
 }
 
 /// The number of the listener among the sockets.
@@ -55,37 +67,46 @@ struct Begun {
 
 /// Serves until it is killed, or the agent has closed a connection.
 pub(crate) fn serve(args: &Args) -> Result<()> {
-    match (args.listen, args.dial) {
-        (Some(listen), _) => listened(&TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?),
-        (_, Some(agent)) => dialled(agent),
+    let setup = Setup { lanes: args.lanes, frame_max: args.frame_max };
+    match (args.listen, args.dial, &args.listen_unix) {
+        (Some(listen), _, _) => {
+            let listener = TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
+            listened(&Listener::Tcp(listener), setup)
+        }
+        (_, Some(agent), _) => dialled(agent, setup),
+        (_, _, Some(path)) => {
+            let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+            listened(&Listener::Unix(listener), setup)
+        }
         _ => bail!("neither an agent to dial nor an address to listen on"),
     }
 }
 
 /// Has as many connections as the agent says.
-pub(super) fn dialled(agent: SocketAddr) -> Result<()> {
+pub(super) fn dialled(agent: SocketAddr, setup: Setup) -> Result<()> {
     let instance = format!("bench-service-{}", std::process::id());
     let hello = |connection| Hello { offers: vec![Offer::new(URI)], connection: Some(connection), ..hello(&instance) };
-    let (first, peer) = Link::connected(dial(agent)?, &hello(0)).context("the agent did not take the service")?;
+    let (first, peer) = Link::connected(dial(agent)?, &hello(0), setup).context("the agent did not take the service")?;
     let mut links = vec![first];
     for connection in 1..peer.connections {
-        links.push(Link::connected(dial(agent)?, &hello(connection))?.0);
+        links.push(Link::connected(dial(agent)?, &hello(connection), setup)?.0);
     }
     let mut events = Events::new()?;
     for (number, link) in links.iter().enumerate() {
-        events.add(number, &link.socket)?;
+        link.add_to(&mut events, number)?;
     }
     let mut links: Vec<_> = links.into_iter().map(|link| (link, Echo::new())).collect();
     loop {
         for (number, reads) in events.wait(Duration::from_secs(60))? {
-            turn(&mut links[number], reads).context("the connection to the agent")?;
-            events.renew(number, &links[number].0)?;
+            let (of_lane, number) = (number % 2 == 1, number / 2);
+            turn(&mut links[number], of_lane, reads).context("the connection to the agent")?;
+            links[number].0.renew_in(&mut events, number)?;
         }
     }
 }
 
 /// Takes any connection; one that ends is of no interest.
-pub(super) fn listened(listener: &TcpListener) -> Result<()> {
+pub(super) fn listened(listener: &Listener, setup: Setup) -> Result<()> {
     let mut events = Events::new()?;
     events.add(LISTENER, listener)?;
     let mut links: HashMap<usize, (Link, Echo)> = HashMap::new();
@@ -93,18 +114,18 @@ pub(super) fn listened(listener: &TcpListener) -> Result<()> {
     loop {
         for (number, reads) in events.wait(Duration::from_secs(60))? {
             if number == LISTENER {
-                let (socket, _) = listener.accept()?;
-                match Link::accepted(socket, &hello("bench-service")) {
+                match Link::accepted(listener.accept()?, &hello("bench-service"), setup) {
                     Ok((link, _)) => {
-                        events.add(next, &link.socket)?;
+                        link.add_to(&mut events, next)?;
                         links.insert(next, (link, Echo::new()));
                         next += 1;
                     }
                     Err(error) => eprintln!("a connection: {error:#}"),
                 }
-            } else if let Some(link) = links.get_mut(&number) {
-                match turn(link, reads) {
-                    Ok(()) => events.renew(number, &link.0)?,
+            } else if let Some(link) = links.get_mut(&(number / 2)) {
+                let number = number / 2;
+                match turn(link, false, reads) {
+                    Ok(()) => link.0.renew_in(&mut events, number)?,
                     Err(error) => {
                         eprintln!("a connection: {error:#}");
                         links.remove(&number);
@@ -115,19 +136,18 @@ pub(super) fn listened(listener: &TcpListener) -> Result<()> {
     }
 }
 
-fn turn((link, echo): &mut (Link, Echo), reads: bool) -> Result<()> {
+fn turn((link, echo): &mut (Link, Echo), of_lane: bool, reads: bool) -> Result<()> {
     if reads {
-        link.read()?;
-        link.process(echo)?;
+        link.take(of_lane, echo)?;
     }
     link.flush()
 }
 
-fn dial(agent: SocketAddr) -> Result<TcpStream> {
+fn dial(agent: SocketAddr) -> Result<Socket> {
     let deadline = Instant::now() + DIAL_WITHIN;
     loop {
         match TcpStream::connect(agent) {
-            Ok(socket) => return Ok(socket),
+            Ok(socket) => return Ok(Socket::Tcp(socket)),
             Err(error) if Instant::now() > deadline => return Err(error).with_context(|| format!("no agent at {agent}")),
             Err(_) => thread::sleep(REDIAL),
         }
@@ -145,47 +165,47 @@ impl Echo {
         Self { uri: uri.finish(), begun: HashMap::new() }
     }
 
-    fn request(&mut self, frame: &Frame, output: &mut Output) -> Result<()> {
+    fn request(&mut self, frame: &Frame, ways: &mut Ways) -> Result<()> {
         let header = &frame.header;
         if !frame.meta.starts_with(&self.uri) {
-            refuse(header, output);
+            refuse(header, ways);
         } else if header.flags.has(Flags::END_STREAM) {
-            answer(header, frame.body, output);
+            answer(header, frame.body, ways);
         } else {
             let len = find(frame.meta, id::BODY_LEN).and_then(|len| len.try_into().ok()).map_or(0, u64::from_be_bytes);
             let body = Vec::with_capacity(usize::try_from(len.min(BODY_MAX))?);
             let begun = Begun { header: *header, body, window: ReceiveWindow::new(WINDOWS.stream) };
             self.begun.insert(header.via, begun);
-            self.more(frame, output)?;
+            self.more(frame, ways)?;
         }
         Ok(())
     }
 
-    fn more(&mut self, frame: &Frame, output: &mut Output) -> Result<()> {
+    fn more(&mut self, frame: &Frame, ways: &mut Ways) -> Result<()> {
         let header = &frame.header;
         let Some(begun) = self.begun.get_mut(&header.via) else { return Ok(()) };
         begun.body.extend_from_slice(frame.body);
         if let Some(credit) = message_credit(header, &mut begun.window, Flags::TO_CALLER)? {
-            output.control(&credit);
+            ways.stream.control(&credit);
         }
         if header.flags.has(Flags::END_STREAM)
             && let Some(Begun { header, body, .. }) = self.begun.remove(&header.via)
         {
-            answer_whole(&header, body.into(), output);
+            answer_whole(&header, body.into(), ways);
         }
         Ok(())
     }
 }
 
 impl Calls for Echo {
-    fn frame(&mut self, frame: &Frame, output: &mut Output) -> Result<()> {
+    fn frame(&mut self, frame: &Frame, ways: &mut Ways) -> Result<()> {
         let via = frame.header.via;
         match frame.header.kind() {
-            Some(Kind::Request) => self.request(frame, output)?,
-            Some(Kind::Data) => self.more(frame, output)?,
+            Some(Kind::Request) => self.request(frame, ways)?,
+            Some(Kind::Data) => self.more(frame, ways)?,
             Some(Kind::Cancel) => {
                 self.begun.remove(&via);
-                output.forget(via);
+                ways.stream.forget(via);
             }
             _ => bail!("the peer answered a call that nobody made"),
         }
@@ -193,26 +213,26 @@ impl Calls for Echo {
     }
 }
 
-fn answer(request: &Header, body: &[u8], output: &mut Output) {
-    if !request.flags.has(Flags::ONE_WAY) && !output.at_once(response(request), &[], body) {
-        answer_whole(request, Bytes::copy_from_slice(body), output);
+fn answer(request: &Header, body: &[u8], ways: &mut Ways) {
+    if !request.flags.has(Flags::ONE_WAY) && !ways.answer(response(request), body) {
+        answer_whole(request, Bytes::copy_from_slice(body), ways);
     }
 }
 
-fn answer_whole(request: &Header, body: Bytes, output: &mut Output) {
+fn answer_whole(request: &Header, body: Bytes, ways: &mut Ways) {
     if request.flags.has(Flags::ONE_WAY) {
         return;
     }
     let mut meta = MetaBuilder::new();
     meta.put(id::BODY_LEN, &(body.len() as u64).to_be_bytes());
-    output.queue(Message { header: response(request), meta: meta.finish(), body });
+    ways.stream.queue(Message { header: response(request), meta: meta.finish(), body });
 }
 
-fn refuse(request: &Header, output: &mut Output) {
+fn refuse(request: &Header, ways: &mut Ways) {
     let mut meta = MetaBuilder::new();
     meta.put(id::ERROR_TEXT, b"another service was offered");
     let header = Header { word: status::SERVICE_NOT_FOUND, ..response(request) };
-    output.queue(Message { header, meta: meta.finish(), body: Bytes::new() });
+    ways.stream.queue(Message { header, meta: meta.finish(), body: Bytes::new() });
 }
 
 fn response(request: &Header) -> Header {

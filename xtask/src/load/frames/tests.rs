@@ -3,21 +3,23 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::net::UnixListener,
     thread,
     time::{Duration, Instant},
 };
 
 use agent_common::frame::{
-    Flags, HEADER_LEN, Header, Hello, Kind, MetaBuilder, Offer, ReceiveWindow, Role, WINDOW_MIN, Windows, id, service_hash,
+    Flags, HEADER_LEN, Header, Hello, Kind, Lane, MetaBuilder, Offer, ReceiveWindow, Role, WINDOW_MIN, Windows, id, service_hash,
 };
 use anyhow::Result;
 
 use super::{
-    Flow, FrameLoad, URI,
+    Flow, FrameLoad, Peer, Setup, URI,
     input::Frame,
-    link::{Calls, Link, message_credit},
-    output::{Message, Output},
+    link::{Calls, Link, Ways, message_credit},
+    output::Message,
     service,
+    socket::{Listener, Socket},
 };
 
 /// Windows so small that a large body fills them many times.
@@ -26,7 +28,7 @@ const WINDOWS: Windows = Windows { stream: WINDOW_MIN, connection: WINDOW_MIN };
 fn echo() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    thread::spawn(move || service::listened(&listener));
+    thread::spawn(move || service::listened(&Listener::Tcp(listener), Setup::USUAL));
     address
 }
 
@@ -69,11 +71,11 @@ struct Answer {
 }
 
 impl Calls for Answer {
-    fn frame(&mut self, frame: &Frame, output: &mut Output) -> Result<()> {
+    fn frame(&mut self, frame: &Frame, ways: &mut Ways) -> Result<()> {
         self.body.extend_from_slice(frame.body);
         self.ended = frame.header.flags.has(Flags::END_STREAM);
         let credit = message_credit(&frame.header, &mut self.window, Flags::NONE)?;
-        credit.iter().for_each(|credit| output.control(credit));
+        credit.iter().for_each(|credit| ways.stream.control(credit));
         Ok(())
     }
 }
@@ -82,9 +84,9 @@ impl Calls for Answer {
 fn a_service_offers_itself_on_as_many_connections_as_the_agent_wants() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let agent = listener.local_addr().unwrap();
-    thread::spawn(move || service::dialled(agent));
+    thread::spawn(move || service::dialled(agent, Setup::USUAL));
     let hello = Hello { connections: 2, ..Hello::new(Role::Agent, "agent", "agent-1", WINDOWS) };
-    let accept = || Link::accepted(listener.accept().unwrap().0, &hello).unwrap();
+    let accept = || Link::accepted(Socket::Tcp(listener.accept().unwrap().0), &hello, Setup::USUAL).unwrap();
     // It serves none before all are there, and ends with the first that ends.
     let mut links = [accept(), accept()];
     for (connection, (link, peer)) in links.iter_mut().enumerate() {
@@ -98,8 +100,7 @@ fn a_service_offers_itself_on_as_many_connections_as_the_agent_wants() {
         let deadline = Instant::now() + Duration::from_secs(10);
         while !answer.ended {
             assert!(Instant::now() < deadline, "no answer");
-            link.read().unwrap();
-            link.process(&mut answer).unwrap();
+            link.take(false, &mut answer).unwrap();
             link.flush().unwrap();
         }
         assert!(answer.body == body, "the answer is the body");
@@ -121,8 +122,12 @@ fn a_ping_is_answered() {
 
 #[test]
 fn what_was_not_offered_is_refused() {
-    let (mut link, _) =
-        Link::connected(TcpStream::connect(echo()).unwrap(), &Hello::new(Role::Application, "test", "test-1", WINDOWS)).unwrap();
+    let (mut link, _) = Link::connected(
+        Socket::Tcp(TcpStream::connect(echo()).unwrap()),
+        &Hello::new(Role::Application, "test", "test-1", WINDOWS),
+        Setup::USUAL,
+    )
+    .unwrap();
     let mut meta = MetaBuilder::new();
     meta.put(id::URI, b"/service/other");
     assert!(link.output.at_once(Header { via: 9, ..Header::new(Kind::Request) }, &meta.finish(), b"body"));
@@ -132,4 +137,67 @@ fn what_was_not_offered_is_refused() {
     link.socket.read_exact(&mut header).unwrap();
     let header = Header::parse(&header).unwrap();
     assert_eq!((header.kind(), header.via, header.word), (Some(Kind::Response), 9, 501));
+}
+
+#[test]
+fn a_unix_socket_is_called_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("service.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || service::listened(&Listener::Unix(listener), Setup::USUAL));
+    let load = FrameLoad { calls: Some(20), ..FrameLoad::new(Peer::Unix(path), Flow { body: 64, depth: 1 }) };
+    let reports = load.start().unwrap().end().unwrap();
+    assert_eq!((reports[0].answered(), reports[0].errors), (20, 0), "{:?}", reports[0].last_error);
+}
+
+/// The next frame of a socket that blocks.
+fn next(socket: &mut TcpStream) -> Option<(Header, Vec<u8>)> {
+    let mut header = [0; HEADER_LEN];
+    socket.read_exact(&mut header).ok()?;
+    let header = Header::parse(&header).unwrap();
+    let mut rest = vec![0; header.frame_len() - HEADER_LEN];
+    socket.read_exact(&mut rest).ok()?;
+    Some((header, rest.split_off(usize::from(header.meta_len))))
+}
+
+/// An agent that gives a lane, takes it, and answers what comes by it. Returns how many calls that were.
+fn laned(listener: &TcpListener, hello: &Hello) -> u64 {
+    let accept = || {
+        let mut socket = listener.accept().unwrap().0;
+        assert_eq!(next(&mut socket).unwrap().0.kind(), Some(Kind::Hello));
+        socket.write_all(&hello.encode().unwrap()).unwrap();
+        socket
+    };
+    let (_stream, mut lane) = (accept(), accept());
+    let (mut calls, mut last) = (0, 0);
+    while let Some((header, body)) = next(&mut lane) {
+        assert!(header.stream > last && header.receipt == last, "{header:?}");
+        last = header.stream;
+        calls += 1;
+        let flags = Flags::TO_CALLER | Flags::END_STREAM;
+        let answer = Header { kind: Kind::Response as u8, flags, meta_len: 0, word: 0, receipt: last, ..header };
+        lane.write_all(&[&answer.bytes()[..], &body].concat()).unwrap();
+    }
+    calls
+}
+
+#[test]
+fn calls_that_fit_go_by_the_lane() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = listener.local_addr().unwrap();
+    let lane = Some(Lane { token: [5; 16], body_max: 1024 });
+    let hello = Hello { lane, ..Hello::new(Role::Agent, "agent", "agent-1", WINDOWS) };
+    let agent = thread::spawn(move || laned(&listener, &hello));
+    let setup = Setup { lanes: true, ..Setup::USUAL };
+    let load = FrameLoad { calls: Some(50), setup, ..FrameLoad::new(to, Flow { body: 1024, depth: 1 }) };
+    let reports = load.start().unwrap().end().unwrap();
+    assert_eq!((reports[0].answered(), reports[0].errors), (50, 0), "{:?}", reports[0].last_error);
+    assert_eq!(agent.join().unwrap(), 50);
+}
+
+#[test]
+fn where_there_are_no_lanes_it_says_so() {
+    let load = FrameLoad { setup: Setup { lanes: true, ..Setup::USUAL }, ..FrameLoad::new(echo(), Flow { body: 64, depth: 1 }) };
+    let error = load.start().err().map(|error| format!("{error:#}")).unwrap();
+    assert!(error.contains("the agent gives no lanes: there is no token"), "{error}");
 }
