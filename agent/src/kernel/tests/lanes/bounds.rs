@@ -8,6 +8,11 @@ use crate::proxy::Unrouted;
 /// What a frame costs beside its bytes does not count in the receive memory.
 const SIZE: usize = 16 * 1024;
 
+/// As many of something.
+fn number(count: u64) -> usize {
+    usize::try_from(count).unwrap()
+}
+
 #[test]
 fn an_instance_has_as_many_calls_as_it_may() {
     in_bed(BOUND, |bed| {
@@ -34,13 +39,13 @@ fn an_instance_that_never_reads_costs_its_bound() {
         let sent: Vec<Whole> = (1..=count).map(|stream| request(stream, bytes(u64::from(stream), SIZE))).collect();
         let at_agent = thread::scope(|scope| {
             let reader = scope.spawn(|| {
-                let rest = count as usize - BOUND as usize / (SIZE + 40);
+                let rest = count as usize - number(BOUND) / (SIZE + 40);
                 (0..rest).map(|_| Whole::read(&caller.agent)).collect::<Vec<_>>()
             });
             sent.iter().for_each(|call| call.send(&caller.app));
             reader.join().unwrap()
         });
-        let routed = BOUND as usize / (SIZE + 40);
+        let routed = number(BOUND) / (SIZE + 40);
         assert_eq!(at_agent, sent[routed..]);
         let (unread, look) = (bed.unread(&stalled), bed.lanes.look(stalled.lane).unwrap());
         assert!(unread <= BOUND && unread >= (routed * SIZE) as u64, "{unread}");
@@ -79,7 +84,7 @@ fn a_caller_that_never_reads_costs_its_bound() {
     in_bed(BOUND, |bed| {
         let (caller, callee) = (bed.app(1), bed.app(2));
         bed.route(&[&callee]);
-        let routed = BOUND as usize / (SIZE + 40);
+        let routed = number(BOUND) / (SIZE + 40);
         for stream in 1..=100 {
             exchange(&caller, &callee, stream, 0, SIZE);
         }
@@ -149,7 +154,7 @@ fn a_full_table_of_calls_leaves_the_rest_to_the_agent() {
         assert_eq!(at_agent.len(), MORE as usize);
         assert!(at_agent.iter().all(|call| *call == request(call.header.stream, Vec::new())));
         let calls = bed.calls();
-        assert_eq!(calls.len(), all as usize);
+        assert_eq!(calls.len(), number(all));
         assert!(calls.iter().all(|(via, call)| bed.lanes.claim(*via) == Some(*call)));
         assert!(bed.calls().is_empty());
     });
