@@ -304,7 +304,8 @@ fn a_wrong_token_is_refused_and_hurts_nobody() {
     let mut lane = stream.hello.as_ref().and_then(|hello| hello.lane).expect("a lane");
     lane.token[15] ^= 1;
     let refused = LanePeer::opened(stream, lanes::connect(agent.address()), &lanes::lane_hello(&hello, lane), lane);
-    let Err((mut stream, why)) = refused else { panic!("it was taken") };
+    let Err(refused) = refused else { panic!("it was taken") };
+    let (mut stream, why) = (*refused.stream, refused.why);
     assert!(why.contains("token"), "{why}");
     stream.request(DEMO, Flags::END_STREAM, b"by stream");
     let got: Got = stream.expect(Kind::Response);

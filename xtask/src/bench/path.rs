@@ -31,6 +31,7 @@ pub(super) struct Kernel {
     to_agent: Sent,
     from_agent: Sent,
     /// What became of calls on lanes; none if the agent knows no lanes.
+    #[serde(rename = "routing")]
     routed: Option<Routed>,
     /// Directions that went over to TCP, by reason.
     fallbacks: BTreeMap<String, u64>,
