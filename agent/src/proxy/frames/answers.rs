@@ -358,6 +358,7 @@ impl Worker {
             return;
         }
         self.unregister(conn);
+        self.pause_lane(conn);
         if !header.flags.has(Flags::END_STREAM) {
             return conn.peer_leaves();
         }

@@ -117,12 +117,10 @@ impl Worker {
         }
     }
 
-    /// Whether calls are under way that the application was given on its lane.
+    /// Whether routed calls are under way that the application has made, or was given.
     pub(super) fn lane_is_busy(&self, conn: &FrameConn) -> bool {
-        let Some(lanes) = self.lanes().filter(|_| matches!(conn.tie.get(), Tie::Has(_))) else { return false };
-        let look = lanes.of_conn(conn.id).and_then(|lane| lanes.path().look(lane));
-        // A caller ends the connection itself when its calls are over.
-        !conn.is_service() || look.is_some_and(|look| look.in_flight > 0)
+        let Some(lanes) = self.lanes().filter(|_| conn.has_lane()) else { return false };
+        lanes.of_conn(conn.id).is_some_and(|lane| lanes.is_busy(lane))
     }
 
     /// A connection takes no more calls: neither does its lane.

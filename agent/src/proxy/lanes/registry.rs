@@ -133,6 +133,13 @@ impl Lanes {
         self.held().by_conn.values().copied().collect()
     }
 
+    /// Whether calls are under way that came from a lane, or that it was given. Looks at all calls.
+    pub(crate) fn is_busy(&self, lane: LaneId) -> bool {
+        let mut busy = self.path.look(lane).is_some_and(|look| look.in_flight > 0);
+        let all = if busy { Ok(()) } else { self.path.calls(&mut |_, call| busy |= caller(call) == lane) };
+        busy || all.is_err()
+    }
+
     pub(crate) fn tell(&self, event: Event) {
         // The keeper ends with the agent.
         let _ = self.events.send(event);
