@@ -236,6 +236,25 @@ fn when_a_caller_goes_or_gives_up_the_callee_is_told() {
 }
 
 #[test]
+fn when_a_callers_lane_ends_alone_its_calls_are_answered() {
+    let agent = kernel::start("");
+    let mut held = held(&agent);
+    let mut client = client(&agent);
+    let stream = client.request(DEMO, Flags::END_STREAM, b"x");
+    let (_, call) = held.expect(Kind::Request);
+    let mut by_stream = client.leave_lane();
+    let got = by_stream.expect(Kind::Response);
+    assert_eq!((got.header.stream, got.header.word), (stream, 303), "{}", got.error());
+    assert_eq!(held.expect(Kind::Cancel).1.header.via, call.header.via);
+    held.respond(&call, 0, b"late");
+    await_idle(&agent);
+    by_stream.request(DEMO, Flags::END_STREAM, b"y");
+    let (way, call) = held.expect(Kind::Request);
+    held.respond_by(way, &call, 0, b"z");
+    assert_eq!(by_stream.expect(Kind::Response).body, b"z");
+}
+
+#[test]
 fn access_by_application_is_kept_in_the_kernel_too() {
     let rules = "[services.\"/service/demo\"]\naccess.default = \"deny\"\n\
                  access.rules = [{ name = \"friends\", when = { application = \"friend-*\" }, verdict = \"allow\" }]\n";

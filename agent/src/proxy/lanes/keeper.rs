@@ -142,6 +142,10 @@ impl Keeper {
                 self.fail(&call, code::REMOTING, "the connection has ended");
                 self.count_failure(&call, code::REMOTING);
             } else {
+                if over.contains(&caller(&call)) {
+                    // It may still have its stream connection.
+                    self.fail(&call, code::REMOTING, "the caller's lane has ended");
+                }
                 let why = cancelled.get(&(caller(&call), call.via)).copied().unwrap_or(status::CANCELLED);
                 self.lanes.abandon(via, &call, why);
             }
