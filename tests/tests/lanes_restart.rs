@@ -118,7 +118,7 @@ fn a_kill_in_mid_traffic_ends_each_call_once_and_the_next_agent_begins_anew() {
         for ended in callers {
             let account = ended.join().expect("a caller");
             account.expect_each_once();
-            assert!(account.answers.len() > 100 && account.in_flight() <= DEPTH, "{}", account.in_flight());
+            assert!(account.in_flight() <= DEPTH, "{}", account.in_flight());
             assert!(account.answers.values().all(|(_, wrong)| *wrong == 0), "an error of nobody's");
         }
         serving.into_iter().for_each(|ended| ended.join().expect("a service"));
