@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Agent, several::stats, until_true};
+use crate::{Agent, until_true};
 
 /// What the kernel has routed, and what not.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -60,10 +60,9 @@ pub fn await_lanes(agent: &Agent, count: u64) {
     until_true(&format!("{count} lanes"), || Routed::at(agent).lanes == count);
 }
 
-/// Waits until no call is in flight, neither in the kernel nor of the service that most tests call.
+/// Waits until no call is in flight, neither in the kernel nor by way of the agent.
 pub fn await_idle(agent: &Agent) {
     until_true("nothing to be in flight", || {
-        let in_flight = &stats(agent)["in_flight"];
-        Routed::at(agent).in_flight == 0 && (in_flight.is_null() || *in_flight == 0)
+        Routed::at(agent).in_flight == 0 && agent.json(&["status"])["calls"]["in_flight"] == 0
     });
 }

@@ -140,7 +140,9 @@ fn a_kill_with_calls_that_nobody_has_answered() {
     let mut held = LanePeer::open(agent.address(), &service("held", &[DEMO]));
     await_routed(&agent, DEMO);
     let mut client = LanePeer::open(agent.address(), &caller());
-    (0..50).for_each(|_| drop(client.request(DEMO, Flags::END_STREAM, b"x")));
+    for _ in 0..50 {
+        client.request(DEMO, Flags::END_STREAM, b"x");
+    }
     let given: Vec<_> = (0..50).map(|_| held.expect(Kind::Request).1).collect();
     let before = (Look::at(&agent), metric(&agent, "moa_kernel_routed_calls_total"));
     assert_eq!(Routed::at(&agent).in_flight, 50);
