@@ -204,6 +204,30 @@ fn a_stop_finishes_what_is_in_flight_and_routes_nothing_more() {
 }
 
 #[test]
+fn a_service_that_goes_is_given_nothing_by_its_lane_once_its_ping_is_answered() {
+    let agent = kernel::start("");
+    for _ in 0..10 {
+        let mut leaves = LanePeer::open(agent.address(), &service("leaves", &[DEMO]));
+        await_routed(&agent, DEMO);
+        let mut client = LanePeer::open(agent.address(), &caller());
+        let stream = client.request(DEMO, Flags::END_STREAM, b"x");
+        let (_, call) = leaves.expect(Kind::Request);
+        leaves.stream.send(Header::new(Kind::GoAway), &[], &[]);
+        leaves.stream.send(Header { via: 77, ..Header::new(Kind::Ping) }, &[], &[]);
+        leaves.expect(Kind::Pong);
+        let late = client.request(DEMO, Flags::END_STREAM, b"late");
+        let (way, got) = client.answer_to(late);
+        assert!(way == Way::Stream && got.header.word != 0, "{}", got.error());
+        leaves.respond(&call, 0, b"in the end");
+        assert_eq!(client.answer_to(stream).1.body, b"in the end");
+        while let Some((way, got)) = leaves.next_frame() {
+            assert_ne!(got.kind(), Some(Kind::Request), "by the {way:?}");
+        }
+    }
+    await_idle(&agent);
+}
+
+#[test]
 fn a_stop_under_load_loses_no_routed_call() {
     for _ in 0..seed::count(3, 30) {
         let mut agent = kernel::start("");
