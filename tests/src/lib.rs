@@ -27,6 +27,7 @@ pub mod otlp;
 pub mod pods;
 pub mod process;
 pub mod resp;
+pub mod routed;
 pub mod seed;
 pub mod several;
 pub mod transcript;

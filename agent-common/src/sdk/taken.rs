@@ -172,6 +172,20 @@ impl State {
             task.abort();
         }
         taken.end("the caller has cancelled the call");
+        if taken.lane.is_some() && taken.sending.is_none() {
+            self.settle(taken.names, taken.lane);
+        }
+    }
+
+    /// Nobody wants the answer, but it proves that the call was read from the lane: until then the room that it took there is
+    /// not given to others.
+    fn settle(&mut self, names: Names, lane: Option<u32>) {
+        let mut header = Header { word: status::CANCELLED, ..names.header(Kind::Response) };
+        header.flags |= Flags::END_STREAM;
+        let (meta, body) = (Bytes::new(), Bytes::new());
+        if !self.answer_by_lane(lane, header, &meta, Some(&body)) {
+            self.outbox.push(Frame { header, meta, body });
+        }
     }
 
     pub(super) fn taken_mut(&mut self, names: Names) -> Option<&mut Taken> {

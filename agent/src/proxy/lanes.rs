@@ -80,6 +80,9 @@ pub trait LanePath: Send + Sync {
     /// Whether lanes can be opened at all.
     fn is_on(&self) -> bool;
 
+    /// Who sends on a lane is called so from now on, where callers need leave.
+    fn relabel(&self, lane: LaneId, label: u32);
+
     /// Whether a lane is given calls.
     fn pause(&self, lane: LaneId, paused: bool);
 

@@ -71,6 +71,7 @@ impl Worker {
         for place in self.places.borrow().values() {
             place.set_application(place.namespace().map(|namespace| namespace.application()));
         }
+        self.renew_lanes();
     }
 
     /// Looks again who is in which cgroup.
@@ -82,6 +83,8 @@ impl Worker {
                 place.set_application(self.cgroups.known(id).flatten());
             }
         }
+        drop((apps, frames));
+        self.renew_lanes();
     }
 
     /// Where a connection comes from that another worker gives; none if nobody is let in from there any more.
@@ -100,7 +103,9 @@ impl Worker {
             place.leave();
         }
         self.apps_in(&namespace).iter().for_each(|app| app.task.wake());
-        for conn in self.frames_in(&namespace) {
+        // Lanes end with the connections that they belong to, and are told nothing.
+        for conn in self.frames_in(&namespace).iter().filter(|conn| !conn.is_lane()) {
+            self.pause_lane(conn);
             conn.say_goodbye();
             conn.leave();
         }

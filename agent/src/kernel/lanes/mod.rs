@@ -121,6 +121,13 @@ impl LanePath for Lanes {
         self.legs.shared.mode() & both == both
     }
 
+    fn relabel(&self, lane: LaneId, label: u32) {
+        let _places = lock(&self.places);
+        if self.table.is_open(lane) {
+            self.table.set_label(lane.index, label);
+        }
+    }
+
     fn pause(&self, lane: LaneId, paused: bool) {
         let _places = lock(&self.places);
         if self.table.is_open(lane) {

@@ -56,6 +56,11 @@ impl Table {
         self.u32(index, offset_of!(Lane, state)).store(state, SeqCst);
     }
 
+    /// Programs that run at this moment may go by the former one.
+    pub(super) fn set_label(&self, index: u32, label: u32) {
+        self.u32(index, offset_of!(Lane, label)).store(label, SeqCst);
+    }
+
     pub(in crate::kernel) fn generation(&self, index: u32) -> u32 {
         self.u32(index, offset_of!(Lane, generation)).load(SeqCst)
     }

@@ -357,6 +357,8 @@ impl Worker {
         if conn.told_final.replace(is_final || conn.told_final.get()) || (conn.is_leaving() && !is_final) {
             return;
         }
+        // Before a PING that follows is answered: the others learn of it in their own time.
+        self.pause_lane(conn);
         self.unregister(conn);
         self.pause_lane(conn);
         if !header.flags.has(Flags::END_STREAM) {

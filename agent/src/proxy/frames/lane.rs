@@ -87,10 +87,28 @@ impl Worker {
         }
         let socket = socket.ok_or("it is no connection of TCP")?;
         let about = stream.hello().ok_or("its stream connection has not begun")?;
+        let application = stream.application(&about);
+        if conn.application(hello) != application {
+            return Err(format!("its stream connection is {application}'s"));
+        }
         let owner = Owner { worker: self.id(), conn: stream.id };
         let read = u64::try_from(read).unwrap_or(u64::MAX);
-        let lane = lanes.open(socket, read, owner, (&stream.application(&about), about.calls_max))?;
+        let lane = lanes.open(socket, read, owner, (&application, about.calls_max))?;
         Ok((lane, stream))
+    }
+
+    /// Looks again who is at the other ends of lanes: who may call is decided in the kernel by that, too.
+    pub(in crate::proxy) fn renew_lanes(&self) {
+        let Some(lanes) = self.lanes() else { return };
+        let frames = self.frames.borrow();
+        for conn in frames.values().filter(|conn| conn.place.is_some()) {
+            if let Tie::Is(lane, stream) = conn.tie.get()
+                && let Some(stream) = frames.get(&stream)
+                && let Some(hello) = stream.hello()
+            {
+                lanes.renamed(lane, &stream.application(&hello));
+            }
+        }
     }
 
     /// One of the two connections has ended: the lane is over.

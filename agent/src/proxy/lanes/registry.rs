@@ -56,7 +56,7 @@ pub(crate) enum Letter {
 /// What the keeper is told.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// There is one more lane.
+    /// There is one more lane, or one is called otherwise.
     Opened,
     /// A lane is over.
     Over(LaneId),
@@ -94,6 +94,12 @@ impl Lanes {
         drop(held);
         self.tell(Event::Opened);
         Ok(lane)
+    }
+
+    /// Somebody else is known to be at the other end.
+    pub(crate) fn renamed(&self, lane: LaneId, application: &str) {
+        self.path.relabel(lane, self.label(application));
+        self.tell(Event::Opened);
     }
 
     /// A lane is over: nothing is routed from it or to it any more.
