@@ -193,9 +193,11 @@ impl Both {
 
     fn credited(&mut self, header: &Header) {
         let room = i64::from(header.word);
+        // It goes the other way than what it is for.
+        let message = Message { via: header.via, to_caller: !header.flags.has(Flags::TO_CALLER) };
         if header.stream == 0 {
             self.room += room;
-        } else if let Some(out) = self.out.iter_mut().find(|out| Message::of(&out.header) == Message::of(header)) {
+        } else if let Some(out) = self.out.iter_mut().find(|out| Message::of(&out.header) == message) {
             out.room += room;
         }
     }
