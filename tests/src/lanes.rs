@@ -229,7 +229,8 @@ impl LanePeer {
         let is_there = !self.kept.is_empty() || self.buffer.len() >= HEADER_LEN || self.stream.has_more();
         let ended = self.ended.lane && self.ended.stream;
         if !is_there && !ended {
-            let events = [self.ended.lane, self.ended.stream].map(|ended| if ended { PollFlags::empty() } else { PollFlags::POLLIN });
+            let events =
+                [self.ended.lane, self.ended.stream].map(|ended| if ended { PollFlags::empty() } else { PollFlags::POLLIN });
             let mut fds = [PollFd::new(self.socket.as_fd(), events[0]), PollFd::new(self.stream.fd(), events[1])];
             let ready = poll(&mut fds, PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX)).unwrap_or(0);
             if ready == 0 {

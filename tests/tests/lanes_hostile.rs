@@ -253,7 +253,8 @@ fn a_uri_that_is_not_that_of_the_hash_is_for_the_callee_to_refuse() {
     held.respond(&call, 302, b"");
     assert_eq!(client.answer_to(stream).1.header.word, 302);
     // By way of the agent it is the agent that refuses it.
-    let stream = client.request_with(Header { flags: header.flags | Flags::SLOW_PATH, ..header }, meta_of("/other").as_ref(), b"x");
+    let stream =
+        client.request_with(Header { flags: header.flags | Flags::SLOW_PATH, ..header }, meta_of("/other").as_ref(), b"x");
     let (_, got) = client.answer_to(stream);
     assert_eq!((got.header.word, got.has(Flags::NOT_EXECUTED)), (302, true), "{}", got.error());
     await_idle(&agent);
@@ -279,7 +280,7 @@ fn what_is_sent_before_hello_is_answered_loses_at_most_the_lane() {
     let agent = echoing();
     let hello = Hello { connection: Some(0), ..caller() };
     for nth in 0..30_u8 {
-        let stream = FramePeer::connect(agent.address(), &hello);
+        let mut stream = FramePeer::connect(agent.address(), &hello);
         let lane = stream.hello.as_ref().and_then(|hello| hello.lane).expect("a lane");
         let mut early = lanes::connect(agent.address());
         let mut said = lanes::lane_hello(&hello, lane).encode().expect("a HELLO that fits").to_vec();
@@ -292,7 +293,6 @@ fn what_is_sent_before_hello_is_answered_loses_at_most_the_lane() {
         if nth % 2 == 1 {
             std::io::Write::write_all(&mut early, &call).expect("it is taken");
         }
-        let mut stream = stream;
         stream.request(DEMO, Flags::END_STREAM, b"by stream");
         let mut got = stream.expect(Kind::Response);
         if got.header.stream == 1_000 {

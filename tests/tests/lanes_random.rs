@@ -359,11 +359,12 @@ fn run(name: &str, mode: Mode) {
     let mut rng = seed::rng(name);
     let agent = kernel::start(&config(""));
     let address = agent.address();
-    let immortal: Vec<_> =
-        (0..2).map(|nth| Instance::start(address, &format!("immortal-{nth}"), nth, &mut rng)).collect();
-    let routes = || agent.json(&["kernel"])["routing"]["services"].as_array().map_or(0, |all| {
-        all.iter().filter(|one| one["why_not"].is_null()).count()
-    });
+    let immortal: Vec<_> = (0..2).map(|nth| Instance::start(address, &format!("immortal-{nth}"), nth, &mut rng)).collect();
+    let routes = || {
+        agent.json(&["kernel"])["routing"]["services"]
+            .as_array()
+            .map_or(0, |all| all.iter().filter(|one| one["why_not"].is_null()).count())
+    };
     until_true("both services to be routed", || routes() == URIS.len());
     let mut world = World { agent, mode, rng, mortal: Vec::new(), born: 0, is_off: false };
     world.join();
