@@ -484,3 +484,26 @@ fn a_large_answer_to_a_small_window_comes_in_order() {
     }
     await_idle(&agent);
 }
+
+#[test]
+fn nothing_of_an_answer_comes_after_it_was_broken_off() {
+    let (agent, mut held) = held();
+    let windows = Windows { stream: 1 << 16, connection: 1 << 16 };
+    let mut client = LanePeer::open(agent.address(), &Hello { windows, ..caller() });
+    let stream = client.request(DEMO, Flags::END_STREAM, b"x");
+    let (_, call) = held.expect(Kind::Request);
+    let back = call.back(Kind::Response);
+    held.stream.send(back, &[], &[0; 24_000]);
+    (0..10).for_each(|_| held.stream.data(&back, Flags::TO_CALLER, &[1; 24_000]));
+    held.stream.expect_read();
+    let (_, first) = client.answer_to(stream);
+    drop(held);
+    let (_, cancel) = client.expect(Kind::Cancel);
+    assert_eq!(cancel.header.word, 303);
+    // Room for what waited.
+    client.stream.credit(&first, 1 << 16);
+    client.stream.credit(&first, 1 << 16);
+    let late = client.stream.so_far();
+    assert!(late.iter().all(|got| got.kind() == Some(Kind::Credit)), "{late:?}");
+    await_idle(&agent);
+}

@@ -35,7 +35,7 @@ const HEAD: &str = "[agent]\nworkers = 2\n";
 /// Those that take an instance out for what its calls show would make a test of themselves.
 const CALM: &str = "outlier = { consecutive = 0, success_rate_deviations = 0, latency_percent = 0 }\n";
 /// Not what the kernel can follow, and of no effect.
-const UNROUTABLE: [&str; 3] = ["kernel = false\n", "rate.service_per_s = 1000000000\n", "hedge.after_ms = 4000\n"];
+const UNROUTABLE: [&str; 3] = ["kernel = false\n", "rate.service_per_s = 10000000\n", "hedge.after_ms = 4000\n"];
 
 // The model.
 

@@ -294,6 +294,11 @@ impl Worker {
             }
             Letter::Control(id, header) => {
                 if let Some(conn) = conn(id) {
+                    let message = Message::of(&header);
+                    if message.to_caller {
+                        // Nothing of an answer comes after it was broken off.
+                        conn.drop_message(message);
+                    }
                     conn.control(&header, &[]);
                 }
             }
