@@ -503,7 +503,27 @@ fn nothing_of_an_answer_comes_after_it_was_broken_off() {
     // Room for what waited.
     client.stream.credit(&first, 1 << 16);
     client.stream.credit(&first, 1 << 16);
-    let late = client.stream.so_far();
-    assert!(late.iter().all(|got| got.kind() == Some(Kind::Credit)), "{late:?}");
-    await_idle(&agent);
+    // What has waited may come behind the first PONG, which needs no room.
+    for _ in 0..2 {
+        let late = client.stream.so_far();
+        assert!(late.iter().all(|got| got.kind() == Some(Kind::Credit)), "{:?}", late[0].header);
+    }
+    until_true("nothing to be in flight", || routing(&agent, "in_flight") == 0);
+}
+
+#[test]
+#[ignore = "the agent forgets whose the lane was, and the rest of the answer is dropped without a word"]
+fn an_answer_that_has_begun_goes_on_when_its_callers_lane_ends() {
+    let (agent, mut held) = held();
+    let mut client = client(&agent);
+    let stream = client.request(DEMO, Flags::END_STREAM, b"x");
+    let (_, call) = held.expect(Kind::Request);
+    let back = call.back(Kind::Response);
+    held.stream.send(back, &[], &[1; 1_000]);
+    client.answer_to(stream);
+    let mut client = client.leave_lane();
+    until_true("the lane to be over", || routing(&agent, "lanes") == 1);
+    held.stream.data(&back, Flags::TO_CALLER | Flags::END_STREAM, &[2; 1_000]);
+    let got = client.expect_any();
+    assert_eq!((got.kind(), got.header.stream, got.has(Flags::END_STREAM)), (Some(Kind::Data), stream, true));
 }
