@@ -16,6 +16,8 @@ use std::{
 
 use agent_common::frame::{Flags, HEADER_LEN, Header, Hello, Kind, MetaBuilder, Offer, Role, Windows, find, id, service_hash};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 use crate::wait::PATIENCE;
 
 /// A frame as it came.
@@ -382,6 +384,21 @@ impl FramePeer {
     pub fn take_number(&mut self) -> u32 {
         self.next_stream += 1;
         self.next_stream - 1
+    }
+
+    /// A frame, if one comes soon enough.
+    ///
+    /// # Errors
+    /// At the end of the connection.
+    pub fn frame_within(&mut self, limit: Duration) -> Result<Option<Got>, ()> {
+        if self.buffer.is_empty() {
+            let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+            let ready = poll(&mut fds, PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX)).unwrap_or(0);
+            if ready == 0 {
+                return Ok(None);
+            }
+        }
+        self.one()
     }
 
     /// Whether something is there that was read and not taken.

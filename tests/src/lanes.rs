@@ -6,7 +6,7 @@ use std::{
     net::{Shutdown, SocketAddr, TcpStream},
     os::fd::AsFd,
     thread::{self, JoinHandle},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use agent_common::frame::{Flags, HEADER_LEN, Header, Hello, Kind, Lane, Role, service_hash};
@@ -219,6 +219,25 @@ impl LanePeer {
     /// The next frame of either connection; none when both have ended.
     pub fn next_frame(&mut self) -> Option<(Way, Got)> {
         if self.kept.is_empty() { self.fresh() } else { Some(self.kept.remove(0)) }
+    }
+
+    /// A frame of either connection, if one comes soon enough.
+    ///
+    /// # Errors
+    /// When both have ended.
+    pub fn frame_within(&mut self, limit: Duration) -> Result<Option<(Way, Got)>, ()> {
+        let is_there = !self.kept.is_empty() || self.buffer.len() >= HEADER_LEN || self.stream.has_more();
+        let ended = self.ended.lane && self.ended.stream;
+        if !is_there && !ended {
+            let events =
+                [self.ended.lane, self.ended.stream].map(|ended| if ended { PollFlags::empty() } else { PollFlags::POLLIN });
+            let mut fds = [PollFd::new(self.socket.as_fd(), events[0]), PollFd::new(self.stream.fd(), events[1])];
+            let ready = poll(&mut fds, PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX)).unwrap_or(0);
+            if ready == 0 {
+                return Ok(None);
+            }
+        }
+        self.next_frame().map(Some).ok_or(())
     }
 
     /// The next frame of the lane; none at its end.

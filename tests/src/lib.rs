@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod both;
 pub mod client;
 pub mod config;
 pub mod errors;

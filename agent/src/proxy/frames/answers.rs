@@ -291,6 +291,9 @@ impl Worker {
     /// There will be no answer, or no more of one.
     pub(super) fn given_up(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) {
         let header = &frame.header;
+        if header.is_routed() {
+            return self.routed_given_up(conn, frame);
+        }
         let key = CallKey::of_via(header.via);
         if self.with_call(key, |call| is_answer(call, conn, header)) != Some(true) {
             return self.counters.frames_dropped.add(1);

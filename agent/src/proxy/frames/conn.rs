@@ -316,10 +316,11 @@ impl FrameConn {
         }
     }
 
-    /// Sends a message of one frame, as soon as there is credit for it.
+    /// Sends a frame, as soon as there is credit for it. Only a message that is whole may pass those that wait.
     pub(crate) fn send(&self, header: Header, meta: &[u8], body: &[u8]) {
         let header = sized(header, meta.len(), body.len());
-        let sent = meta.is_empty() && self.change(|out| out.try_whole(&header, body));
+        let whole = header.kind() != Some(Kind::Data) && header.flags.has(Flags::END_STREAM);
+        let sent = whole && meta.is_empty() && self.change(|out| out.try_whole(&header, body));
         if !sent {
             let frame = Frame { header, meta: Bytes::copy_from_slice(meta), body: Bytes::copy_from_slice(body) };
             self.change(|out| out.push(frame));

@@ -236,6 +236,24 @@ impl Worker {
         }
     }
 
+    /// A callee gives up a call that the kernel has routed to it, or does not go on with its answer.
+    pub(super) fn routed_given_up(&self, stream: &FrameConn, frame: &Incoming<'_>) {
+        let header = Header { word: u32::from(error_of(frame.header.word).unwrap_or(code::REMOTING)), ..frame.header };
+        let begun = stream.routed.borrow_mut().remove(&header.via);
+        let Some(lanes) = self.lanes() else { return };
+        if let Some(call) = begun {
+            return lanes.break_off(&call, error_of(header.word).unwrap_or(code::REMOTING));
+        }
+        let Some(call) = lanes.of_conn(stream.id).and_then(|lane| lanes.late(lane, header.via)) else {
+            self.counters.frames_dropped.add(1);
+            return;
+        };
+        self.count_routed(stream, &call, &header);
+        let (meta, body) = frame.keep();
+        let answer = Header { kind: Kind::Response as u8, ..header };
+        lanes.answer(&call, answer, meta, body);
+    }
+
     /// Answers that have begun do not go on.
     pub(super) fn break_off_routed(&self, stream: &FrameConn) {
         let begun = std::mem::take(&mut *stream.routed.borrow_mut());
@@ -277,6 +295,10 @@ impl Worker {
             Letter::Message(id, header, meta, body) => {
                 let Some(conn) = conn(id) else { return };
                 if conn.is_crowded() {
+                    // It has been told already, or has given it up.
+                    if header.kind() == Some(Kind::Data) && !conn.answers(header.via) {
+                        return;
+                    }
                     // It is told so, if it ever reads, and gets no more of this answer.
                     let word = u32::from(code::POOL_FULL);
                     let cancel =
@@ -288,6 +310,11 @@ impl Worker {
             }
             Letter::Control(id, header) => {
                 if let Some(conn) = conn(id) {
+                    let message = Message::of(&header);
+                    if message.to_caller {
+                        // Nothing of an answer comes after it was broken off.
+                        conn.drop_message(message);
+                    }
                     conn.control(&header, &[]);
                 }
             }

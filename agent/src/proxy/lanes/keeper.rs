@@ -137,14 +137,14 @@ impl Keeper {
             over.contains(&callee(call)) || over.contains(&caller(call)) || cancelled.contains_key(&(caller(call), call.via))
         };
         for via in self.find(concerned) {
-            let Some(call) = self.lanes.path().claim(via) else { continue };
+            let Some(call) = self.lanes.take(via) else { continue };
             if over.contains(&callee(&call)) {
                 self.fail(&call, code::REMOTING, "the connection has ended");
                 self.count_failure(&call, code::REMOTING);
             } else {
                 if over.contains(&caller(&call)) {
-                    // It may still have its stream connection.
-                    self.fail(&call, code::REMOTING, "the caller's lane has ended");
+                    // Its stream connection may go on.
+                    self.fail(&call, code::REMOTING, "the lane that it came by has ended");
                 }
                 let why = cancelled.get(&(caller(&call), call.via)).copied().unwrap_or(status::CANCELLED);
                 self.lanes.abandon(via, &call, why);
@@ -160,7 +160,7 @@ impl Keeper {
         }
         let now = now_ns();
         for via in self.find(|call| call.deadline_ns <= now) {
-            let Some(call) = path.claim(via) else { continue };
+            let Some(call) = self.lanes.take(via) else { continue };
             let took = Duration::from_nanos(now.saturating_sub(call.started_ns));
             self.fail(&call, code::TIMEOUT, &format!("no answer within {} ms", took.as_millis()));
             self.count_failure(&call, code::TIMEOUT);

@@ -196,16 +196,21 @@ impl Lanes {
         self.post(caller(call), |conn| Letter::Control(conn, header));
     }
 
-    /// A call that was claimed is not of interest any more: its callee is told, and its late answer is expected.
+    /// Takes a call from its callee, unless it has been answered: a late answer is expected. Both at once, as the answer may
+    /// come at this moment, and its room is given back only by whoever knows of the call.
+    pub(super) fn take(&self, via: u64) -> Option<RoutedCall> {
+        let mut held = self.held();
+        let call = self.path.claim(via)?;
+        if held.owners.contains_key(&callee(&call)) {
+            held.abandoned.insert(via, call);
+        }
+        Some(call)
+    }
+
+    /// Tells the callee of a call that was taken.
     pub(super) fn abandon(&self, via: u64, call: &RoutedCall, status: u32) {
         let header = Header { stream: call.stream, via, service: call.service, word: status, ..Header::new(Kind::Cancel) };
-        let lane = callee(call);
-        let mut held = self.held();
-        if held.owners.contains_key(&lane) {
-            held.abandoned.insert(via, *call);
-        }
-        drop(held);
-        self.post(lane, |conn| Letter::Control(conn, header));
+        self.post(callee(call), |conn| Letter::Control(conn, header));
     }
 
     /// An answer has come to the agent on this lane that the kernel did not route. Returns the call, if it is in flight and was
@@ -218,7 +223,6 @@ impl Lanes {
             self.path.release(&call);
             return None;
         }
-        drop(held);
         // Nobody takes another's call out of the table by naming it.
         let call = self.path.peek(via).filter(|call| callee(call) == lane)?;
         let call = self.path.claim(via).filter(|claimed| *claimed == call)?;
