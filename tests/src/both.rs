@@ -139,7 +139,7 @@ impl Both {
             Peer::Plain(peer) => peer.frame_within(limit).map(|got| got.map(|got| (Way::Stream, got))),
         };
         match came {
-            Err(()) => Came::End,
+            Err(_) => Came::End,
             Ok(None) => Came::Nothing,
             Ok(Some((way, got))) => self.took(way, got),
         }

@@ -121,6 +121,10 @@ impl Got {
     }
 }
 
+/// The connection has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended;
+
 impl FramePeer {
     /// Connects, and says nothing.
     pub fn silent(address: SocketAddr) -> Self {
@@ -390,7 +394,7 @@ impl FramePeer {
     ///
     /// # Errors
     /// At the end of the connection.
-    pub fn frame_within(&mut self, limit: Duration) -> Result<Option<Got>, ()> {
+    pub fn frame_within(&mut self, limit: Duration) -> Result<Option<Got>, Ended> {
         if self.buffer.is_empty() {
             let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
             let ready = poll(&mut fds, PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX)).unwrap_or(0);
@@ -410,8 +414,8 @@ impl FramePeer {
     ///
     /// # Errors
     /// At the end of the connection.
-    pub(crate) fn one(&mut self) -> Result<Option<Got>, ()> {
-        let got = self.next_loud().ok_or(())?;
+    pub(crate) fn one(&mut self) -> Result<Option<Got>, Ended> {
+        let got = self.next_loud().ok_or(Ended)?;
         Ok(self.loud(got))
     }
 

@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
-    frames::{FramePeer, Got, bytes_of, meta_of},
+    frames::{self, FramePeer, Got, bytes_of, meta_of},
     wait::PATIENCE,
 };
 
@@ -225,7 +225,7 @@ impl LanePeer {
     ///
     /// # Errors
     /// When both have ended.
-    pub fn frame_within(&mut self, limit: Duration) -> Result<Option<(Way, Got)>, ()> {
+    pub fn frame_within(&mut self, limit: Duration) -> Result<Option<(Way, Got)>, frames::Ended> {
         let is_there = !self.kept.is_empty() || self.buffer.len() >= HEADER_LEN || self.stream.has_more();
         let ended = self.ended.lane && self.ended.stream;
         if !is_there && !ended {
@@ -237,7 +237,7 @@ impl LanePeer {
                 return Ok(None);
             }
         }
-        self.next_frame().map(Some).ok_or(())
+        self.next_frame().map(Some).ok_or(frames::Ended)
     }
 
     /// The next frame of the lane; none at its end.
@@ -300,7 +300,7 @@ impl LanePeer {
                 match self.stream.one() {
                     Ok(Some(got)) => return Some((Way::Stream, got)),
                     Ok(None) => {}
-                    Err(()) => self.ended.stream = true,
+                    Err(frames::Ended) => self.ended.stream = true,
                 }
             }
         }
@@ -423,7 +423,7 @@ mod tests {
     #[test]
     fn both_connections_are_read_and_receipts_returned() {
         let (address, agent) = agent(LANE);
-        let mut peer = LanePeer::open(address, &crate::frames::caller());
+        let mut peer = LanePeer::open(address, &frames::caller());
         let [mut stream, mut lane] = agent.join().expect("an agent");
         let [first, second] = [1, 2].map(|_| peer.request("/a", Flags::END_STREAM, b"body"));
         let calls = [1, 2].map(|_| lane.expect(Kind::Request));
@@ -443,7 +443,7 @@ mod tests {
     #[test]
     fn a_lane_that_is_another_is_none() {
         let (address, _agent) = agent(Lane { token: [4; 16], body_max: 1 });
-        let hello = Hello { connection: Some(0), ..crate::frames::caller() };
+        let hello = Hello { connection: Some(0), ..frames::caller() };
         let stream = FramePeer::connect(address, &hello);
         let why = LanePeer::beside(stream, address, &hello).err().map(|no| no.why);
         assert!(why.as_ref().is_some_and(|why| why.contains("another lane")), "{why:?}");

@@ -361,7 +361,6 @@ impl Worker {
             return;
         }
         // Before a PING that follows is answered: the others learn of it in their own time.
-        self.pause_lane(conn);
         self.unregister(conn);
         self.pause_lane(conn);
         if !header.flags.has(Flags::END_STREAM) {

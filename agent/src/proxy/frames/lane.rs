@@ -163,7 +163,7 @@ impl Worker {
             Some(Kind::Cancel) if !header.flags.has(Flags::TO_CALLER) => self.cancelled(&stream, header),
             None => {}
             Some(_) => {
-                conn.close(CloseReason::Protocol, reason::PROTOCOL, "a lane carries whole calls and answers, and nothing else")
+                conn.close(CloseReason::Protocol, reason::PROTOCOL, "a lane carries whole calls and answers, and nothing else");
             }
         }
         Ok(())

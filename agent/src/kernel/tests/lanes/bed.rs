@@ -17,7 +17,8 @@ use agent_common::frame::{Flags, Header, Kind};
 use socket2::{Domain, Socket, Type};
 
 use crate::{
-    kernel::{Kernel, Options, netns},
+    kernel::{Kernel, Options},
+    netns::thread::enter_new,
     proxy::{LaneId, LanePath, LaneRoute, Pick, Unrouted},
 };
 
@@ -50,7 +51,7 @@ pub(super) struct Whole {
 /// Runs a test where nobody else is.
 pub(super) fn in_bed(bound: u64, test: impl FnOnce(&Bed) + Send + 'static) {
     let run = move || {
-        netns::enter_new().expect("this test makes a network namespace: run it as root");
+        enter_new().expect("this test makes a network namespace: run it as root");
         test(&Bed::new(bound));
     };
     if let Err(panic) = thread::spawn(run).join() {
@@ -106,7 +107,7 @@ impl Bed {
     /// What an application has not read, as the kernel says.
     pub(super) fn unread(&self, app: &App) -> u64 {
         let (own, other) = (app.agent.local_addr().unwrap(), app.agent.peer_addr().unwrap());
-        self.kernel.path().unread(own, other).unwrap().unwrap()
+        self.kernel.path().unread(app.agent.as_fd(), own, other).unwrap().unwrap()
     }
 
     pub(super) fn in_flight(&self, app: &App) -> u64 {

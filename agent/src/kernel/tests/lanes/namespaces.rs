@@ -6,14 +6,15 @@ use agent_common::{Listener, WATCHED, lane::lane_state};
 
 use super::bed::{App, BOUND, Whole, bytes, connect, expect_nothing, greet, in_bed, listen, request, response, route};
 use crate::{
-    kernel::{Kernel, Options, legs::lock, netns},
+    kernel::{Kernel, Options, legs::lock},
+    netns::thread::{cookie, enter_new},
     proxy::LanePath,
 };
 
 /// A caller and a callee with fixed ports, in the calling thread's namespace.
 fn pair(kernel: &Kernel, lanes: &dyn LanePath, label: u32) -> [App; 2] {
     let listener = listen(kernel, 7000);
-    let key = Listener::new(netns::cookie().unwrap(), "127.0.0.1:7000".parse().unwrap());
+    let key = Listener::new(cookie().unwrap(), "127.0.0.1:7000".parse().unwrap());
     lock(&kernel.legs.listeners).insert(key, WATCHED, 0).unwrap();
     [7001, 7002].map(|port| {
         let (app, agent) = connect(&listener, Some(port));
@@ -27,7 +28,7 @@ fn the_same_addresses_elsewhere_are_others() {
         let here = pair(&bed.kernel, &*bed.lanes, 1);
         let (kernel, lanes) = (bed.kernel.clone(), bed.lanes.clone());
         let there = thread::spawn(move || {
-            netns::enter_new().unwrap();
+            enter_new().unwrap();
             pair(&kernel, &*lanes, 2)
         });
         let there = there.join().unwrap();
