@@ -233,8 +233,10 @@ impl State {
     /// A final GOAWAY: calls after its stream are not executed.
     pub(super) fn on_final(&mut self, frame: &Received) {
         let last = frame.header.stream;
-        let after: Vec<u64> =
-            self.made.iter().filter(|(_, made)| last == 0 || is_after(made.names.stream, last)).map(|(via, _)| *via).collect();
+        // It tells of the stream connection alone: what has left by a lane may be executed whatever its number is.
+        let has_left_by_lane = |made: &Made| made.lane.is_some() && made.sending.first_end.is_some();
+        let is_after = |made: &Made| (last == 0 || is_after(made.names.stream, last)) && !has_left_by_lane(made);
+        let after: Vec<u64> = self.made.iter().filter(|(_, made)| is_after(made)).map(|(via, _)| *via).collect();
         for via in after {
             self.fail_one(via, Error::broken(format!("the agent goes away: {}", error_text(&frame.meta, 0)), true));
         }

@@ -397,6 +397,18 @@ async fn a_goaway_on_the_lane_ends_the_lane_alone() {
 }
 
 #[tokio::test]
+async fn a_final_goaway_says_nothing_of_what_has_left_by_the_lane() {
+    for last in [0, 1] {
+        let (_client, mut stream, lane, task, frame) = scripted(|| Request::new("/a")).await;
+        assert!(frame.header.stream > last);
+        stream.send(Frame::new(Kind::GoAway).stream(last).end()).await;
+        drop((stream, lane));
+        let error = soon("the call", task).await.unwrap().unwrap_err();
+        assert!(!error.is_not_executed(), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_shuts_down_serves_what_lies_on_its_lane() {
     let agent = Agent::listen().await;
     let lane_hello = Hello { lane: Some(Lane { token: [9; 16], body_max: BODY_MAX }), ..agent_hello() };
