@@ -38,7 +38,7 @@ pub mod lane_state {
 
 /// How an instance is picked: [`Route::policy`].
 pub mod pick {
-    /// The next entry of [`Route::turns`], which has each instance as often as its weight says.
+    /// The next entry of [`super::Route::turns`], which has each instance as often as its weight says.
     pub const TURNS: u32 = 0;
     /// Of two entries by chance, the one with fewer calls in flight.
     pub const LEAST: u32 = 1;
