@@ -312,8 +312,12 @@ fn a_stolen_token_hurts_whose_it_is_and_nobody_else() {
     let hello = |name: &str| Hello { application: name.to_owned(), connection: Some(0), ..caller() };
     let mut victim = FramePeer::connect(agent.address(), &hello("victim"));
     let lane = victim.hello.as_ref().and_then(|hello| hello.lane).expect("a lane");
-    let own = FramePeer::connect(agent.address(), &hello("thief"));
+    // Another application's is refused.
+    let other = FramePeer::connect(agent.address(), &hello("thief"));
     let said = lanes::lane_hello(&hello("thief"), lane);
+    assert!(LanePeer::opened(other, lanes::connect(agent.address()), &said, lane).is_err());
+    let own = FramePeer::connect(agent.address(), &hello("victim"));
+    let said = lanes::lane_hello(&hello("victim"), lane);
     let mut thief = LanePeer::opened(own, lanes::connect(agent.address()), &said, lane).unwrap_or_else(|no| panic!("{}", no.why));
     // What it calls is the victim's call: an error of it goes to the victim.
     let header = lanes::request_header("/service/unknown", Flags::END_STREAM);

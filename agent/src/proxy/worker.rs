@@ -600,7 +600,8 @@ impl Worker {
         }
         self.until(|| self.apps.borrow().is_empty() && !self.frames.borrow().values().any(|conn| conn.is_caller())).await;
         no_callers.wait().await;
-        for conn in self.frames.borrow().values().filter(|conn| conn.side != Side::Worker) {
+        // Lanes end with the connections that they belong to.
+        for conn in self.frames.borrow().values().filter(|conn| conn.side != Side::Worker && !conn.is_lane()) {
             conn.leave();
         }
         self.until(|| !self.frames.borrow().values().any(|conn| conn.was_accepted())).await;

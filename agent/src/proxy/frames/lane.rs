@@ -135,10 +135,12 @@ impl Worker {
         }
     }
 
-    /// Whether routed calls are under way that the application has made, or was given.
+    /// Whether routed calls are under way that the application has made, or was given. A caller that was asked to make no more
+    /// calls ends the connection itself: some may lie on its lane that nobody has looked at yet.
     pub(super) fn lane_is_busy(&self, conn: &FrameConn) -> bool {
         let Some(lanes) = self.lanes().filter(|_| conn.has_lane()) else { return false };
-        lanes.of_conn(conn.id).is_some_and(|lane| lanes.is_busy(lane))
+        let ends_itself = self.is_draining() && !conn.is_service();
+        ends_itself || lanes.of_conn(conn.id).is_some_and(|lane| lanes.is_busy(lane))
     }
 
     /// A connection takes no more calls: neither does its lane.
