@@ -1,7 +1,7 @@
 //! Calls that the kernel routes from application to application, and those of them that go by way of the agent all the same:
 //! each ends once, with the same result, and is counted.
 
-use std::{collections::BTreeMap, thread::JoinHandle};
+use std::thread::JoinHandle;
 
 use agent_common::frame::{Flags, Header, Hello, Kind};
 use moa_tests::{
@@ -10,66 +10,29 @@ use moa_tests::{
     frames::{FramePeer, Got, caller, service},
     kernel,
     lanes::{self, LanePeer, Way},
+    routed::{Routed, await_idle, await_routed},
     several::stats,
     until, until_true,
 };
 use serde_json::Value;
 
-/// What the kernel has routed, and what not.
-#[derive(Debug, Clone, Default, PartialEq)]
-struct Routed {
-    lanes: u64,
-    in_flight: u64,
-    calls: u64,
-    answers: u64,
-    unrouted: BTreeMap<String, u64>,
-    services: BTreeMap<String, Option<String>>,
-}
-
-fn routed(agent: &Agent) -> Routed {
-    let routing = agent.json(&["kernel"])["routing"].clone();
-    let number = |name: &str| routing[name].as_u64().expect("a number");
-    let unrouted: BTreeMap<String, u64> = serde_json::from_value(routing["unrouted"].clone()).expect("reasons");
-    let services = routing["services"].as_array().expect("services").iter().map(|service| {
-        let text = |name: &str| service[name].as_str().map(str::to_owned);
-        (text("service").expect("a name"), text("why_not"))
-    });
-    Routed {
-        lanes: number("lanes"),
-        in_flight: number("in_flight"),
-        calls: number("calls"),
-        answers: number("answers"),
-        unrouted: unrouted.into_iter().filter(|(_, count)| *count > 0).collect(),
-        services: services.collect(),
-    }
-}
-
-/// Waits until the kernel routes the calls of DEMO.
-fn await_routed(agent: &Agent) {
-    until_true("the service to be routed", || routed(agent).services.get(DEMO) == Some(&None));
-}
-
 /// An agent, and applications with lanes that echo.
 fn echoing(count: usize, policy: &str) -> (Agent, Vec<JoinHandle<()>>) {
     let agent = kernel::start(policy);
     let serving = (0..count).map(|nth| lanes::echo(agent.address(), &service(&format!("echo-{nth}"), &[DEMO]))).collect();
-    await_routed(&agent);
+    await_routed(&agent, DEMO);
     (agent, serving)
 }
 
 /// Serves by hand.
 fn held(agent: &Agent) -> LanePeer {
     let held = LanePeer::open(agent.address(), &service("held", &[DEMO]));
-    await_routed(agent);
+    await_routed(agent, DEMO);
     held
 }
 
 fn client(agent: &Agent) -> LanePeer {
     LanePeer::open(agent.address(), &caller())
-}
-
-fn await_idle(agent: &Agent) {
-    until_true("nothing to be in flight", || routed(agent).in_flight == 0 && stats(agent)["in_flight"] == 0);
 }
 
 /// What the agent counts of the service, once it has counted so many calls.
@@ -83,13 +46,13 @@ fn counted(agent: &Agent, calls: u64) -> Value {
 fn a_call_goes_from_lane_to_lane_and_is_counted() {
     let (agent, _serving) = echoing(1, "");
     let mut client = client(&agent);
-    let before = routed(&agent);
+    let before = Routed::at(&agent);
     for size in [0, 1, 64, 1_000, 16_000, 32_000] {
         let body: Vec<u8> = (0..size).map(|at: usize| u8::try_from(at % 251).expect("small")).collect();
         let (way, got) = client.call(DEMO, &body);
         assert_eq!((way, got.header.word, got.body == body), (Way::Lane, 0, true), "{size}");
     }
-    let after = routed(&agent);
+    let after = Routed::at(&agent);
     assert_eq!((after.calls - before.calls, after.answers - before.answers), (6, 6), "{after:?}");
     let stats = counted(&agent, 6);
     assert_eq!((&stats["mesh_errors"], &stats["service_errors"]), (&0.into(), &0.into()), "{stats}");
@@ -121,7 +84,7 @@ fn what_does_not_fit_goes_by_way_of_the_agent_and_has_the_same_result() {
     let mut by_stream = client.leave_lane();
     by_stream.request(DEMO, Flags::END_STREAM, b"by stream");
     assert_eq!(by_stream.expect(Kind::Response).body, b"by stream");
-    let unrouted = routed(&agent).unrouted;
+    let unrouted = Routed::at(&agent).unrouted;
     assert_eq!((unrouted.get("too-large"), unrouted.get("flags")), (Some(&1), Some(&1)), "{unrouted:?}");
     counted(&agent, 4);
     await_idle(&agent);
@@ -178,7 +141,7 @@ fn a_call_that_takes_too_long_is_answered_and_its_callee_told() {
     assert_eq!((way, got.header.word), (Way::Stream, 304), "{}", got.error());
     let (way, cancel) = held.expect(Kind::Cancel);
     assert_eq!((way, cancel.header.via), (Way::Stream, call.header.via));
-    assert_eq!(routed(&agent).in_flight, 1, "its bytes are still reserved");
+    assert_eq!(Routed::at(&agent).in_flight, 1, "its bytes are still reserved");
     held.respond(&call, 0, b"late");
     await_idle(&agent);
     assert_eq!(counted(&agent, 1)["mesh_errors"], 1);
@@ -211,7 +174,7 @@ fn when_an_instance_dies_its_calls_are_answered_and_others_go_elsewhere() {
             assert!(!got.has(Flags::NOT_EXECUTED), "nobody knows");
         }
     }
-    await_routed(&agent);
+    await_routed(&agent, DEMO);
     until_true("calls to go to the other one", || clients[0].call(DEMO, b"again").0 == Way::Lane);
     await_idle(&agent);
 }
@@ -260,7 +223,7 @@ fn access_by_application_is_kept_in_the_kernel_too() {
                  access.rules = [{ name = \"friends\", when = { application = \"friend-*\" }, verdict = \"allow\" }]\n";
     let agent = kernel::start(rules);
     let _serving = lanes::echo(agent.address(), &service("echo", &[DEMO]));
-    await_routed(&agent);
+    await_routed(&agent, DEMO);
     let as_application = |name: &str| LanePeer::open(agent.address(), &Hello { application: name.to_owned(), ..caller() });
     let mut stranger = as_application("stranger");
     let (way, got) = stranger.call(DEMO, b"x");
@@ -268,7 +231,7 @@ fn access_by_application_is_kept_in_the_kernel_too() {
     let mut friend = as_application("friend-1");
     until_true("the friend to be known", || friend.call(DEMO, b"x").0 == Way::Lane);
     assert_eq!(stranger.call(DEMO, b"x").1.header.word, 506);
-    assert!(routed(&agent).unrouted["denied"] >= 2);
+    assert!(Routed::at(&agent).unrouted["denied"] >= 2);
 }
 
 #[test]
@@ -288,12 +251,12 @@ fn a_policy_that_only_the_agent_can_follow_takes_a_service_off_the_kernel() {
         ("kernel = false", "kernel = false"),
     ] {
         agent.reload(&format!("[services.\"{DEMO}\"]\n{policy}\n[services.\"/service/other\"]\ninstances = []\n"));
-        until_true(why, || routed(&agent).services.get(DEMO) == Some(&Some(why.to_owned())));
+        until_true(why, || Routed::at(&agent).services.get(DEMO) == Some(&Some(why.to_owned())));
         let (way, got) = client.call(DEMO, b"x");
         assert_eq!((way, got.header.word), (Way::Stream, 0), "{policy}");
     }
     agent.reload("");
-    await_routed(&agent);
+    await_routed(&agent, DEMO);
     assert_eq!(client.call(DEMO, b"x").0, Way::Lane);
 }
 

@@ -9,42 +9,26 @@ use moa_tests::{
     frames::{FramePeer, bytes_of, caller, meta_of, service},
     kernel,
     lanes::{self, LanePeer, Way},
-    seed,
-    several::stats,
-    until_true,
+    routed::{Routed, await_idle, await_routed},
+    seed, until_true,
 };
 use rand::RngExt;
-
-fn routing(agent: &Agent, name: &str) -> u64 {
-    agent.json(&["kernel"])["routing"][name].as_u64().expect("a number")
-}
 
 fn unrouted(agent: &Agent, why: &str) -> u64 {
     agent.json(&["kernel"])["routing"]["unrouted"][why].as_u64().expect("a number")
 }
 
-fn await_routed(agent: &Agent) {
-    let is_it = |one: &serde_json::Value| one["service"] == DEMO && one["why_not"].is_null();
-    until_true("the service to be routed", || {
-        agent.json(&["kernel"])["routing"]["services"].as_array().is_some_and(|all| all.iter().any(is_it))
-    });
-}
-
-fn await_idle(agent: &Agent) {
-    until_true("nothing to be in flight", || routing(agent, "in_flight") == 0 && stats(agent)["in_flight"] == 0);
-}
-
 fn echoing() -> Agent {
     let agent = kernel::start("");
     lanes::echo(agent.address(), &service("echo", &[DEMO]));
-    await_routed(&agent);
+    await_routed(&agent, DEMO);
     agent
 }
 
 fn holding(hello: &Hello) -> (Agent, LanePeer) {
     let agent = kernel::start("");
     let held = LanePeer::open(agent.address(), hello);
-    await_routed(&agent);
+    await_routed(&agent, DEMO);
     (agent, held)
 }
 
@@ -54,6 +38,12 @@ fn held() -> (Agent, LanePeer) {
 
 fn client(agent: &Agent) -> LanePeer {
     LanePeer::open(agent.address(), &caller())
+}
+
+/// One that takes little at once.
+fn narrow(agent: &Agent) -> LanePeer {
+    let windows = Windows { stream: 1 << 16, connection: 1 << 16 };
+    LanePeer::open(agent.address(), &Hello { windows, ..caller() })
 }
 
 /// Others are unharmed.
@@ -217,7 +207,7 @@ fn who_never_answers_gets_so_many_calls_and_the_others_still_work() {
     let (agent, mut held) = holding(&Hello { calls_max: MAX, ..service("held", &[DEMO]) });
     let mut client = client(&agent);
     let first: Vec<_> = (0..MAX).map(|_| client.request(DEMO, Flags::END_STREAM, b"x")).collect();
-    until_true("as many as may be in flight", || routing(&agent, "in_flight") == u64::from(MAX));
+    until_true("as many as may be in flight", || Routed::at(&agent).in_flight == u64::from(MAX));
     lanes::echo(agent.address(), &service("echo", &[DEMO]));
     until_true("both to be routed to", || {
         agent.json(&["services", DEMO])[0]["instances"].as_array().is_some_and(|all| all.len() == 2)
@@ -229,7 +219,7 @@ fn who_never_answers_gets_so_many_calls_and_the_others_still_work() {
         assert_eq!(&*got.body, b"more", "{}", got.error());
         answered += 1;
     }
-    assert!(routing(&agent, "in_flight") <= u64::from(MAX), "no more than it takes");
+    assert!(Routed::at(&agent).in_flight <= u64::from(MAX), "no more than it takes");
     // All that it has is answered at last: by the agent, as it is late.
     for stream in first {
         let (_, got) = client.answer_to(stream);
@@ -239,7 +229,7 @@ fn who_never_answers_gets_so_many_calls_and_the_others_still_work() {
         let (_, call) = held.expect_that("a call on the lane", |got| got.kind() == Some(Kind::Request) && got.header.is_routed());
         held.respond(&call, 0, b"late");
     }
-    until_true("nothing to be in flight", || routing(&agent, "in_flight") == 0);
+    until_true("nothing to be in flight", || Routed::at(&agent).in_flight == 0);
 }
 
 #[test]
@@ -348,7 +338,7 @@ fn a_lane_ends_with_its_stream_connection() {
     assert!(client.next_of_lane().is_none_or(|got| got.kind() == Some(Kind::GoAway)), "the lane has ended");
     held.respond(&call, 0, b"late");
     await_idle(&agent);
-    assert_eq!(routing(&agent, "lanes"), 1);
+    assert_eq!(Routed::at(&agent).lanes, 1);
 }
 
 #[test]
@@ -395,7 +385,7 @@ fn a_callee_whose_lane_ends_goes_on_by_its_stream_connection() {
     assert_eq!(client.answer_to(stream).1.body, b"z");
     let hello = Hello { connection: Some(0), ..service("held", &[DEMO]) };
     let mut held = LanePeer::beside(held, agent.address(), &hello).unwrap_or_else(|no| panic!("{}", no.why));
-    await_routed(&agent);
+    await_routed(&agent, DEMO);
     let stream = client.request(DEMO, Flags::END_STREAM, b"x");
     let (way, call) = held.expect(Kind::Request);
     held.respond(&call, 0, b"y");
@@ -472,8 +462,7 @@ fn who_says_goodbye_gets_no_more_calls_on_its_lane() {
 #[test]
 fn a_large_answer_to_a_small_window_comes_in_order() {
     let (agent, mut held) = held();
-    let windows = Windows { stream: 1 << 16, connection: 1 << 16 };
-    let mut client = LanePeer::open(agent.address(), &Hello { windows, ..caller() });
+    let mut client = narrow(&agent);
     let stream = client.request(DEMO, Flags::END_STREAM, b"x");
     let (_, call) = held.expect(Kind::Request);
     let back = call.back(Kind::Response);
@@ -495,8 +484,7 @@ fn a_large_answer_to_a_small_window_comes_in_order() {
 #[test]
 fn nothing_of_an_answer_comes_after_it_was_broken_off() {
     let (agent, mut held) = held();
-    let windows = Windows { stream: 1 << 16, connection: 1 << 16 };
-    let mut client = LanePeer::open(agent.address(), &Hello { windows, ..caller() });
+    let mut client = narrow(&agent);
     let stream = client.request(DEMO, Flags::END_STREAM, b"x");
     let (_, call) = held.expect(Kind::Request);
     let back = call.back(Kind::Response);
@@ -515,7 +503,7 @@ fn nothing_of_an_answer_comes_after_it_was_broken_off() {
         let late = client.stream.so_far();
         assert!(late.iter().all(|got| got.kind() == Some(Kind::Credit)), "{:?}", late[0].header);
     }
-    until_true("nothing to be in flight", || routing(&agent, "in_flight") == 0);
+    until_true("nothing to be in flight", || Routed::at(&agent).in_flight == 0);
 }
 
 #[test]
@@ -529,7 +517,7 @@ fn an_answer_that_has_begun_goes_on_when_its_callers_lane_ends() {
     held.stream.send(back, &[], &[1; 1_000]);
     client.answer_to(stream);
     let mut client = client.leave_lane();
-    until_true("the lane to be over", || routing(&agent, "lanes") == 1);
+    until_true("the lane to be over", || Routed::at(&agent).lanes == 1);
     held.stream.data(&back, Flags::TO_CALLER | Flags::END_STREAM, &[2; 1_000]);
     let got = client.expect_any();
     assert_eq!((got.kind(), got.header.stream, got.has(Flags::END_STREAM)), (Some(Kind::Data), stream, true));

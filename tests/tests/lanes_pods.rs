@@ -154,16 +154,33 @@ fn another_name_counts_for_lanes_that_are_open() {
     await_way(&mut client, Way::Lane, 0);
 }
 
+/// A pod that calls and one that serves, with calls in flight.
+struct Busy {
+    agent: Agent,
+    calling: Pod,
+    serving: Pod,
+    held: LanePeer,
+    client: LanePeer,
+    streams: Vec<u32>,
+}
+
+impl Busy {
+    fn start(pods: &Pods) -> Self {
+        let agent = kernel::start(&pods.section(""));
+        let (calling, serving) = (pods.pod("calling"), pods.pod("serving"));
+        await_served(&agent, 2);
+        let held = open(&serving, &service("held", &[DEMO]));
+        await_routed(&agent, DEMO);
+        let mut client = open(&calling, &caller());
+        let streams = (0..20).map(|_| client.request(DEMO, Flags::END_STREAM, b"x")).collect();
+        Self { agent, calling, serving, held, client, streams }
+    }
+}
+
 #[test]
 fn a_pod_that_goes_ends_the_calls_that_it_has_made() {
     let pods = Pods::new();
-    let agent = kernel::start(&pods.section(""));
-    let (calling, serving) = (pods.pod("calling"), pods.pod("serving"));
-    await_served(&agent, 2);
-    let mut held = open(&serving, &service("held", &[DEMO]));
-    await_routed(&agent, DEMO);
-    let mut client = open(&calling, &caller());
-    let streams: Vec<_> = (0..20).map(|_| client.request(DEMO, Flags::END_STREAM, b"x")).collect();
+    let Busy { agent, calling, serving: _serving, mut held, mut client, streams } = Busy::start(&pods);
     let calls: Vec<_> = streams.iter().map(|_| held.expect_that("a call", |got| got.kind() == Some(Kind::Request)).1).collect();
     assert_eq!(Routed::at(&agent).in_flight, 20);
     pods.remove("calling");
@@ -192,13 +209,7 @@ fn a_pod_that_goes_ends_the_calls_that_it_has_made() {
 #[test]
 fn a_pod_that_goes_ends_the_calls_that_it_was_given() {
     let pods = Pods::new();
-    let agent = kernel::start(&pods.section(""));
-    let (calling, serving) = (pods.pod("calling"), pods.pod("serving"));
-    await_served(&agent, 2);
-    let mut held = open(&serving, &service("held", &[DEMO]));
-    await_routed(&agent, DEMO);
-    let mut client = open(&calling, &caller());
-    let streams: Vec<_> = (0..20).map(|_| client.request(DEMO, Flags::END_STREAM, b"x")).collect();
+    let Busy { agent, calling: _calling, serving, mut held, mut client, streams } = Busy::start(&pods);
     streams.iter().for_each(|_| assert_eq!(held.expect(Kind::Request).0, Way::Lane));
     pods.remove("serving");
     for stream in streams {
