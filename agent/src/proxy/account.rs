@@ -1,6 +1,7 @@
 //! What is counted when a call moves and when it ends: in flight, outcomes, latencies, by service, method and instance.
 
 use std::{
+    rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -14,7 +15,6 @@ use super::{
     stats::{CallCounters, Took},
     worker::Worker,
 };
-use std::rc::Rc;
 
 /// Who answered a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,11 +17,15 @@ impl Routes {
         self.services.iter().filter(move |service| *service.uri == *name || shown(&service.uri, &service.group) == *name)
     }
 
+    /// The service with this key.
+    pub(super) fn by_key(&self, key: &str) -> Option<&Arc<ServiceRoute>> {
+        let found = self.services.binary_search_by(|service| (*service.key).cmp(key)).ok();
+        found.map(|at| &self.services[at])
+    }
+
     /// The service with this URI and group.
     pub(super) fn service(&self, uri: &str, group: &str) -> Result<&Arc<ServiceRoute>, String> {
-        let key = service_key(uri, group);
-        let found = self.services.binary_search_by(|service| (*service.key).cmp(&key)).ok();
-        found.map(|at| &self.services[at]).ok_or_else(|| self.unknown(&shown(uri, group)))
+        self.by_key(&service_key(uri, group)).ok_or_else(|| self.unknown(&shown(uri, group)))
     }
 
     /// What to say of a name that no service has.

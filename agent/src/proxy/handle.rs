@@ -374,16 +374,15 @@ impl Proxy {
     pub fn routing(&self) -> Option<api::Routing> {
         let (lanes, verdicts) = self.lanes.as_ref()?;
         let routed = lanes.path().routed().ok()?;
-        let lanes = lanes.all();
-        let looks = lanes.iter().filter_map(|lane| self.lanes.as_ref()?.0.path().look(*lane));
+        let all = lanes.all();
         let mut services: Vec<_> = lock(verdicts)
             .iter()
             .map(|(key, why)| api::RoutedService { service: key.replace('\0', "#"), why_not: why.map(str::to_owned) })
             .collect();
         services.sort_unstable_by(|one, other| one.service.cmp(&other.service));
         Some(api::Routing {
-            lanes: lanes.len() as u64,
-            in_flight: looks.map(|look| look.in_flight).sum(),
+            lanes: all.len() as u64,
+            in_flight: all.iter().filter_map(|lane| lanes.path().look(*lane)).map(|look| look.in_flight).sum(),
             calls: routed.calls,
             answers: routed.answers,
             bytes: routed.bytes,

@@ -51,8 +51,8 @@ pub trait KernelPath: Send + Sync {
     fn keep_to_tcp(&self, socket: BorrowedFd<'_>, why: Fallback, all_read: bool) -> io::Result<()>;
 
     /// Bytes that the other end of a connection has not read, by the agent's own address and the other's, in the namespace of the
-    /// agent's socket. None: the kernel
-    /// knows no such socket, as it is closed, or bound to a device that the connection does not come by.
+    /// agent's socket. None: the kernel knows no such socket, as it is closed, or bound to a device that the connection does not
+    /// come by.
     ///
     /// # Errors
     /// The kernel did not say.

@@ -240,11 +240,12 @@ impl Worker {
 
     /// A callee gives up a call that the kernel has routed to it, or does not go on with its answer.
     pub(super) fn routed_given_up(&self, stream: &FrameConn, frame: &Incoming<'_>) {
-        let header = Header { word: u32::from(error_of(frame.header.word).unwrap_or(code::REMOTING)), ..frame.header };
+        let code = error_of(frame.header.word).unwrap_or(code::REMOTING);
+        let header = Header { word: u32::from(code), ..frame.header };
         let begun = stream.routed.borrow_mut().remove(&header.via);
         let Some(lanes) = self.lanes() else { return };
         if let Some(call) = begun {
-            return lanes.break_off(&call, error_of(header.word).unwrap_or(code::REMOTING));
+            return lanes.break_off(&call, code);
         }
         let Some(call) = lanes.of_conn(stream.id).and_then(|lane| lanes.late(lane, header.via)) else {
             self.counters.frames_dropped.add(1);

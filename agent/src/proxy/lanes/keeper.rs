@@ -195,9 +195,8 @@ impl Keeper {
         let took = Duration::from_nanos(now_ns().saturating_sub(call.started_ns));
         member.counters.failed(took.into(), code);
         member.counters.tried(took.into(), true);
-        let route = self.board.routes();
-        let consecutive =
-            route.services.iter().find(|route| route.key == member.service).map(|route| route.policy.outlier.consecutive);
+        let routes = self.board.routes();
+        let consecutive = routes.by_key(&member.service).map(|route| route.policy.outlier.consecutive);
         member.instance.record.failed(consecutive.unwrap_or(0));
     }
 
