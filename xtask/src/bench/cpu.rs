@@ -3,6 +3,7 @@
 use std::{fs, path::Path, process::Command, sync::LazyLock, time::Instant};
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     sys::resource::{UsageWho, getrusage},
@@ -16,6 +17,31 @@ pub(super) enum Cpus {
     All,
     /// One of them.
     One(usize),
+}
+
+/// Where everything of a case runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Placement {
+    /// All on one CPU
+    #[value(name = "1cpu")]
+    One,
+    /// Wherever the scheduler puts them
+    Free,
+}
+
+impl Placement {
+    /// The name in reports, and on the command line.
+    pub(super) fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// The CPUs that it means.
+    pub(super) fn cpus(self) -> Result<Cpus> {
+        Ok(match self {
+            Self::One => Cpus::One(last()?),
+            Self::Free => Cpus::All,
+        })
+    }
 }
 
 impl Cpus {

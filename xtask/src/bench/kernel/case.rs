@@ -7,7 +7,7 @@ use clap::ValueEnum;
 
 use crate::{
     bench::{
-        cpu::{self, Cpus, Meter, Used},
+        cpu::{Meter, Placement, Used},
         frames::bed::{FrameBed, to},
         path::Kernel,
         rounds::{Sample, Study, Target},
@@ -44,16 +44,6 @@ pub(super) enum Size {
     /// By the stream connection
     #[value(name = "1MB")]
     M1,
-}
-
-/// Where caller, agent and service run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Placement {
-    /// All on one CPU
-    #[value(name = "1cpu")]
-    One,
-    /// Wherever the scheduler puts them
-    Free,
 }
 
 /// Calls of one size in one place.
@@ -101,9 +91,8 @@ impl Study for Case {
     type Bed<'a> = FrameBed<'a>;
 
     fn name(&self) -> String {
-        let placement = self.placement.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
         let many = if self.connections > 1 { format!("_{}", self.connections) } else { String::new() };
-        format!("kernel_{}{many}_{placement}", self.size.name())
+        format!("kernel_{}{many}_{}", self.size.name(), self.placement.name())
     }
 
     fn about(&self) -> String {
@@ -116,8 +105,7 @@ impl Study for Case {
     }
 
     fn bed<'a>(&self, workshop: &'a Workshop) -> Result<FrameBed<'a>> {
-        let cpus = if self.placement == Placement::One { Cpus::One(cpu::last()?) } else { Cpus::All };
-        FrameBed::start_with(WHOLE, cpus, workshop)
+        FrameBed::start_with(WHOLE, self.placement.cpus()?, workshop)
     }
 
     fn sample(&self, subject: Subject, target: &Target, bed: &FrameBed<'_>, quick: bool) -> Result<Sample> {

@@ -6,9 +6,9 @@ mod programs;
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
-use self::case::{Case, Placement, Size, WHOLE};
+use self::case::{Case, Size, WHOLE};
 use super::{
-    cpu::Cpus,
+    cpu::{Cpus, Placement},
     frames::bed::FrameBed,
     goals,
     prepare::{Common, Ready, selected},

@@ -4,8 +4,9 @@ use std::{path::Path, time::Duration};
 
 use anyhow::Result;
 
-use super::case::{Case, Placement, Size};
+use super::case::{Case, Size};
 use crate::bench::{
+    cpu::Placement,
     legs::programs::{count, rows},
     path::Kernel,
     rounds::{Study, TestBed},

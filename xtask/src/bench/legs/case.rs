@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use crate::bench::{
     bed::Bed,
     call::Call,
-    cpu::{self, Cpus},
+    cpu::Placement,
     latency::Latency,
     path::Kernel,
     rounds::{Sample, Study, Target},
@@ -38,16 +38,6 @@ pub(super) enum Size {
     K64,
     #[value(name = "1MiB")]
     M1,
-}
-
-/// Where client, agent and server run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Placement {
-    /// All on one CPU
-    #[value(name = "1cpu")]
-    One,
-    /// Wherever the scheduler puts them
-    Free,
 }
 
 /// Calls of one size in one place.
@@ -80,8 +70,7 @@ impl Study for Case {
     type Bed<'a> = Bed<'a>;
 
     fn name(&self) -> String {
-        let placement = self.placement.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
-        format!("legs_{}_{placement}", self.size.name())
+        format!("legs_{}_{}", self.size.name(), self.placement.name())
     }
 
     fn about(&self) -> String {
@@ -122,8 +111,7 @@ impl Study for Case {
 impl Case {
     /// Starts the server.
     pub(super) fn start<'a>(&self, workshop: &'a Workshop) -> Result<Bed<'a>> {
-        let cpus = if self.placement == Placement::One { Cpus::One(cpu::last()?) } else { Cpus::All };
-        Bed::start(Call::echo(self.size.bytes()), cpus, workshop)
+        Bed::start(Call::echo(self.size.bytes()), self.placement.cpus()?, workshop)
     }
 
     fn kernel(&self, subject: Subject, target: &Target) -> Result<Option<Kernel>> {

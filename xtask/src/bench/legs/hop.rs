@@ -1,12 +1,13 @@
 //! The figure that counts: what the agent adds to a direct call, with the kernel path and without.
 
 use crate::bench::{
+    cpu::Placement,
     rounds::{Contender, Study},
     rows::{Metric, Row, aligned, median},
     subject::Subject,
 };
 
-use super::case::{Case, Placement, Size};
+use super::case::{Case, Size};
 
 /// With the kernel path, the hop may have so much of what it has without: the aim, for small calls on one CPU, where
 /// nothing but the path differs.

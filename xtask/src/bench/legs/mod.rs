@@ -8,10 +8,11 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use self::{
-    case::{Case, Placement, Size},
+    case::{Case, Size},
     hop::Hops,
 };
 use super::{
+    cpu::Placement,
     prepare::{Common, Ready, selected},
     report::Report,
     rounds::{Study, measure, rows_of},

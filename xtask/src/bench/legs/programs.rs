@@ -4,12 +4,12 @@ use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
-use super::case::{Case, Placement, Size};
+use super::case::{Case, Size};
 use crate::{
     bench::{
         bed::wait_until,
         call::Connection,
-        cpu::Cpus,
+        cpu::{Cpus, Placement},
         latency::Latency,
         path::{Kernel, KernelProgram},
         rounds::TestBed,
