@@ -18,6 +18,7 @@ mod deadlines;
 mod describe;
 mod dial;
 mod dispatch;
+mod drain;
 mod explain;
 mod frames;
 mod govern;

@@ -19,7 +19,7 @@ use slab::Slab;
 use tokio::{
     runtime,
     sync::{Barrier, Notify, mpsc, oneshot},
-    time::{Instant, sleep},
+    time::Instant,
 };
 
 use super::{
@@ -62,8 +62,6 @@ const TICK: Duration = Duration::from_millis(8);
 /// How often a worker looks after idle connections.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
-/// What the connections that are open may still send after the listener was closed.
-const LAST_CALLS: Duration = Duration::from_millis(20);
 /// Bytes of answers that may wait for one application when the worker holds as many as it may.
 const CROWDED_OUTPUT: usize = 64 * 1024;
 /// A command that is taken even when the worker holds as many bytes as it may.
@@ -163,10 +161,10 @@ pub(crate) struct Worker {
     lag: Lag,
     timer: Notify,
     timing: Cell<bool>,
-    draining: Cell<bool>,
-    app_gone: Notify,
-    stopping: Cell<bool>,
-    stop: Notify,
+    pub(super) draining: Cell<bool>,
+    pub(super) app_gone: Notify,
+    pub(super) stopping: Cell<bool>,
+    pub(super) stop: Notify,
 }
 
 /// Runs a worker until its control channel is closed.
@@ -568,53 +566,6 @@ impl Worker {
             connections: self.open.load(Relaxed),
             uptime: self.started.elapsed(),
             age: app.since.elapsed(),
-        }
-    }
-
-    /// Resolves when no more connections are to be taken.
-    pub(crate) async fn stopping(&self) {
-        let notified = self.stop.notified();
-        if !self.stopping.get() {
-            notified.await;
-        }
-    }
-
-    async fn drain(&self, no_callers: &Barrier) {
-        self.stopping.set(true);
-        self.stop.notify_waiters();
-        sleep(LAST_CALLS).await;
-        self.draining.set(true);
-        let apps: Vec<_> = self.apps.borrow().iter().map(|(_, app)| app.clone()).collect();
-        for app in apps {
-            app.task.wake();
-        }
-        let frames: Vec<_> = self.frames.borrow().values().cloned().collect();
-        // The ways to others are still needed by the calls that are under way.
-        for conn in frames.iter().filter(|conn| conn.is_usable() && conn.was_accepted()) {
-            self.pause_lane(conn);
-            conn.say_goodbye();
-            // Services stay as long as there are callers.
-            if !conn.is_service() {
-                conn.leave();
-            }
-        }
-        self.until(|| self.apps.borrow().is_empty() && !self.frames.borrow().values().any(|conn| conn.is_caller())).await;
-        no_callers.wait().await;
-        // Lanes end with the connections that they belong to.
-        for conn in self.frames.borrow().values().filter(|conn| conn.side != Side::Worker && !conn.is_lane()) {
-            conn.leave();
-        }
-        self.until(|| !self.frames.borrow().values().any(|conn| conn.was_accepted())).await;
-    }
-
-    /// Resolves when something holds that changes only when a connection ends.
-    async fn until(&self, holds: impl Fn() -> bool) {
-        loop {
-            let gone = self.app_gone.notified();
-            if holds() {
-                return;
-            }
-            gone.await;
         }
     }
 }
