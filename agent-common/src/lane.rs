@@ -65,11 +65,24 @@ pub const LANES_MAX: u32 = 16_384;
 /// Instances of services whose calls are counted by themselves.
 pub const MEMBERS_MAX: u32 = 4_096;
 
-/// Calls in flight.
+/// Calls in flight: entries of the arrays `CALLS` and `NAMES`.
 pub const CALLS_MAX: u32 = 65_536;
+
+/// Entries of `NAMES` that lie in one cache line, and are one value of that array.
+pub const NAMES_OF_LINE: usize = 8;
 
 /// The bit of `via` that says that the program wrote it.
 pub const KERNEL_VIA: u64 = 1 << 63;
+
+/// The bits of such a `via` that say where the call is in `CALLS`. The others cannot be guessed.
+pub const PLACE_MASK: u64 = CALLS_MAX as u64 - 1;
+
+/// What is at a place of `NAMES` while a call is being entered there: no `via` that the program writes, and not 0, which says
+/// that the place is free.
+pub const BEING_ENTERED: u64 = 1;
+
+/// [`Lane::work`] counts calls from this bit on, and bytes below it.
+pub const CALLS_SHIFT: u32 = 40;
 
 /// A caller gets a new receipt for each so many bytes of answers: this is the power of two.
 pub const RECEIPT_SHIFT: u32 = 16;
@@ -96,11 +109,10 @@ pub struct Lane {
     /// Reserved for the agent.
     pub reserved: [u64; 6],
 
-    /// Calls that it was given and has not answered. Here the programs' part begins, on a cache line of its own.
-    pub in_flight: u64,
-    /// Bytes of calls that it was given, and has not proven to have read. The agent takes off those of calls that it has
-    /// ended itself, when the late answer proves it.
-    pub queued: u64,
+    /// Calls that it was given and has not answered, from bit [`CALLS_SHIFT`] on, and below it their bytes. The agent takes
+    /// off calls that it has ended itself, when the late answer proves that they were read. Here the programs' part begins, on
+    /// a cache line of its own.
+    pub work: u64,
     /// Bytes of answers that it was given.
     pub delivered: u64,
     /// Of these, so many have been read for sure.
@@ -109,8 +121,24 @@ pub struct Lane {
     pub latency_ns: u64,
     /// Calls that it has made.
     pub made: u64,
+    /// The receipt that answers to it get now, and from bit 32 on the half of its epoch that says which one it is of; 0: none.
+    pub receipt: u64,
     /// Reserved for the programs.
     pub spare: [u64; 2],
+}
+
+/// What one call of so many bytes is in [`Lane::work`].
+#[inline(always)]
+#[must_use]
+pub const fn work_of(bytes: u64) -> u64 {
+    (1 << CALLS_SHIFT) + bytes
+}
+
+/// Calls in flight, and their bytes, of [`Lane::work`].
+#[inline(always)]
+#[must_use]
+pub const fn calls_and_bytes(work: u64) -> (u64, u64) {
+    (work >> CALLS_SHIFT, work & ((1 << CALLS_SHIFT) - 1))
 }
 
 const _: () = assert!(size_of::<Lane>() == 192 && align_of::<Lane>() == 8);
@@ -181,8 +209,8 @@ pub struct Leave {
 
 const _: () = assert!(size_of::<Leave>() == 16);
 
-/// A call in flight: a value of the map `CALLS`, whose key is the `via` that the callee sees. Whoever deletes the entry owns
-/// the answer.
+/// A call in flight: an entry of the array `CALLS`, which the agent maps into its memory. The same place of `NAMES` has the
+/// `via` that the callee sees: whoever puts 0 in its place owns the answer. Until then the entry does not change.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Call {
@@ -232,16 +260,22 @@ const _: () = assert!(size_of::<Routing>() == 32);
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Member {
-    /// Calls that it has answered with success.
-    pub answered: u64,
     /// The sum of the times to their answers, in nanoseconds.
     pub sum_ns: u64,
     /// Bytes of calls and answers.
     pub bytes: u64,
     /// Always 0.
-    pub reserved: u64,
+    pub reserved: [u64; 2],
     /// Answers by the time that they took: [`crate::latency::bucket`].
     pub took: [u64; crate::latency::BUCKETS],
+}
+
+impl Member {
+    /// Calls that it has answered with success.
+    #[must_use]
+    pub fn answered(&self) -> u64 {
+        self.took.iter().sum()
+    }
 }
 
 /// Why a message on a lane was not routed.
@@ -350,7 +384,7 @@ pub struct Routed {
     pub calls: u64,
     /// Answers that were routed.
     pub answers: u64,
-    /// Bytes of both.
+    /// Bytes of calls that have a routed answer, and of these.
     pub bytes: u64,
     /// Always 0.
     pub reserved: u64,

@@ -30,3 +30,25 @@ pub(crate) unsafe fn fetch_add(counter: *mut u64, amount: u64) -> u64 {
     unsafe { asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), {1})", in(reg) counter, inout(reg) value) }
     value
 }
+
+/// Puts `new` in the place of `old`, if that is there. Gives what was there, and is a full barrier if it was `old`.
+///
+/// # Safety
+/// As for [`add`].
+#[inline(always)]
+pub(crate) unsafe fn exchange_if(word: *mut u64, old: u64, new: u64) -> u64 {
+    let mut was = old;
+    // SAFETY: the caller's promise. The instruction takes and gives in this register.
+    unsafe { asm!("r0 = cmpxchg_64({0} + 0, r0, {1})", in(reg) word, in(reg) new, inout("r0") was) }
+    was
+}
+
+/// Writes a word. Nothing that this program reads or writes is moved over it, in either direction.
+///
+/// # Safety
+/// As for [`add`].
+#[inline(always)]
+pub(crate) unsafe fn store(word: *mut u64, value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("{1} = xchg_64({0} + 0, {1})", in(reg) word, inout(reg) value => _) }
+}

@@ -45,31 +45,35 @@ pub(crate) fn passed(bytes: u64) {
 
 /// A call was routed.
 #[inline(always)]
-pub(crate) fn called(bytes: u64) {
-    routed(offset_of!(Routed, calls), 1);
-    routed(offset_of!(Routed, bytes), bytes);
+pub(crate) fn called() {
+    routed(offset_of!(Routed, calls));
 }
 
-/// An answer was.
+/// An answer was, which has so many bytes with its call.
 #[inline(always)]
 pub(crate) fn answered(bytes: u64) {
-    routed(offset_of!(Routed, answers), 1);
-    routed(offset_of!(Routed, bytes), bytes);
+    if let Some(counters) = ROUTED.get_ptr_mut(0) {
+        // SAFETY: as in `add`, and looked up once for both.
+        unsafe {
+            atomic::add(&raw mut (*counters).answers, 1);
+            atomic::add(&raw mut (*counters).bytes, bytes);
+        }
+    }
 }
 
 /// A message on a lane was not.
 #[inline(always)]
 pub(crate) fn unrouted(why: Unrouted) {
     const { assert!(Unrouted::ALL.len() <= 32) };
-    routed(offset_of!(Routed, unrouted) + (why as usize & 31) * size_of::<u64>(), 1);
+    routed(offset_of!(Routed, unrouted) + (why as usize & 31) * size_of::<u64>());
 }
 
-/// Adds to the counter at this offset of [`Routed`].
+/// Adds one to the counter at this offset of [`Routed`].
 #[inline(always)]
-fn routed(at: usize, amount: u64) {
+fn routed(at: usize) {
     if let Some(counters) = ROUTED.get_ptr_mut(0) {
         // SAFETY: as in `add`.
-        unsafe { atomic::add(counters.cast::<u8>().add(at).cast(), amount) };
+        unsafe { atomic::add(counters.cast::<u8>().add(at).cast(), 1) };
     }
 }
 

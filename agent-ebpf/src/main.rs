@@ -7,6 +7,7 @@
 #![feature(asm_experimental_arch)]
 
 mod atomic;
+mod calls;
 mod count;
 mod established;
 mod frame;

@@ -2,7 +2,7 @@
 
 use agent_common::{
     Counts, End, Leg, Listener, Shared, Verdicts,
-    lane::{CALLS_MAX, Call, LANES_MAX, Lane, Leave, MEMBERS_MAX, Member, Route, RouteKey, Routed, Routing},
+    lane::{CALLS_MAX, Call, LANES_MAX, Lane, Leave, MEMBERS_MAX, Member, NAMES_OF_LINE, Route, RouteKey, Routed, Routing},
 };
 use aya_ebpf::{
     bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE},
@@ -64,9 +64,13 @@ pub(crate) static ROUTES: HashMap<RouteKey, Route> = HashMap::with_max_entries(8
 #[map]
 pub(crate) static ACCESS: HashMap<Leave, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
 
-/// Calls in flight. Whoever deletes an entry owns the answer, so an old one must never be displaced by a new one.
+/// Calls in flight, which the agent maps into its memory.
 #[map]
-pub(crate) static CALLS: HashMap<u64, Call> = HashMap::with_max_entries(CALLS_MAX, BPF_F_NO_PREALLOC);
+pub(crate) static CALLS: Array<Call> = Array::with_max_entries(CALLS_MAX, BPF_F_MMAPABLE);
+
+/// What calls at the same places are called, which the agent maps into its memory too.
+#[map]
+pub(crate) static NAMES: Array<[u64; NAMES_OF_LINE]> = Array::with_max_entries(CALLS_MAX / NAMES_OF_LINE as u32, BPF_F_MMAPABLE);
 
 /// Whose turn it is, for each service.
 #[map]

@@ -6,22 +6,24 @@ use agent_common::{
     End, LEASE_NS,
     frame::Flags,
     lane::{
-        Call, KERNEL_VIA, Lane, Leave, MEMBERS_MAX, RECEIPT_SHIFT, Route, RouteKey, Routing, TURNS_MAX, Turn, Unrouted, access,
-        lane_state, pick,
+        Call, Lane, Leave, MEMBERS_MAX, RECEIPT_SHIFT, Route, RouteKey, Routing, TURNS_MAX, Turn, Unrouted, access,
+        calls_and_bytes, lane_state, pick, work_of,
     },
     sip,
 };
 use aya_ebpf::{
-    bindings::{BPF_F_INGRESS, BPF_NOEXIST, sk_action::SK_PASS},
+    bindings::{BPF_F_INGRESS, sk_action::SK_PASS},
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
     programs::SkMsgContext,
 };
 
 use crate::{
-    atomic, count,
+    atomic,
+    calls::Place,
+    count,
     frame::{Frame, Head, SKIPPED},
     lane::{Fate, Own, is_of},
-    maps::{ACCESS, CALLS, LANE, ROUTES, ROUTING, SHARED, SOCKS, TURNS},
+    maps::{ACCESS, LANE, ROUTES, ROUTING, SHARED, SOCKS, TURNS},
 };
 
 const MILLION: u64 = 1_000_000;
@@ -157,7 +159,8 @@ fn load(turn: &Turn, by_latency: bool) -> u64 {
     if lane.generation != turn.generation || lane.state != lane_state::OPEN {
         return u64::MAX;
     }
-    if by_latency { (lane.in_flight + 1).wrapping_mul(lane.latency_ns.min(1 << 36)) } else { lane.in_flight }
+    let (in_flight, _) = calls_and_bytes(lane.work);
+    if by_latency { (in_flight + 1).wrapping_mul(lane.latency_ns.min(1 << 36)) } else { in_flight }
 }
 
 /// A number below another one, by chance.
@@ -178,15 +181,10 @@ fn reserve(turn: Turn, bytes: u64) -> Result<Reserved, Unrouted> {
         return Err(Unrouted::NoInstance);
     }
     // SAFETY: as above.
-    unsafe {
-        if atomic::fetch_add(&raw mut (*lane).in_flight, 1) >= calls_max {
-            atomic::add(&raw mut (*lane).in_flight, 1_u64.wrapping_neg());
-            return Err(Unrouted::CalleeCalls);
-        }
-        if atomic::fetch_add(&raw mut (*lane).queued, bytes) + bytes > bound {
-            release(lane, bytes);
-            return Err(Unrouted::CalleeBytes);
-        }
+    let (in_flight, queued) = calls_and_bytes(unsafe { atomic::fetch_add(&raw mut (*lane).work, work_of(bytes)) });
+    if in_flight >= calls_max || queued + bytes > bound {
+        release(lane, bytes);
+        return Err(if in_flight >= calls_max { Unrouted::CalleeCalls } else { Unrouted::CalleeBytes });
     }
     Ok(Reserved { lane, index: turn.lane, generation, member: turn.member & (MEMBERS_MAX - 1) })
 }
@@ -195,19 +193,20 @@ fn reserve(turn: Turn, bytes: u64) -> Result<Reserved, Unrouted> {
 #[inline(always)]
 pub(crate) fn release(lane: *mut Lane, bytes: u64) {
     // SAFETY: as in `acknowledge`.
-    unsafe {
-        atomic::add(&raw mut (*lane).queued, bytes.wrapping_neg());
-        atomic::add(&raw mut (*lane).in_flight, 1_u64.wrapping_neg());
-    }
+    unsafe { atomic::add(&raw mut (*lane).work, work_of(bytes).wrapping_neg()) };
 }
 
 /// Enters the call into the table, and sends it, unless something has changed meanwhile.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "a frame has at most 64 KiB")]
 fn send(ctx: &SkMsgContext, frame: Frame, head: &Head, own: &Own, routing: &Routing, asked: &Asked, to: &Reserved) -> Fate {
+    let Some(place) = Place::take(own.index) else {
+        release(to.lane, asked.bytes);
+        return Fate::Unrouted(Unrouted::CallsFull);
+    };
     // SAFETY: the helper takes nothing.
     let words = [asked.now, u64::from(own.index) << 32 | u64::from(unsafe { bpf_get_prandom_u32() })];
-    let (via, before, receipt) = (KERNEL_VIA | sip(routing.key, words) >> 1, frame.via(), frame.receipt());
+    let (via, before, receipt) = (place.via(sip(routing.key, words)), frame.via(), frame.receipt());
     let call = Call {
         via: before,
         service: asked.service,
@@ -222,37 +221,34 @@ fn send(ctx: &SkMsgContext, frame: Frame, head: &Head, own: &Own, routing: &Rout
         member: to.member,
         flags: u32::from(head.flags),
     };
-    if CALLS.insert(via, call, u64::from(BPF_NOEXIST)).is_err() {
-        release(to.lane, asked.bytes);
-        return Fate::Unrouted(Unrouted::CallsFull);
-    }
     // SAFETY: as in `acknowledge`. What is read of it counts only if the generation is the same afterwards.
     let mut end: End = unsafe { (&raw const (*to.lane).end).read_volatile() };
     // A full barrier, which is what the proof needs here: whoever ends a lane changes its generation, and then looks at all
     // calls. Either it sees this one, or its new generation is seen here.
+    place.enter(via, call);
     // SAFETY: as in `acknowledge`.
-    unsafe { atomic::fetch_add(&raw mut (*own.lane).made, 1) };
+    unsafe { atomic::add(&raw mut (*own.lane).made, 1) };
     if !own.lives() || !is_of(to.lane, to.generation) || snapshot(routing) != asked.snapshot {
-        return undo(frame, own, to, asked, via, Unrouted::Changed);
+        return undo(frame, own, to, asked, (place, via), Unrouted::Changed);
     }
     frame.set_via(via);
     frame.set_flags(head.flags & !Flags::VERIFIED.0);
     frame.set_receipt(0);
     if redirect(ctx, &mut end) {
-        count::called(asked.bytes);
+        count::called();
         return Fate::Routed;
     }
     frame.set_via(before);
     frame.set_flags(head.flags);
     frame.set_receipt(receipt);
-    undo(frame, own, to, asked, via, Unrouted::NoInstance)
+    undo(frame, own, to, asked, (place, via), Unrouted::NoInstance)
 }
 
 /// Takes back a call that was entered and not sent. If somebody else has taken it, he answers it: then the agent must not
 /// take the frame for a second call, and gets one that it skips.
 #[inline(always)]
-fn undo(frame: Frame, own: &Own, to: &Reserved, asked: &Asked, via: u64, why: Unrouted) -> Fate {
-    if CALLS.remove(via).is_err() {
+fn undo(frame: Frame, own: &Own, to: &Reserved, asked: &Asked, (place, via): (Place, u64), why: Unrouted) -> Fate {
+    if !place.take_out(via) {
         frame.set_kind(SKIPPED);
     }
     // SAFETY: as in `acknowledge`.

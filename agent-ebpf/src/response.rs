@@ -9,10 +9,12 @@ use agent_common::{
 use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::SkMsgContext};
 
 use crate::{
-    atomic, count,
+    atomic,
+    calls::Place,
+    count,
     frame::{Frame, Head},
     lane::{Fate, Own, is_of},
-    maps::{CALLS, LANE, MEMBERS, ROUTING},
+    maps::{LANE, MEMBERS, ROUTING},
     request::{redirect, release},
 };
 
@@ -25,8 +27,7 @@ pub(crate) fn route(ctx: &SkMsgContext, frame: Frame, head: &Head, own: &Own, by
     if !head.has(Flags::END_STREAM) {
         return Fate::Unrouted(Unrouted::Flags);
     }
-    // SAFETY: copied at once. If somebody takes the call meanwhile, what was read is void: taking it out then fails here.
-    let Some(call) = (unsafe { CALLS.get(via) }).copied() else { return Fate::Unrouted(Unrouted::Unknown) };
+    let Some((place, call)) = Place::find(via) else { return Fate::Unrouted(Unrouted::Unknown) };
     if call.callee != own.index
         || call.callee_generation != own.generation
         || call.stream != head.stream
@@ -59,16 +60,30 @@ pub(crate) fn route(ctx: &SkMsgContext, frame: Frame, head: &Head, own: &Own, by
         return Fate::Unrouted(Unrouted::CallerGone);
     }
     // Whoever takes it out owns the answer.
-    if CALLS.remove(via).is_err() {
+    if !place.take_out(via) {
         take_back(caller, bytes);
         return Fate::Taken;
     }
     frame.set_via(call.via);
-    frame.set_receipt(receipt(routing, call.caller, call.caller_generation, before >> RECEIPT_SHIFT));
+    frame.set_receipt(stamp(routing, caller, &call, before >> RECEIPT_SHIFT));
     release(own.lane, u64::from(call.bytes));
-    answered(own, &call, bytes);
-    count::answered(bytes);
+    answered(own, &call, u64::from(call.bytes) + bytes);
     Fate::Routed
+}
+
+/// The receipt of this epoch: the one that the caller's last answer had, or a new one.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the low bits are wanted")]
+fn stamp(routing: &Routing, caller: *mut Lane, call: &Call, epoch: u64) -> u32 {
+    // SAFETY: as in `route`. One word, so that a receipt is seen with its epoch; volatile, as other programs change it.
+    let last = unsafe { (&raw const (*caller).receipt).read_volatile() };
+    if last as u32 != 0 && last >> 32 == u64::from(epoch as u32) {
+        return last as u32;
+    }
+    let next = receipt(routing, call.caller, call.caller_generation, epoch);
+    // SAFETY: as above.
+    unsafe { (&raw mut (*caller).receipt).write_volatile(epoch << 32 | u64::from(next)) };
+    next
 }
 
 /// What proves that a caller has read an answer of this epoch.
@@ -86,9 +101,10 @@ fn take_back(caller: *mut Lane, bytes: u64) {
     unsafe { atomic::add(&raw mut (*caller).delivered, bytes.wrapping_neg()) };
 }
 
-/// Counts an answer.
+/// Counts an answer, which has so many bytes with its call.
 #[inline(always)]
 fn answered(own: &Own, call: &Call, bytes: u64) {
+    count::answered(bytes);
     // SAFETY: the helper takes nothing.
     let took = unsafe { bpf_ktime_get_ns() }.saturating_sub(call.started_ns);
     // SAFETY: as in `route`. Only this lane's own sends, which are under its socket's lock, change it.
@@ -101,9 +117,8 @@ fn answered(own: &Own, call: &Call, bytes: u64) {
         let bucket = core::hint::black_box(latency::bucket(took)).min(latency::BUCKETS - 1);
         // SAFETY: as in `route`.
         unsafe {
-            atomic::add(&raw mut (*member).answered, 1);
             atomic::add(&raw mut (*member).sum_ns, took);
-            atomic::add(&raw mut (*member).bytes, u64::from(call.bytes) + bytes);
+            atomic::add(&raw mut (*member).bytes, bytes);
             atomic::add((&raw mut (*member).took).cast::<u64>().add(bucket), 1);
         }
     }

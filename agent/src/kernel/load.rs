@@ -188,7 +188,8 @@ fn lanes(programs: &mut Ebpf, legs: Arc<Legs>) -> Result<Lanes, AttachError> {
     let mapping = |source| AttachError::Mapping { source };
     let Some(Map::Array(table)) = programs.take_map("LANE") else { return Err(AttachError::Incomplete { what: "LANE" }) };
     let Some(Map::Array(routing)) = programs.take_map("ROUTING") else { return Err(AttachError::Incomplete { what: "ROUTING" }) };
-    let Some(Map::HashMap(calls)) = programs.take_map("CALLS") else { return Err(AttachError::Incomplete { what: "CALLS" }) };
+    let Some(Map::Array(calls)) = programs.take_map("CALLS") else { return Err(AttachError::Incomplete { what: "CALLS" }) };
+    let Some(Map::Array(names)) = programs.take_map("NAMES") else { return Err(AttachError::Incomplete { what: "NAMES" }) };
     let routing = Switch::map(routing.fd()).map_err(mapping)?;
     Ok(Lanes {
         legs,
@@ -197,7 +198,7 @@ fn lanes(programs: &mut Ebpf, legs: Arc<Legs>) -> Result<Lanes, AttachError> {
         sockets: Mutex::new(take(programs, "LANES")?),
         routes: Mutex::new(Routes::new(take(programs, "ROUTES")?, take(programs, "ACCESS")?)),
         routing,
-        calls: Calls(calls),
+        calls: Calls::map(names.fd(), calls.fd()).map_err(mapping)?,
         members: take(programs, "MEMBERS")?,
         routed: take(programs, "ROUTED")?,
     })

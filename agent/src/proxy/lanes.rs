@@ -104,10 +104,7 @@ pub trait LanePath: Send + Sync {
     fn set_on(&self, on: bool);
 
     /// Shows each call in flight, with the `via` that its callee has seen.
-    ///
-    /// # Errors
-    /// The kernel did not say.
-    fn calls(&self, each: &mut dyn FnMut(u64, &RoutedCall)) -> io::Result<()>;
+    fn calls(&self, each: &mut dyn FnMut(u64, &RoutedCall));
 
     /// A call in flight, by the `via` that its callee has seen.
     fn peek(&self, via: u64) -> Option<RoutedCall>;

@@ -75,7 +75,7 @@ impl Lanes {
         clear(&mut lock(&self.sockets)).map_err(io::Error::other)?;
         lock(&self.routes).clear(&self.routing).map_err(io::Error::other)?;
         let mut left = Vec::new();
-        self.calls.each(&mut |via, _| left.push(via))?;
+        self.calls.each(&mut |via, _| left.push(via));
         for via in left {
             self.calls.take(via);
         }
@@ -164,8 +164,8 @@ impl LanePath for Lanes {
         self.routing.set_on(on);
     }
 
-    fn calls(&self, each: &mut dyn FnMut(u64, &RoutedCall)) -> io::Result<()> {
-        self.calls.each(each)
+    fn calls(&self, each: &mut dyn FnMut(u64, &RoutedCall)) {
+        self.calls.each(each);
     }
 
     fn peek(&self, via: u64) -> Option<RoutedCall> {

@@ -13,7 +13,7 @@ use std::{
 
 use agent_common::{
     End,
-    lane::{LANES_MAX, Lane, lane_state},
+    lane::{LANES_MAX, Lane, calls_and_bytes, lane_state, work_of},
 };
 
 use crate::{
@@ -73,7 +73,7 @@ impl Table {
         self.u32(index, offset_of!(Lane, label)).store(lane.label, Relaxed);
         self.u32(index, offset_of!(Lane, calls_max)).store(lane.calls_max, Relaxed);
         self.u64(index, offset_of!(Lane, bound)).store(lane.bound, Relaxed);
-        for at in (offset_of!(Lane, in_flight)..offset_of!(Lane, spare)).step_by(size_of::<u64>()) {
+        for at in (offset_of!(Lane, work)..offset_of!(Lane, spare)).step_by(size_of::<u64>()) {
             self.u64(index, at).store(0, Relaxed);
         }
         self.set_state(index, lane_state::OPEN);
@@ -99,16 +99,16 @@ impl Table {
 
     /// A call is no longer in flight.
     pub(super) fn release(&self, index: u32, bytes: u64) {
-        self.u64(index, offset_of!(Lane, queued)).fetch_sub(bytes, SeqCst);
-        self.u64(index, offset_of!(Lane, in_flight)).fetch_sub(1, SeqCst);
+        self.u64(index, offset_of!(Lane, work)).fetch_sub(work_of(bytes), SeqCst);
     }
 
     pub(super) fn look(&self, index: u32) -> LaneLook {
         let word = |offset| self.u64(index, offset).load(Relaxed);
         let acked = word(offset_of!(Lane, acked));
+        let (in_flight, queued) = calls_and_bytes(word(offset_of!(Lane, work)));
         LaneLook {
-            in_flight: word(offset_of!(Lane, in_flight)),
-            queued: word(offset_of!(Lane, queued)),
+            in_flight,
+            queued,
             unread: word(offset_of!(Lane, delivered)).saturating_sub(acked),
             latency_ns: word(offset_of!(Lane, latency_ns)),
             made: word(offset_of!(Lane, made)),

@@ -171,14 +171,11 @@ impl Keeper {
     /// The calls in flight of which something is so, by the `via` that their callees know.
     fn find(&self, is_so: impl Fn(&RoutedCall) -> bool) -> Vec<u64> {
         let mut found = Vec::new();
-        let all = self.lanes.path().calls(&mut |via, call| {
+        self.lanes.path().calls(&mut |via, call| {
             if is_so(call) {
                 found.push(via);
             }
         });
-        if let Err(error) = all {
-            warn!(%error, "the kernel does not say which calls are in flight");
-        }
         found
     }
 
@@ -207,7 +204,7 @@ impl Keeper {
         let path = self.lanes.path();
         for (number, member) in &mut self.members {
             let Some(now) = path.member(*number) else { continue };
-            if now.answered != member.counted.answered {
+            if now.answered() != member.counted.answered() {
                 member.counters.routed(&member.counted, &now);
                 member.counted = now;
                 member.instance.record.succeeded();

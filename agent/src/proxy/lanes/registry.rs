@@ -142,8 +142,10 @@ impl Lanes {
     /// Whether calls are under way that came from a lane, or that it was given. Looks at all calls.
     pub(crate) fn is_busy(&self, lane: LaneId) -> bool {
         let mut busy = self.path.look(lane).is_some_and(|look| look.in_flight > 0);
-        let all = if busy { Ok(()) } else { self.path.calls(&mut |_, call| busy |= caller(call) == lane) };
-        busy || all.is_err()
+        if !busy {
+            self.path.calls(&mut |_, call| busy |= caller(call) == lane);
+        }
+        busy
     }
 
     pub(crate) fn tell(&self, event: Event) {

@@ -141,17 +141,19 @@ fn receipts_that_are_not_the_kernels_prove_nothing() {
 
 #[test]
 fn a_full_table_of_calls_leaves_the_rest_to_the_agent() {
-    const MORE: u32 = 100;
+    const CALLS: u32 = agent_common::lane::CALLS_MAX + 100;
     in_bed(8 << 20, |bed| {
         let (caller, callee) = (bed.app(1), bed.app(2));
         bed.route(&[&callee]);
-        for stream in 1..=agent_common::lane::CALLS_MAX + MORE {
+        for stream in 1..=CALLS {
             request(stream, Vec::new()).send(&caller.app);
         }
-        let all = u64::from(agent_common::lane::CALLS_MAX);
-        assert_eq!((bed.unrouted(Unrouted::CallsFull), bed.in_flight(&callee)), (u64::from(MORE), all));
+        // Places are looked for by chance: the last ones are not found.
+        let (full, all) = (bed.unrouted(Unrouted::CallsFull), bed.in_flight(&callee));
+        assert_eq!(full + all, u64::from(CALLS));
+        assert!((100..u64::from(CALLS / 4)).contains(&full), "{full} found no place");
         let at_agent = drain(&caller.agent);
-        assert_eq!(at_agent.len(), MORE as usize);
+        assert_eq!(at_agent.len(), number(full));
         assert!(at_agent.iter().all(|call| *call == request(call.header.stream, Vec::new())));
         let calls = bed.calls();
         assert_eq!(calls.len(), number(all));

@@ -38,7 +38,7 @@ fn calls_and_answers_go_from_one_to_the_other() {
         assert_eq!(routed.unrouted.iter().sum::<u64>(), 0);
         assert_eq!((look.in_flight, look.queued, bed.lanes.look(caller.lane).unwrap().made), (0, 0, 6));
         let member = bed.lanes.member(0).unwrap();
-        assert_eq!((member.answered, member.bytes, member.took.iter().sum::<u64>()), (6, all as u64, 6));
+        assert_eq!((member.answered(), member.bytes, member.took.iter().sum::<u64>()), (6, all as u64, 6));
         assert!(member.sum_ns > 0 && look.latency_ns > 0 && bed.calls().is_empty());
     });
 }
@@ -63,7 +63,7 @@ fn many_calls_at_once_are_each_answered_once() {
         let routed = bed.lanes.routed().unwrap();
         assert_eq!((routed.calls, routed.answers, routed.unrouted.iter().sum::<u64>()), (total, total, 0));
         for (member, callee) in (0..).zip(&callees) {
-            assert_eq!(bed.lanes.member(member).unwrap().answered, total / 2);
+            assert_eq!(bed.lanes.member(member).unwrap().answered(), total / 2);
             assert_eq!((bed.in_flight(callee), bed.lanes.look(callee.lane).unwrap().queued), (0, 0));
         }
         drop(callees.map(|callee| callee.app.shutdown(std::net::Shutdown::Both)));
