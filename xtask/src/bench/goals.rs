@@ -29,7 +29,7 @@ struct Goal {
     bound: Bound,
 }
 
-const GOALS: [Goal; 12] = [
+const GOALS: [Goal; 13] = [
     Goal::new("frames_64B", Metric::PerCore, Bound::Least(500_000.0)),
     Goal::new("frames_64B", Metric::CpuPerCall, Bound::Most(1.5)),
     Goal::new("frames_beside", Metric::Beside, Bound::Most(3.0)),
@@ -47,6 +47,11 @@ const GOALS: [Goal; 12] = [
     Goal::routed("kernel_64B_50_1cpu", Metric::Throughput, Bound::Times(1.3, Subject::Direct)),
     Goal::routed("kernel_64B_50", Metric::Throughput, Bound::Times(1.0, Subject::AgentOn)),
     Goal::routed("kernel_", Metric::P50, Bound::Share(1.0, Subject::AgentOn)),
+    // Services and connections that have nothing to do with a call cost it nothing.
+    Goal {
+        of: Some(Subject::AgentCrowded),
+        ..Goal::new("kernel_64B_1cpu", Metric::P50, Bound::Share(1.1, Subject::AgentRouted))
+    },
 ];
 
 impl Goal {

@@ -25,6 +25,8 @@ pub(super) enum Subject {
     AgentOptedOut,
     /// `moa agent` whose kernel programs route calls from lane to lane
     AgentRouted,
+    /// The same with 2,000 services, and as many connections that carry nothing as there are files for
+    AgentCrowded,
     /// HAProxy, TCP mode
     Haproxy,
     /// nginx, stream module
@@ -91,7 +93,8 @@ impl Subject {
     /// What `bench frames` compares.
     pub(super) const FRAMES: [Self; 5] = [Self::Direct, Self::AgentOff, Self::AgentOn, Self::Haproxy, Self::Nginx];
     /// What `bench kernel` compares.
-    pub(super) const KERNEL: [Self; 5] = [Self::Direct, Self::DirectUnix, Self::AgentRouted, Self::AgentOn, Self::Haproxy];
+    pub(super) const KERNEL: [Self; 6] =
+        [Self::Direct, Self::DirectUnix, Self::AgentRouted, Self::AgentCrowded, Self::AgentOn, Self::Haproxy];
     /// What `bench mesh` compares.
     pub(super) const MESH: [Self; 6] =
         [Self::Direct, Self::AgentsOff, Self::AgentsOn, Self::Haproxy, Self::HaproxyTwice, Self::EnvoyTwice];
@@ -116,6 +119,7 @@ impl Subject {
         match self {
             Self::AgentsOff => (Self::AgentOff, 2),
             Self::AgentsOn => (Self::AgentOn, 2),
+            Self::AgentCrowded => (Self::AgentRouted, 1),
             Self::HaproxyTwice => (Self::Haproxy, 2),
             Self::EnvoyTwice => (Self::EnvoyTcp, 2),
             Self::AgentPeakEwma | Self::AgentLeastRequest | Self::AgentRoundRobin => (Self::AgentOff, 1),
@@ -127,12 +131,12 @@ impl Subject {
 
     /// Whether it is nothing but [`Self::AgentOff`] where the kernel path cannot be attached.
     pub(super) fn needs_kernel(self) -> bool {
-        matches!(self, Self::AgentOn | Self::AgentOptedOut | Self::AgentRouted | Self::AgentsOn)
+        matches!(self, Self::AgentOn | Self::AgentOptedOut | Self::AgentRouted | Self::AgentCrowded | Self::AgentsOn)
     }
 
     /// Whether the applications open lanes.
     pub(super) fn has_lanes(self) -> bool {
-        self == Self::AgentRouted
+        matches!(self, Self::AgentRouted | Self::AgentCrowded)
     }
 
     /// The name in reports, and on the command line.

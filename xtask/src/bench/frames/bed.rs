@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
+use agent_common::lane::LANES_MAX;
 use anyhow::{Context, Result, ensure};
+use nix::sys::resource::{Resource, getrlimit};
 
 use crate::{
     bench::{
@@ -59,7 +61,7 @@ impl<'a> FrameBed<'a> {
     /// The same, with frames that go otherwise.
     pub(in crate::bench) fn start_with(setup: Setup, cpus: Cpus, workshop: &'a Workshop) -> Result<Self> {
         let port = free_port()?;
-        let mut service = service(&format!("service-{port}"), ["--listen", &at(port).to_string()], setup, cpus, workshop)?;
+        let mut service = service(&format!("service-{port}"), &["--listen", &at(port).to_string()], setup, cpus, workshop)?;
         let target = Target::new(port, Vec::new());
         wait_until(&mut service, || call(&target)).context("the service does not serve")?;
         Ok(Self { cpus, workshop, workers: workers(cpus)?, counts: None, setup, port, _service: service })
@@ -82,7 +84,10 @@ impl<'a> FrameBed<'a> {
         }
         let (listen, dials) = (parts[0].listen, parts[parts.len() - 1].listen);
         let (name, setup) = (format!("service-{dials}"), Setup { lanes: subject.has_lanes(), ..self.setup });
-        let service = service(&name, ["--dial", &at(dials).to_string()], setup, self.cpus, self.workshop)?;
+        let (dials, crowd) = (at(dials).to_string(), crowd()?.to_string());
+        let crowd = (subject == Subject::AgentCrowded).then_some(["--crowd", &crowd]);
+        let how: Vec<_> = ["--dial", &dials].into_iter().chain(crowd.into_iter().flatten()).collect();
+        let service = service(&name, &how, setup, self.cpus, self.workshop)?;
         let proxies = parts.iter().map(|part| part.process.id()).collect();
         // What is in front ends first, and the service before the agent that it has dialled.
         let mut processes = vec![service];
@@ -108,7 +113,7 @@ impl<'a> FrameBed<'a> {
         let listen = ["--listen-unix", &path.display().to_string()];
         let service = service(
             &format!("{}", path.file_name().unwrap_or_default().display()),
-            listen,
+            &listen,
             self.setup,
             self.cpus,
             self.workshop,
@@ -180,11 +185,18 @@ pub(in crate::bench) fn to(target: &Target) -> Peer {
     target.path.clone().map_or_else(|| at(target.port).into(), Peer::Unix)
 }
 
+/// How many connections, each of which has two sockets at either end, there are files for beside those that are needed.
+fn crowd() -> Result<u64> {
+    const NEEDED: u64 = 2_000;
+    let (files, _) = getrlimit(Resource::RLIMIT_NOFILE).context("how many files there may be is not known")?;
+    Ok((files.saturating_sub(NEEDED) / 2).min(u64::from(LANES_MAX) - NEEDED))
+}
+
 /// This program again, as the service.
-fn service(name: &str, how: [&str; 2], setup: Setup, cpus: Cpus, workshop: &Workshop) -> Result<Process> {
+fn service(name: &str, how: &[&str], setup: Setup, cpus: Cpus, workshop: &Workshop) -> Result<Process> {
     let file = std::env::current_exe().context("the file of this program is not known")?;
     let frame_max = setup.frame_max.to_string();
-    let args = ["frame-service", how[0], how[1], "--frame-max", &frame_max];
-    let args = args.into_iter().chain(setup.lanes.then_some("--lanes")).map(str::to_owned).collect();
+    let rest = ["--frame-max", &frame_max].into_iter().chain(setup.lanes.then_some("--lanes"));
+    let args = ["frame-service"].iter().chain(how).copied().chain(rest).map(str::to_owned).collect();
     workshop.start(name, &Program { file, args }, cpus)
 }

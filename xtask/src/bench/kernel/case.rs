@@ -126,6 +126,11 @@ impl Study for Case {
 }
 
 impl Case {
+    /// Whether it is looked at beside many others: once, where the path is most of a call.
+    pub(super) fn shows_crowds(&self) -> bool {
+        (self.size, self.connections, self.placement) == (Size::B64, 1, Placement::One)
+    }
+
     /// Calls for so long, after a tenth of it that does not count.
     pub(super) fn measure(&self, target: &Target, bed: &FrameBed, time: Duration) -> Result<Found> {
         let load = FrameLoad {

@@ -42,7 +42,8 @@ pub(super) fn run(place: &Place, args: &Args) -> Result<()> {
     let effort = common.effort(|wanted, quick| wanted.unwrap_or(if quick { 3 } else { 5 }));
     let (mut report, mut goals) = (Report::new(common.json), Vec::new());
     for case in cases(place, args) {
-        let contenders = measure(&case, effort, ready.contenders().collect(), &ready.workshop);
+        let contenders = ready.contenders().filter(|one| one.subject != Subject::AgentCrowded || case.shows_crowds());
+        let contenders = measure(&case, effort, contenders.collect(), &ready.workshop);
         let contenders = contenders.with_context(|| format!("case {}", case.name()))?;
         report.add_case(&case, &contenders, effort, rows_of(&case, &contenders));
         goals.extend(goals::of_case(&case, &contenders));

@@ -43,10 +43,17 @@ pub(crate) struct Args {
     /// Open lanes, and fail if the agent gives none
     #[arg(long, requires = "dial")]
     lanes: bool,
+    /// So many connections more, which carry nothing; some of them offer 2,000 other services
+    #[arg(long, default_value_t = 0, requires = "lanes")]
+    crowd: usize,
     /// Bytes of the longest frame that is sent
     #[arg(long, default_value_t = Setup::USUAL.frame_max)]
     frame_max: usize,
 }
+
+/// Services of a crowd, of which one connection offers as many as fit into its HELLO.
+const CROWD_SERVICES: usize = 2_000;
+const SERVICES_OF_ONE: usize = 50;
 
 /// The number of the listener among the sockets.
 const LISTENER: usize = usize::MAX >> 1;
@@ -73,7 +80,7 @@ pub(crate) fn serve(args: &Args) -> Result<()> {
             let listener = TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
             listened(&Listener::Tcp(listener), setup)
         }
-        (_, Some(agent), _) => dialled(agent, setup),
+        (_, Some(agent), _) => dialled(agent, setup, args.crowd),
         (_, _, Some(path)) => {
             let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
             listened(&Listener::Unix(listener), setup)
@@ -82,14 +89,17 @@ pub(crate) fn serve(args: &Args) -> Result<()> {
     }
 }
 
-/// Has as many connections as the agent says.
-pub(super) fn dialled(agent: SocketAddr, setup: Setup) -> Result<()> {
+/// Has as many connections as the agent says, and a crowd of others.
+pub(super) fn dialled(agent: SocketAddr, setup: Setup, crowd: usize) -> Result<()> {
     let instance = format!("bench-service-{}", std::process::id());
     let hello = |connection| Hello { offers: vec![Offer::new(URI)], connection: Some(connection), ..hello(&instance) };
     let (first, peer) = Link::connected(dial(agent)?, &hello(0), setup).context("the agent did not take the service")?;
     let mut links = vec![first];
     for connection in 1..peer.connections {
         links.push(Link::connected(dial(agent)?, &hello(connection), setup)?.0);
+    }
+    for number in 0..crowd {
+        links.push(Link::connected(dial(agent)?, &idle(number, &instance)?, setup)?.0);
     }
     let mut events = Events::new()?;
     for (number, link) in links.iter().enumerate() {
@@ -152,6 +162,15 @@ fn dial(agent: SocketAddr) -> Result<Socket> {
             Err(_) => thread::sleep(REDIAL),
         }
     }
+}
+
+/// One of the crowd: the first ones are services that nobody calls.
+fn idle(number: usize, instance: &str) -> Result<Hello> {
+    let offers = if number < CROWD_SERVICES / SERVICES_OF_ONE { SERVICES_OF_ONE } else { 0 };
+    let uri = |nth| format!("{URI}-{number}-{nth}");
+    let offers = (0..offers).map(|nth| Offer::new(&uri(nth))).collect();
+    let instance = format!("{instance}-{number}");
+    Ok(Hello { offers, connection: Some(u16::try_from(number)?), ..hello(&instance) })
 }
 
 fn hello(instance: &str) -> Hello {

@@ -84,7 +84,7 @@ impl Calls for Answer {
 fn a_service_offers_itself_on_as_many_connections_as_the_agent_wants() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let agent = listener.local_addr().unwrap();
-    thread::spawn(move || service::dialled(agent, Setup::USUAL));
+    thread::spawn(move || service::dialled(agent, Setup::USUAL, 0));
     let hello = Hello { connections: 2, ..Hello::new(Role::Agent, "agent", "agent-1", WINDOWS) };
     let accept = || Link::accepted(Socket::Tcp(listener.accept().unwrap().0), &hello, Setup::USUAL).unwrap();
     // It serves none before all are there, and ends with the first that ends.
