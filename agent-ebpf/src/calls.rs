@@ -12,8 +12,9 @@ use crate::{
 };
 
 const LINES: u32 = CALLS_MAX / NAMES_OF_LINE as u32;
-/// Lines that are looked at for a free place. With half of all places taken, one call in a hundred thousand finds none.
-const LINES_TRIED: u32 = 3;
+/// Lines that are looked at for a free place. With half of all places taken, by however many lanes, no call in a hundred
+/// thousand finds none.
+const LINES_TRIED: u32 = 8;
 
 /// A place in the table.
 #[derive(Clone, Copy)]
@@ -43,6 +44,8 @@ impl Place {
     fn take_of(line: u32) -> Option<Self> {
         let names = NAMES.get_ptr_mut(line)?.cast::<u64>();
         for at in 0..NAMES_OF_LINE {
+            // The verifier goes on with one place for all of them, not once for each.
+            let at = core::hint::black_box(at) & (NAMES_OF_LINE - 1);
             // SAFETY: one of the line's names.
             let name = unsafe { names.add(at) };
             // SAFETY: a word of a map's value, which is never freed while the program is loaded.
@@ -82,8 +85,13 @@ impl Place {
         let at = core::hint::black_box(index as usize) & (NAMES_OF_LINE - 1);
         // SAFETY: one of the line's names.
         let place = Self { name: unsafe { names.add(at) }, call: CALLS.get_ptr_mut(index)?, index };
-        // SAFETY: as above. The addition keeps what comes after it from being read before.
-        unsafe { (atomic::fetch_add(place.name, 0) == via).then(|| (place, place.call.read_volatile())) }
+        // Nobody writes to others' lines by asking for what is not there; the addition keeps what comes after it from being
+        // read before.
+        // SAFETY: as above.
+        unsafe {
+            let is_there = place.name.read_volatile() == via && atomic::fetch_add(place.name, 0) == via;
+            is_there.then(|| (place, place.call.read_volatile()))
+        }
     }
 
     /// Takes a call out. False if somebody else has.

@@ -146,7 +146,7 @@ impl CallCounters {
 
     /// Calls were answered that the kernel had routed: the programs' own counters, before and now.
     pub(crate) fn routed(&self, before: &RoutedMember, now: &RoutedMember) {
-        let (calls, ns) = (now.answered() - before.answered(), now.sum_ns.saturating_sub(before.sum_ns));
+        let (calls, ns) = (now.answered().saturating_sub(before.answered()), now.sum_ns.saturating_sub(before.sum_ns));
         self.calls.add(calls);
         self.tries.add(calls);
         self.latency_ns.add(ns);

@@ -176,7 +176,7 @@ impl Scrape {
         let Routed { calls, answers, bytes, unrouted, .. } = self.kernel.unwrap_or_default().routed;
         out.counter("moa_kernel_routed_calls", "Calls that the kernel routed from application to application", None, calls)?;
         out.counter("moa_kernel_routed_answers", "Answers that it routed back", None, answers)?;
-        out.counter("moa_kernel_routed", "Bytes of both", Some(&Unit::Bytes), bytes)?;
+        out.counter("moa_kernel_routed", "Bytes of routed answers and of their calls", Some(&Unit::Bytes), bytes)?;
         let unrouted: Vec<_> = Unrouted::ALL.into_iter().map(Unrouted::name).zip(unrouted).collect();
         out.labelled("moa_kernel_unrouted", "Messages on lanes that went to the agent", None, "reason", &unrouted)
     }

@@ -15,7 +15,11 @@ use std::{
 };
 
 use agent_common::lane::{CALLS_MAX, Call, KERNEL_VIA, PLACE_MASK};
-use nix::{errno::Errno, libc};
+use nix::{
+    errno::Errno,
+    libc,
+    unistd::{SysconfVar, sysconf},
+};
 
 use crate::kernel::mapped::Mapped;
 
@@ -52,9 +56,15 @@ impl Calls {
     /// Shows each call that was there before this began and still is, and perhaps others.
     pub(super) fn each(&self, each: &mut dyn FnMut(u64, &Call)) {
         for place in 0..CALLS_MAX as usize {
-            let via = self.names.u64(place * size_of::<u64>()).load(Acquire);
-            if let Some(call) = self.look(via) {
-                each(via, &call);
+            let name = self.names.u64(place * size_of::<u64>());
+            let mut via = name.load(Acquire);
+            while via & KERNEL_VIA != 0 {
+                if let Some(call) = self.look(via) {
+                    each(via, &call);
+                    break;
+                }
+                // Another has come to this place meanwhile, if any.
+                via = name.load(Acquire);
             }
         }
     }
@@ -87,8 +97,11 @@ fn place(via: u64) -> usize {
 /// Returns when every program has ended that ran when it was called.
 ///
 /// # Errors
-/// The kernel cannot wait for that (`nohz_full`).
+/// The kernel cannot wait for that (`nohz_full`), or does not, as there is one CPU only.
 pub(super) fn programs_have_ended() -> io::Result<()> {
+    if sysconf(SysconfVar::_NPROCESSORS_ONLN)? == Some(1) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
     /// `MEMBARRIER_CMD_GLOBAL`: waits for a grace period of RCU, which programs are readers of.
     const GLOBAL: libc::c_int = 1;
     // SAFETY: it takes numbers only.
