@@ -2,6 +2,7 @@
 
 mod eligible;
 mod keeper;
+mod lacking;
 mod registry;
 
 use std::{io, os::fd::BorrowedFd};

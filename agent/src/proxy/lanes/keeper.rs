@@ -21,6 +21,7 @@ use tracing::warn;
 use super::{
     LaneId, LaneRoute, RoutedCall, RoutedMember,
     eligible::{Eligible, eligible, pick_of},
+    lacking::Lacking,
     registry::{Event, Lanes, callee, caller, refusal},
 };
 use crate::proxy::{
@@ -32,7 +33,7 @@ use crate::proxy::{
 
 /// How often it is looked whose time is over.
 const TICK: Duration = Duration::from_millis(20);
-/// Of these ticks, how many pass until it is looked what has changed, and what was counted.
+/// Of these ticks, how many pass until it is looked whether anything has changed of which nobody says so, and what was counted.
 const TICKS: u32 = 5;
 /// Bytes that the body of a frame on a lane may have.
 pub(crate) const BODY_MAX: u32 = 32 * 1024;
@@ -55,6 +56,19 @@ pub(crate) struct Keeper {
     /// By the instance's address in memory, which is nobody else's while its member holds it.
     numbers: HashMap<usize, u32>,
     free: Vec<u32>,
+    lacking: Lacking<usize>,
+    /// What was looked at last; none if it is to be looked whether or not that has changed.
+    looked: Option<Looked>,
+}
+
+/// What decides what may be routed, but for lanes and labels, whose changes are told. It holds all instances that were looked at,
+/// so that their addresses are nobody else's until it is looked again.
+struct Looked {
+    routes: Arc<Routes>,
+    /// [`crate::proxy::routes::Changes::count`].
+    changes: u64,
+    /// For each service, whether somebody looks on at its calls.
+    watched: Vec<bool>,
 }
 
 /// An instance whose routed calls are counted by themselves.
@@ -79,12 +93,16 @@ impl Keeper {
             members: HashMap::new(),
             numbers: HashMap::new(),
             free: (0..MEMBERS_MAX).rev().collect(),
+            lacking: Lacking::new(Instant::now()),
+            looked: None,
         }
     }
 
     /// Runs until it is aborted.
     pub(crate) async fn run(mut self, mut events: mpsc::UnboundedReceiver<Event>) {
         self.lanes.path().set_on(true);
+        // They stay the same from routes to routes.
+        let changes = self.board.routes().changes.clone();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut count = 0;
@@ -94,12 +112,13 @@ impl Keeper {
                     let Some(first) = event else { return };
                     self.heard(first, &mut events);
                 }
+                () = changes.changed() => self.look(),
                 _ = ticks.tick() => {
                     self.expire();
                     count += 1;
                     if count % TICKS == 0 {
                         self.count();
-                        self.publish();
+                        self.look();
                     }
                 }
             }
@@ -125,7 +144,7 @@ impl Keeper {
             self.lanes.forget(*lane);
         }
         if opened || !over.is_empty() {
-            self.publish();
+            self.publish(Instant::now());
         }
     }
 
@@ -213,6 +232,7 @@ impl Keeper {
                 member.instance.record.succeeded();
             }
         }
+        let had_free = self.free.len();
         let (members, numbers, free) = (&mut self.members, &mut self.numbers, &mut self.free);
         members.retain(|number, member| {
             let stays = member.gone.is_none_or(|since| since.elapsed() < KEPT);
@@ -222,6 +242,9 @@ impl Keeper {
             }
             stays
         });
+        if self.free.len() > had_free {
+            self.looked = None;
+        }
     }
 
     /// The number that an instance is counted by; none if there are too many.
@@ -243,29 +266,40 @@ impl Keeper {
 
     // What may be routed.
 
+    /// Publishes what may be routed now, if anything has changed that decides it.
+    fn look(&mut self) {
+        let now = Instant::now();
+        let is_due = self.lacking.next().is_some_and(|due| due <= now);
+        if is_due || self.looked.as_ref().is_none_or(|looked| *looked != Looked::at(self.board.routes())) {
+            self.publish(now);
+        }
+    }
+
     /// Publishes what may be routed now, if that is not what is published.
-    fn publish(&mut self) {
+    fn publish(&mut self, now: Instant) {
         let routes = self.board.routes();
+        // What changes from here on is another change.
+        let looked = Looked::at(routes.clone());
+        self.lacking.begin(now);
         let lanes = self.lanes.by_conn();
         let mut published = Vec::new();
         let mut verdicts = HashMap::new();
         let mut used = HashSet::new();
         for route in routes.services.iter().filter(|_| !lanes.is_empty()) {
-            let route_of = eligible(route, &lanes).and_then(|instances| self.route(&routes, route, instances));
+            let route_of = eligible(route, &lanes, &mut self.lacking).and_then(|instances| self.route(&routes, route, instances));
             verdicts.insert(route.key.clone(), route_of.as_ref().err().copied());
             if let Ok(route_of) = route_of {
                 used.extend(route_of.instances.iter().map(|(.., member)| *member));
                 published.push(route_of);
             }
         }
+        self.lacking.end();
         without_collisions(&mut published);
-        let now = Instant::now();
         for (number, member) in &mut self.members {
             member.gone = if used.contains(number) { None } else { member.gone.or(Some(now)) };
         }
-        if published != self.published {
-            self.put(published);
-        }
+        let is_put = published == self.published || self.put(published);
+        self.looked = is_put.then_some(looked);
         for route in routes.services.iter().filter(|_| !self.refused.is_empty()) {
             if self.refused.contains(&hash_of(route)) {
                 verdicts.insert(route.key.clone(), Some("its instances, or their weights, do not fit into 64 turns"));
@@ -274,10 +308,16 @@ impl Keeper {
         *self.verdicts.lock().unwrap_or_else(PoisonError::into_inner) = verdicts;
     }
 
-    fn put(&mut self, published: Vec<LaneRoute>) {
+    fn put(&mut self, published: Vec<LaneRoute>) -> bool {
         match self.lanes.path().publish(&published) {
-            Ok(refused) => (self.published, self.refused) = (published, refused),
-            Err(error) => warn!(%error, "the kernel does not take the routes: what was routed is routed still"),
+            Ok(refused) => {
+                (self.published, self.refused) = (published, refused);
+                true
+            }
+            Err(error) => {
+                warn!(%error, "the kernel does not take the routes: what was routed is routed still");
+                false
+            }
         }
     }
 
@@ -310,6 +350,21 @@ impl Keeper {
     }
 }
 
+impl Looked {
+    fn at(routes: Arc<Routes>) -> Self {
+        // First of all: what is looked at afterwards is at least as new.
+        let changes = routes.changes.count();
+        let watched = routes.services.iter().map(|route| route.watch.is_on()).collect();
+        Self { routes, changes, watched }
+    }
+}
+
+impl PartialEq for Looked {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.routes, &other.routes) && self.changes == other.changes && self.watched == other.watched
+    }
+}
+
 /// Two services with one hash: only the agent can tell them apart.
 fn without_collisions(routes: &mut Vec<LaneRoute>) {
     let mut seen = HashMap::new();
@@ -321,7 +376,7 @@ fn hash_of(route: &ServiceRoute) -> u64 {
     service_hash(route.uri.as_bytes(), route.group.as_bytes())
 }
 
-fn address_of(instance: &Arc<Instance>) -> usize {
+pub(super) fn address_of(instance: &Arc<Instance>) -> usize {
     Arc::as_ptr(instance).addr()
 }
 
