@@ -32,7 +32,7 @@ use super::{
     path::KernelPath,
     report::Telemetry,
     routes::{Offers, Routes, ServiceRoute},
-    stats::{CloseReason, Snapshot, WorkerCounters},
+    stats::{CloseReason, Histogram, Snapshot, WorkerCounters},
     worker::{self, Control, Start},
 };
 use crate::{api, config::Checked, netns::Namespaces, rules};
@@ -375,10 +375,13 @@ impl Proxy {
         let (lanes, verdicts) = self.lanes.as_ref()?;
         let routed = lanes.path().routed().ok()?;
         let all = lanes.all();
-        let mut services: Vec<_> = lock(verdicts)
+        let known = lock(verdicts);
+        let mut services: Vec<_> = known
+            .why_not
             .iter()
-            .map(|(key, why)| api::RoutedService { service: key.replace('\0', "#"), why_not: why.map(str::to_owned) })
+            .map(|(key, why)| describe::routed_service(key, *why, known.answered.get(key).unwrap_or(&Histogram::default())))
             .collect();
+        drop(known);
         services.sort_unstable_by(|one, other| one.service.cmp(&other.service));
         Some(api::Routing {
             lanes: all.len() as u64,

@@ -28,7 +28,7 @@ use crate::proxy::{
     board::Board,
     dispatch::code,
     routes::{Instance, Routes, ServiceRoute},
-    stats::CallCounters,
+    stats::{CallCounters, Histogram},
 };
 
 /// How often it is looked whose time is over.
@@ -40,8 +40,17 @@ pub(crate) const BODY_MAX: u32 = 32 * 1024;
 /// How long the number of an instance that is gone is kept: calls of it may still be in flight.
 const KEPT: Duration = Duration::from_mins(5);
 
-/// What may be routed, for those who ask: by the service's key, nothing or why not.
-pub(crate) type Verdicts = Mutex<HashMap<Arc<str>, Option<&'static str>>>;
+/// What is known of routing, for those who ask, by the services' keys.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// What may be routed: nothing or why not.
+    pub(crate) why_not: HashMap<Arc<str>, Option<&'static str>>,
+    /// The answers of services that are or were routed.
+    pub(crate) answered: HashMap<Arc<str>, Histogram>,
+}
+
+/// The same, as it is shared.
+pub(crate) type Verdicts = Mutex<Known>;
 
 /// The one who looks after routed calls.
 pub(crate) struct Keeper {
@@ -228,6 +237,9 @@ impl Keeper {
             let Some(now) = path.member(*number) else { continue };
             if now.answered != member.counted.answered {
                 member.counters.routed(&member.counted, &now);
+                let mut known = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+                known.answered.entry(member.service.clone()).or_default().add_routed(&member.counted, &now);
+                drop(known);
                 member.counted = now;
                 member.instance.record.succeeded();
             }
@@ -305,7 +317,9 @@ impl Keeper {
                 verdicts.insert(route.key.clone(), Some("its instances, or their weights, do not fit into 64 turns"));
             }
         }
-        *self.verdicts.lock().unwrap_or_else(PoisonError::into_inner) = verdicts;
+        let mut known = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        known.answered.retain(|key, _| routes.by_key(key).is_some());
+        known.why_not = verdicts;
     }
 
     fn put(&mut self, published: Vec<LaneRoute>) -> bool {
