@@ -22,6 +22,7 @@ use crate::{
     frame::{Frame, Head, SKIPPED},
     lane::{Fate, Own, is_of},
     maps::{ACCESS, CALLS, LANE, ROUTES, ROUTING, SHARED, SOCKS, TURNS},
+    trace,
 };
 
 const MILLION: u64 = 1_000_000;
@@ -240,6 +241,7 @@ fn send(ctx: &SkMsgContext, frame: Frame, head: &Head, own: &Own, routing: &Rout
     frame.set_receipt(0);
     if redirect(ctx, &mut end) {
         count::called(asked.bytes);
+        trace::called(routing, &call, asked.bytes);
         return Fate::Routed;
     }
     frame.set_via(before);

@@ -14,6 +14,7 @@ use crate::{
     lane::{Fate, Own, is_of},
     maps::{CALLS, LANE, MEMBERS, ROUTING},
     request::{redirect, release},
+    trace,
 };
 
 #[inline(always)]
@@ -68,6 +69,7 @@ pub(crate) fn route(ctx: &SkMsgContext, frame: Frame, head: &Head, own: &Own, by
     release(own.lane, u64::from(call.bytes));
     answered(own, &call, bytes);
     count::answered(bytes);
+    trace::answered(routing, &call, bytes);
     Fate::Routed
 }
 

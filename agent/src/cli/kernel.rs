@@ -1,6 +1,7 @@
 //! `moa kernel`.
 
 mod latency;
+mod trace;
 
 use std::{collections::BTreeMap, fmt::Write as _, process::ExitCode, time::Duration};
 
@@ -37,6 +38,8 @@ enum Verb {
     Off,
     /// Show how long routed calls took to their answers, service by service.
     Latency(latency::Latency),
+    /// Show what the kernel programs decide about each call and answer of a service, as they do.
+    Trace(trace::Trace),
     /// Remove what an agent that no longer runs has left in the kernel.
     Uninstall(Uninstall),
 }
@@ -64,6 +67,7 @@ impl Kernel {
             Some(Verb::On) => global.client().post("/v1/kernel/on")?,
             Some(Verb::Off) => global.client().post("/v1/kernel/off")?,
             Some(Verb::Latency(latency)) => return latency.run(global, out),
+            Some(Verb::Trace(trace)) => return trace.run(global, out),
             Some(Verb::Uninstall(uninstall)) => return uninstall.run(global, out),
         };
         out.show(&shown, render)?;

@@ -25,7 +25,7 @@ use tracing::level_filters::LevelFilter;
 use super::{
     AttachError, Kernel, Options, btf,
     cgroup::Cgroup,
-    lanes::{Calls, Lanes, Places, Routes, Switch, Table},
+    lanes::{Calls, Lanes, Places, Ring, Routes, Switch, Table},
     legs::Legs,
     owner::Owner,
     pins::{self, Pins},
@@ -189,7 +189,7 @@ fn lanes(programs: &mut Ebpf, legs: Arc<Legs>) -> Result<Lanes, AttachError> {
     let Some(Map::Array(table)) = programs.take_map("LANE") else { return Err(AttachError::Incomplete { what: "LANE" }) };
     let Some(Map::Array(routing)) = programs.take_map("ROUTING") else { return Err(AttachError::Incomplete { what: "ROUTING" }) };
     let Some(Map::HashMap(calls)) = programs.take_map("CALLS") else { return Err(AttachError::Incomplete { what: "CALLS" }) };
-    let routing = Switch::map(routing.fd()).map_err(mapping)?;
+    let routing = Arc::new(Switch::map(routing.fd()).map_err(mapping)?);
     Ok(Lanes {
         legs,
         table: Table::map(table.fd()).map_err(mapping)?,
@@ -200,6 +200,7 @@ fn lanes(programs: &mut Ebpf, legs: Arc<Legs>) -> Result<Lanes, AttachError> {
         calls: Calls(calls),
         members: take(programs, "MEMBERS")?,
         routed: take(programs, "ROUTED")?,
+        trace: Ring::new(take(programs, "TRACE")?),
     })
 }
 

@@ -38,7 +38,9 @@ impl Latency {
         let services: Vec<_> = services.into_iter().filter(wanted).collect();
         if services.is_empty() && !all {
             let name = self.service.unwrap_or_default();
-            bail!("the kernel knows no service {name}: `moa kernel` lists those that it routes, and why it does not route others");
+            bail!(
+                "the kernel knows no service {name}: `moa kernel` lists those that it routes, and why it does not route others"
+            );
         }
         out.show(&services, |services| render(services))?;
         Ok(ExitCode::SUCCESS)
