@@ -252,9 +252,87 @@ pub struct Routing {
     pub key: [u64; 2],
     /// Not 0: calls are routed.
     pub on: u64,
+    /// The hash of the service of which each decision is shown in the ring buffer `TRACE`; 0: of none.
+    pub traced: u64,
+    /// Decisions that there was no room for. The programs add to it.
+    pub untold: u64,
 }
 
-const _: () = assert!(size_of::<Routing>() == 32);
+const _: () = assert!(size_of::<Routing>() == 48);
+
+/// What a program has decided about a message of the traced service: an entry of the ring buffer `TRACE`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traced {
+    /// When, by the monotonic clock.
+    pub at_ns: u64,
+    /// The service's hash.
+    pub service: u64,
+    /// Of an answer that was routed: the time since its call was.
+    pub took_ns: u64,
+    /// The lane of the caller, or [`NOBODY`] if it is not known.
+    pub caller: u32,
+    /// That lane's generation.
+    pub caller_generation: u32,
+    /// The lane of the instance that the call was given to, or [`NOBODY`] if it was given to none.
+    pub callee: u32,
+    /// That lane's generation.
+    pub callee_generation: u32,
+    /// The call's number, on its caller's connection.
+    pub stream: u32,
+    /// Bytes of the message.
+    pub bytes: u32,
+    /// 0: it was routed; else one more than the number of the reason, see [`Traced::why`].
+    pub verdict: u32,
+    /// Not 0: it is an answer.
+    pub answer: u32,
+}
+
+const _: () = assert!(size_of::<Traced>() == 56);
+
+/// In [`Traced`], no lane.
+pub const NOBODY: u32 = u32::MAX;
+
+/// Bytes of the ring buffer `TRACE`: some 4,000 decisions.
+pub const TRACE_BYTES: u32 = 256 * 1024;
+
+impl Traced {
+    /// As it lies in the ring buffer; none if there is not as much.
+    #[must_use]
+    pub fn of_bytes(bytes: &[u8]) -> Option<Self> {
+        let (longs, _) = bytes.get(..size_of::<Self>())?.as_chunks::<8>();
+        let (words, _) = bytes.get(24..size_of::<Self>())?.as_chunks::<4>();
+        let long = |at: usize| longs.get(at).map(|long| u64::from_ne_bytes(*long));
+        let word = |at: usize| words.get(at).map(|word| u32::from_ne_bytes(*word));
+        Some(Self {
+            at_ns: long(0)?,
+            service: long(1)?,
+            took_ns: long(2)?,
+            caller: word(0)?,
+            caller_generation: word(1)?,
+            callee: word(2)?,
+            callee_generation: word(3)?,
+            stream: word(4)?,
+            bytes: word(5)?,
+            verdict: word(6)?,
+            answer: word(7)?,
+        })
+    }
+
+    /// What stands for a reason in [`Traced::verdict`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn verdict_of(why: Unrouted) -> u32 {
+        why as u32 + 1
+    }
+
+    /// Why it was not routed; none if it was. A number that is not known is none of this version's.
+    #[must_use]
+    pub fn why(&self) -> Option<Unrouted> {
+        let at = self.verdict.checked_sub(1)?;
+        Unrouted::ALL.get(usize::try_from(at).ok()?).copied()
+    }
+}
 
 /// Counters of an instance: an entry of the array `MEMBERS`.
 #[repr(C)]
@@ -421,6 +499,18 @@ mod tests {
     #[test]
     fn numbers_are_indexes() {
         assert!(Unrouted::ALL.iter().enumerate().all(|(at, why)| *why as usize == at));
+    }
+
+    #[test]
+    fn a_decision_is_read_as_it_was_written() {
+        let bytes: [u8; size_of::<Traced>()] = core::array::from_fn(|at| u8::try_from(at).unwrap());
+        let traced = Traced::of_bytes(&bytes).unwrap();
+        let word = |at: u8| u32::from_ne_bytes([at, at + 1, at + 2, at + 3]);
+        assert_eq!((traced.took_ns, traced.caller), (u64::from_ne_bytes([16, 17, 18, 19, 20, 21, 22, 23]), word(24)));
+        assert_eq!((traced.callee_generation, traced.stream, traced.answer), (word(36), word(40), word(52)));
+        assert_eq!(Traced::of_bytes(&bytes[1..]), None);
+        let whys = Unrouted::ALL.map(|why| Traced { verdict: Traced::verdict_of(why), ..traced }.why());
+        assert_eq!((whys, Traced { verdict: 0, ..traced }.why()), (Unrouted::ALL.map(Some), None));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::{
     frame::{self, Frame, REQUEST, RESPONSE},
     legs,
     maps::{LANE, LANES, SLOTS},
-    request, response, sock,
+    request, response, sock, trace,
 };
 
 /// What became of a message.
@@ -113,11 +113,17 @@ fn route(ctx: &SkMsgContext, leg: &Leg, bytes: u64) -> Fate {
     if !own.lives() {
         return Fate::Unrouted(Unrouted::CallerGone);
     }
-    if head.kind == REQUEST {
+    let fate = if head.kind == REQUEST {
         request::route(ctx, frame, &head, &own, bytes)
     } else {
         response::route(ctx, frame, &head, &own, bytes)
+    };
+    match fate {
+        Fate::Unrouted(why) => trace::unrouted(frame, &head, &own, bytes, why),
+        Fate::Taken => trace::unrouted(frame, &head, &own, bytes, Unrouted::Unknown),
+        Fate::Routed => {}
     }
+    fate
 }
 
 impl Own {

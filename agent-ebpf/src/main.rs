@@ -17,6 +17,7 @@ mod maps;
 mod request;
 mod response;
 mod sock;
+mod trace;
 
 /// What a program that panicked would run; the verifier accepts none that can.
 #[cfg(not(test))]

@@ -2,12 +2,15 @@
 
 use agent_common::{
     Counts, End, Leg, Listener, Shared, Verdicts,
-    lane::{CALLS_MAX, Call, LANES_MAX, Lane, Leave, MEMBERS_MAX, Member, NAMES_OF_LINE, Route, RouteKey, Routed, Routing},
+    lane::{
+        CALLS_MAX, Call, LANES_MAX, Lane, Leave, MEMBERS_MAX, Member, NAMES_OF_LINE, Route, RouteKey, Routed, Routing,
+        TRACE_BYTES,
+    },
 };
 use aya_ebpf::{
     bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE},
     macros::{btf_map, map},
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, SockHash},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf, SockHash},
 };
 
 /// The agent's own listeners, written by the agent. A connection to anything else is none of our business.
@@ -87,6 +90,10 @@ pub(crate) static ROUTING: Array<Routing> = Array::with_max_entries(1, BPF_F_MMA
 /// What became of messages on lanes, in the one entry 0.
 #[map]
 pub(crate) static ROUTED: PerCpuArray<Routed> = PerCpuArray::with_max_entries(1, 0);
+
+/// What was decided about the messages of one service, while somebody wants to know.
+#[map]
+pub(crate) static TRACE: RingBuf = RingBuf::with_byte_size(TRACE_BYTES, 0);
 
 /// The programs that the attached stub runs, and those that they run: see `slot`.
 #[map]

@@ -24,6 +24,7 @@ use crate::{
     frame::{Frame, Head, SKIPPED},
     lane::{Fate, Own, is_of},
     maps::{ACCESS, LANE, ROUTES, ROUTING, SHARED, SOCKS, TURNS},
+    trace,
 };
 
 const MILLION: u64 = 1_000_000;
@@ -236,6 +237,7 @@ fn send(ctx: &SkMsgContext, frame: Frame, head: &Head, own: &Own, routing: &Rout
     frame.set_receipt(0);
     if redirect(ctx, &mut end) {
         count::called();
+        trace::called(routing, &call, asked.bytes);
         return Fate::Routed;
     }
     frame.set_via(before);

@@ -16,6 +16,7 @@ use crate::{
     lane::{Fate, Own, is_of},
     maps::{LANE, MEMBERS, ROUTING},
     request::{redirect, release},
+    trace,
 };
 
 #[inline(always)]
@@ -68,6 +69,7 @@ pub(crate) fn route(ctx: &SkMsgContext, frame: Frame, head: &Head, own: &Own, by
     frame.set_receipt(stamp(routing, caller, &call, before >> RECEIPT_SHIFT));
     release(own.lane, u64::from(call.bytes));
     answered(own, &call, u64::from(call.bytes) + bytes);
+    trace::answered(routing, &call, bytes);
     Fate::Routed
 }
 

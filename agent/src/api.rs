@@ -194,6 +194,35 @@ pub struct RoutedService {
     pub service: String,
     /// Why they are not; none if they are.
     pub why_not: Option<String>,
+    /// Calls that were routed and answered with success, since the agent began.
+    #[serde(default)]
+    pub answered: u64,
+    /// The time that half of them took at most, to a fifth of it; 0 without calls.
+    #[serde(default)]
+    pub p50_us: u64,
+    /// The same for nine of ten.
+    #[serde(default)]
+    pub p90_us: u64,
+    /// The same for 99 of 100.
+    #[serde(default)]
+    pub p99_us: u64,
+    /// The same for all.
+    #[serde(default)]
+    pub max_us: u64,
+    /// How many of them took how long, the fastest first; only what has happened.
+    #[serde(default)]
+    pub latency: Vec<LatencyBucket>,
+}
+
+/// Calls that took about the same time.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct LatencyBucket {
+    /// At least so long, in nanoseconds.
+    pub from_ns: u64,
+    /// Less than that; none if there is no bound.
+    pub below_ns: Option<u64>,
+    /// How many.
+    pub calls: u64,
 }
 
 /// Messages and their bytes.

@@ -1,7 +1,14 @@
 //! Calls that the kernel routes from application to application, and those of them that go by way of the agent all the same:
 //! each ends once, with the same result, and is counted.
 
-use std::thread::JoinHandle;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
 
 use agent_common::frame::{Flags, Header, Hello, Kind};
 use moa_tests::{
@@ -10,7 +17,7 @@ use moa_tests::{
     frames::{FramePeer, Got, caller, service},
     kernel,
     lanes::{self, LanePeer, Way},
-    routed::{Routed, await_idle, await_routed},
+    routed::{Routed, await_idle, await_lanes, await_routed},
     several::stats,
     until, until_true,
 };
@@ -177,6 +184,82 @@ fn when_an_instance_dies_its_calls_are_answered_and_others_go_elsewhere() {
     await_routed(&agent, DEMO);
     until_true("calls to go to the other one", || clients[0].call(DEMO, b"again").0 == Way::Lane);
     await_idle(&agent);
+}
+
+/// Calls for this long, and expects each to go by the kernel and none to find no route.
+fn expect_routed_for(agent: &Agent, client: &mut LanePeer, time: Duration) {
+    let (before, end) = (Routed::at(agent), Instant::now() + time);
+    let mut calls = 0;
+    while Instant::now() < end {
+        let (way, got) = client.call(DEMO, b"x");
+        assert_eq!((way, got.header.word), (Way::Lane, 0), "after {calls} calls: {}", got.error());
+        calls += 1;
+        thread::sleep(Duration::from_millis(1));
+    }
+    let after = Routed::at(agent);
+    assert_eq!((after.calls - before.calls, after.unrouted), (calls, before.unrouted), "{:?}", after.services);
+}
+
+fn await_instances(agent: &Agent, count: usize) {
+    until_true(&format!("{count} instances"), || {
+        agent.json(&["services", DEMO])[0]["instances"].as_array().is_some_and(|all| all.len() == count)
+    });
+}
+
+fn await_unrouted(agent: &Agent, why: &str) {
+    until_true(why, || Routed::at(agent).services.get(DEMO) == Some(&Some(why.to_owned())));
+}
+
+#[test]
+fn an_instance_that_joins_does_not_take_the_others_off_the_kernel() {
+    let (agent, _serving) = echoing(1, "");
+    let mut client = client(&agent);
+    let hello = Hello { connection: Some(0), ..service("joins", &[DEMO]) };
+    let stream = FramePeer::connect(agent.address(), &hello);
+    await_instances(&agent, 2);
+    expect_routed_for(&agent, &mut client, Duration::from_millis(500));
+    // One that has no lane for long is to get its share of the calls.
+    await_unrouted(&agent, "an instance has no lane");
+    let Ok(joined) = LanePeer::beside(stream, agent.address(), &hello) else { panic!("no lane") };
+    let counts = Arc::new(AtomicUsize::new(0));
+    let counted = counts.clone();
+    let _joined = lanes::serve(joined, move |peer, way, got| {
+        if got.kind() == Some(Kind::Request) {
+            counted.fetch_add(1, Ordering::Relaxed);
+            peer.respond_by(way, &got, 0, &got.body);
+        }
+    });
+    await_routed(&agent, DEMO);
+    expect_routed_for(&agent, &mut client, Duration::from_millis(100));
+    assert!(counts.load(Ordering::Relaxed) > 0, "the one that joined gets calls");
+}
+
+#[test]
+fn an_instance_whose_lane_dies_first_does_not_take_the_others_off_the_kernel() {
+    let (agent, _serving) = echoing(1, "");
+    let dying = LanePeer::open(agent.address(), &service("dies", &[DEMO]));
+    await_lanes(&agent, 2);
+    let mut client = client(&agent);
+    let stream = dying.leave_lane();
+    await_lanes(&agent, 2);
+    expect_routed_for(&agent, &mut client, Duration::from_millis(500));
+    await_unrouted(&agent, "an instance has no lane");
+    drop(stream);
+    await_routed(&agent, DEMO);
+    expect_routed_for(&agent, &mut client, Duration::from_millis(100));
+    await_idle(&agent);
+}
+
+#[test]
+fn when_the_only_lane_dies_nothing_is_routed_at_once() {
+    let agent = kernel::start("");
+    let mut stream = held(&agent).leave_lane();
+    await_unrouted(&agent, "no instance has a lane");
+    let mut client = client(&agent);
+    let number = client.request(DEMO, Flags::END_STREAM, b"x");
+    let call = stream.expect(Kind::Request);
+    stream.respond(&call, 0, b"y");
+    assert_eq!(client.answer_to(number).1.body, b"y");
 }
 
 #[test]

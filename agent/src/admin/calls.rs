@@ -17,10 +17,10 @@ use axum::{
 };
 use bytes::Bytes;
 use hyper::body::Frame;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{routes::error, serve::Lasting};
-use crate::trace::{Filter, Line, TapReader, Taps};
+use crate::trace::{Filter, Taps};
 
 /// How many bytes of lines are written at a time, about.
 const FRAME_BYTES: usize = 16 << 10;
@@ -49,9 +49,9 @@ pub(crate) async fn calls(
         }
     };
     match taps.open(query.into()) {
-        Ok(reader) => {
+        Ok(mut reader) => {
             lasting.set();
-            ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::new(Lines(reader))).into_response()
+            lines(move |task| reader.poll_next(task))
         }
         Err(wrong) => error(StatusCode::CONFLICT, wrong.to_string()),
     }
@@ -64,16 +64,21 @@ impl From<CallsQuery> for Filter {
     }
 }
 
-fn push(line: &Line, text: &mut Vec<u8>) {
+/// An answer that goes on: lines of JSON, as they come.
+pub(super) fn lines<T: Serialize>(next: impl FnMut(&mut Context<'_>) -> Poll<Option<T>> + Send + Unpin + 'static) -> Response {
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::new(Lines(next))).into_response()
+}
+
+fn push(line: &impl Serialize, text: &mut Vec<u8>) {
     // Plain structs always serialise.
     text.extend(serde_json::to_vec(line).unwrap_or_default());
     text.push(b'\n');
 }
 
 /// The lines, as a body. Dropped when the reader hangs up, which ends the looking on.
-struct Lines(TapReader);
+struct Lines<F>(F);
 
-impl hyper::body::Body for Lines {
+impl<T: Serialize, F: FnMut(&mut Context<'_>) -> Poll<Option<T>> + Unpin> hyper::body::Body for Lines<F> {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -81,7 +86,7 @@ impl hyper::body::Body for Lines {
         let mut text = Vec::new();
         // As many as there are: each frame is written by a system call.
         loop {
-            match self.0.poll_next(task) {
+            match (self.0)(task) {
                 Poll::Ready(Some(line)) => push(&line, &mut text),
                 Poll::Ready(None) if text.is_empty() => return Poll::Ready(None),
                 Poll::Pending if text.is_empty() => return Poll::Pending,

@@ -10,6 +10,7 @@ mod reload;
 mod routes;
 mod serve;
 mod socket;
+mod trace;
 
 pub use node::{Loaded, Node};
 pub use reload::{Reloader, reloader};

@@ -1,6 +1,7 @@
 //! The running agent, as the admin socket and the metrics see it.
 
 use std::{
+    convert::Infallible,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -8,13 +9,15 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use tokio::sync::mpsc;
+
 use super::metrics::KernelCounts;
 use crate::{
     api,
     config::Checked,
     instance::Name,
     kernel::Kernel,
-    proxy::{Proxy, Telemetry},
+    proxy::{Proxy, Telemetry, Tracer},
     trace::{Spans, Taps},
 };
 
@@ -34,6 +37,8 @@ pub struct Node {
     /// The kernel programs, or why there are none.
     kernel: Result<Kernel, String>,
     draining: AtomicBool,
+    /// Ends the latest trace when it is dropped. None once the agent ends.
+    trace: Mutex<Option<mpsc::Sender<Infallible>>>,
     loaded: Mutex<Loaded>,
     pub(super) reloads: Reloads,
 }
@@ -67,6 +72,7 @@ impl Node {
             spans: telemetry.spans,
             kernel,
             draining: AtomicBool::new(false),
+            trace: Mutex::new(Some(mpsc::channel(1).0)),
             loaded: Mutex::new(loaded),
             reloads: Reloads::default(),
         }
@@ -87,6 +93,25 @@ impl Node {
         {
             tracing::warn!("the kernel programs stay until the next start, or moa kernel uninstall: {error}");
         }
+    }
+
+    /// Ends all that look on when they have read what waits for them, as the agent ends.
+    pub fn end_looking_on(&self) {
+        self.taps.close();
+        self.trace.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Shows what the kernel decides about the messages of a service.
+    pub(super) fn trace(&self, service: &str) -> Result<Tracer, String> {
+        if let Err(reason) = &self.kernel {
+            return Err(format!("the kernel programs are not attached: {reason}"));
+        }
+        let (sender, ends) = mpsc::channel(1);
+        let tracer = self.proxy.trace(service, ends)?;
+        if let Some(trace) = &mut *self.trace.lock().unwrap_or_else(PoisonError::into_inner) {
+            *trace = sender;
+        }
+        Ok(tracer)
     }
 
     /// Says from now on that it takes no new calls.

@@ -11,7 +11,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Node, Reloader, calls};
+use super::{Node, Reloader, calls, trace};
 use crate::{api, config::effective, trace::Taps};
 
 /// Connections that are listed unless the caller says how many.
@@ -42,6 +42,7 @@ pub(super) fn routes(admin: Admin) -> Router {
         .route("/v1/kernel", get(async |State(admin): State<Admin>| kernel(admin.node.kernel())))
         .route("/v1/kernel/on", post(async |State(admin): State<Admin>| kernel(admin.node.switch_kernel(true))))
         .route("/v1/kernel/off", post(async |State(admin): State<Admin>| kernel(admin.node.switch_kernel(false))))
+        .route("/v1/kernel/trace", get(trace::trace))
         .route("/v1/config", get(config))
         .route("/v1/config/reload", post(reload))
         .fallback(no_such_path)

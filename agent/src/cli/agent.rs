@@ -133,7 +133,7 @@ impl Agent {
         signals.until_end(&servers.reloader).await;
         let finished = drain(&node, &mut signals).await;
         // They have seen the last call, and would hold up the admin socket's end.
-        node.taps.close();
+        node.end_looking_on();
         servers.stop().await;
         if let Some(node) = Arc::into_inner(node) {
             node.stop();

@@ -8,9 +8,10 @@ use clap::Args;
 use super::{
     Global, Out,
     client::{Client, Ended, encoded},
+    growing::{Growing, Tone, time},
     out::OUT,
-    table::Side::{self, Left, Right},
-    units::{count, micros, printable},
+    table::Side::{Left, Right},
+    units::{count, micros},
 };
 use crate::{
     api::Service,
@@ -46,14 +47,14 @@ impl Calls {
     pub(super) fn run(self, global: &Global, out: &Out) -> Result<ExitCode> {
         let client = global.client();
         let most = self.count.or((!self.follow).then_some(COUNT)).unwrap_or(u64::MAX);
-        let mut table = Growing::new();
+        let mut table = table();
         let title = if out.json { String::new() } else { table.title() };
         let mut seen = 0;
         let each = |text: &[u8]| {
             let line = serde_json::from_slice(text).context("a line that is not known here: is the agent of another version?")?;
             let shown = match &line {
                 _ if out.json => format!("{}\n", String::from_utf8_lossy(text)),
-                Line::Call(record) => table.row(record),
+                Line::Call(record) => row(&mut table, record),
                 Line::Dropped { count: dropped } => OUT.doubtful(&left_out(*dropped)) + "\n",
                 Line::Unknown => String::new(),
             };
@@ -109,90 +110,38 @@ impl Calls {
     }
 }
 
-/// A table that is printed line by line: a column grows when something comes that is wider.
-struct Growing {
-    columns: [(&'static str, Side, usize); 8],
+fn table() -> Growing<8> {
+    Growing::new([
+        ("TIME (UTC)", Left, 12),
+        ("CODE", Right, 4),
+        ("BY", Left, 7),
+        ("TOOK", Right, 8),
+        ("TRIES", Right, 5),
+        ("CALL", Left, 24),
+        ("INSTANCE", Left, 16),
+        ("CALLER, NOTES", Left, 0),
+    ])
 }
 
-impl Growing {
-    fn new() -> Self {
-        Self {
-            columns: [
-                ("TIME (UTC)", Left, 12),
-                ("CODE", Right, 4),
-                ("BY", Left, 7),
-                ("TOOK", Right, 8),
-                ("TRIES", Right, 5),
-                ("CALL", Left, 24),
-                ("INSTANCE", Left, 16),
-                ("CALLER, NOTES", Left, 0),
-            ],
-        }
-    }
-
-    fn title(&mut self) -> String {
-        let titles = self.columns.map(|(title, ..)| (title.to_owned(), Tone::Title));
-        self.line(titles)
-    }
-
-    fn row(&mut self, record: &Record) -> String {
-        let tone = match record {
-            Record { by: By::Service, code: 0, .. } => Tone::Good,
-            Record { by: By::Mesh, .. } => Tone::Bad,
-            _ => Tone::Doubtful,
-        };
-        let code = if record.code == 0 { "ok".to_owned() } else { record.code.to_string() };
-        let group = record.group.as_ref().map(|group| format!("#{group}")).unwrap_or_default();
-        let method = if record.method.is_empty() { String::new() } else { format!(" {}", record.method) };
-        self.line([
-            (time(record.unix_ms), Tone::Plain),
-            (code, tone),
-            (record.by.as_str().to_owned(), tone),
-            (micros(record.duration_us), Tone::Plain),
-            (record.tries.to_string(), Tone::Plain),
-            (format!("{}{group}{method}", record.service), Tone::Plain),
-            (record.instance.as_deref().unwrap_or("-").to_owned(), Tone::Plain),
-            (notes(record), Tone::Plain),
-        ])
-    }
-
-    fn line(&mut self, cells: [(String, Tone); 8]) -> String {
-        let mut line = String::new();
-        for ((_, side, width), (text, tone)) in self.columns.iter_mut().zip(cells) {
-            let text = printable(&text);
-            let wide = text.chars().count();
-            *width = wide.max(*width);
-            let (blanks, shown) = (" ".repeat(*width - wide), tone.paint(&text));
-            line += &match side {
-                Left => shown + &blanks,
-                Right => blanks + &shown,
-            };
-            line += "  ";
-        }
-        format!("{}\n", line.trim_end())
-    }
-}
-
-/// How a cell is shown.
-#[derive(Debug, Clone, Copy)]
-enum Tone {
-    Plain,
-    Title,
-    Good,
-    Doubtful,
-    Bad,
-}
-
-impl Tone {
-    fn paint(self, text: &str) -> String {
-        match self {
-            Self::Plain => text.to_owned(),
-            Self::Title => OUT.bold(text),
-            Self::Good => OUT.good(text),
-            Self::Doubtful => OUT.doubtful(text),
-            Self::Bad => OUT.bad(text),
-        }
-    }
+fn row(table: &mut Growing<8>, record: &Record) -> String {
+    let tone = match record {
+        Record { by: By::Service, code: 0, .. } => Tone::Good,
+        Record { by: By::Mesh, .. } => Tone::Bad,
+        _ => Tone::Doubtful,
+    };
+    let code = if record.code == 0 { "ok".to_owned() } else { record.code.to_string() };
+    let group = record.group.as_ref().map(|group| format!("#{group}")).unwrap_or_default();
+    let method = if record.method.is_empty() { String::new() } else { format!(" {}", record.method) };
+    table.line([
+        (time(record.unix_ms), Tone::Plain),
+        (code, tone),
+        (record.by.as_str().to_owned(), tone),
+        (micros(record.duration_us), Tone::Plain),
+        (record.tries.to_string(), Tone::Plain),
+        (format!("{}{group}{method}", record.service), Tone::Plain),
+        (record.instance.as_deref().unwrap_or("-").to_owned(), Tone::Plain),
+        (notes(record), Tone::Plain),
+    ])
 }
 
 /// Who called, and what is unusual about the call.
@@ -215,12 +164,6 @@ fn notes(record: &Record) -> String {
         named("trace", record.trace_id.as_deref().filter(|_| record.sampled)),
     ];
     std::iter::once(caller).chain(notes.into_iter().flatten()).collect::<Vec<_>>().join(", ")
-}
-
-/// The time of the day, in UTC.
-fn time(unix_ms: u64) -> String {
-    let (seconds, ms) = (unix_ms / 1000 % 86_400, unix_ms % 1000);
-    format!("{:02}:{:02}:{:02}.{ms:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
 fn calls(seen: u64) -> String {
@@ -272,7 +215,7 @@ mod tests {
 
     #[test]
     fn lines_line_up_as_they_come() {
-        let mut table = Growing::new();
+        let mut table = table();
         let failed = Record {
             code: 504,
             by: By::Mesh,
@@ -285,7 +228,7 @@ mod tests {
             method: "a-method-with-a-long-name".into(),
             ..record()
         };
-        let lines = table.title() + &table.row(&record()) + &table.row(&failed) + &table.row(&record());
+        let lines = table.title() + &row(&mut table, &record()) + &row(&mut table, &failed) + &row(&mut table, &record());
         let expected = "\
 TIME (UTC)    CODE  BY           TOOK  TRIES  CALL                      INSTANCE          CALLER, NOTES
 22:13:20.123    ok  service    1.2 ms      1  /service/user get         10.0.0.1:5000     web 127.0.0.1:40404

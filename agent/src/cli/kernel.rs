@@ -1,5 +1,8 @@
 //! `moa kernel`.
 
+mod latency;
+mod trace;
+
 use std::{collections::BTreeMap, fmt::Write as _, process::ExitCode, time::Duration};
 
 use anyhow::{Result, bail};
@@ -13,7 +16,7 @@ use super::{
         Side::{Left, Right},
         Table,
     },
-    units::{bytes, count},
+    units::{bytes, count, micros},
 };
 use crate::{
     api::{Kernel as Shown, Routing, Sent},
@@ -33,6 +36,10 @@ enum Verb {
     On,
     /// Have everything go by TCP, also what is open. Nothing is lost, and nobody reconnects.
     Off,
+    /// Show how long routed calls took to their answers, service by service.
+    Latency(latency::Latency),
+    /// Show what the kernel programs decide about each call and answer of a service, as they do.
+    Trace(trace::Trace),
     /// Remove what an agent that no longer runs has left in the kernel.
     Uninstall(Uninstall),
 }
@@ -59,6 +66,8 @@ impl Kernel {
             None => global.client().get("/v1/kernel")?,
             Some(Verb::On) => global.client().post("/v1/kernel/on")?,
             Some(Verb::Off) => global.client().post("/v1/kernel/off")?,
+            Some(Verb::Latency(latency)) => return latency.run(global, out),
+            Some(Verb::Trace(trace)) => return trace.run(global, out),
             Some(Verb::Uninstall(uninstall)) => return uninstall.run(global, out),
         };
         out.show(&shown, render)?;
@@ -122,10 +131,19 @@ fn routing(routing: &Routing) -> String {
     );
     text += &reasons("NOT ROUTED, BUT SENT TO THE AGENT", &routing.unrouted);
     if !routing.services.is_empty() {
-        let mut table = Table::new(&[("SERVICE", Left), ("ROUTED", Left)]);
+        let mut table = Table::new(&[
+            ("SERVICE", Left),
+            ("ANSWERED", Right),
+            ("P50", Right),
+            ("P90", Right),
+            ("P99", Right),
+            ("MAX", Right),
+            ("ROUTED", Left),
+        ]);
         for service in &routing.services {
             let routed = service.why_not.as_ref().map_or_else(|| OUT.good("yes"), |why| OUT.doubtful(&format!("no: {why}")));
-            table.row([service.service.clone(), routed]);
+            let took = [service.p50_us, service.p90_us, service.p99_us, service.max_us].map(micros);
+            table.row([service.service.clone(), count(service.answered)].into_iter().chain(took).chain([routed]));
         }
         let _ = write!(text, "\n{}", table.render());
     }
@@ -217,8 +235,20 @@ mod tests {
                 bytes: 2_048,
                 unrouted: some(&[("denied", 3), ("share", 0)]),
                 services: vec![
-                    RoutedService { service: "/service/a".into(), why_not: None },
-                    RoutedService { service: "/service/b#blue".into(), why_not: Some("rules".into()) },
+                    RoutedService {
+                        service: "/service/a".into(),
+                        answered: 999,
+                        p50_us: 8,
+                        p90_us: 12,
+                        p99_us: 40,
+                        max_us: 1_310,
+                        ..RoutedService::default()
+                    },
+                    RoutedService {
+                        service: "/service/b#blue".into(),
+                        why_not: Some("rules".into()),
+                        ..RoutedService::default()
+                    },
                 ],
             }),
         };
@@ -245,9 +275,9 @@ ROUTED CALLS  1,000 calls and 999 answers of 2.0 KiB in all; 1 in flight; 2 lane
 NOT ROUTED, BUT SENT TO THE AGENT
 denied  3
 
-SERVICE          ROUTED
-/service/a       yes
-/service/b#blue  no: rules
+SERVICE          ANSWERED   P50    P90    P99     MAX  ROUTED
+/service/a            999  8 µs  12 µs  40 µs  1.3 ms  yes
+/service/b#blue         0     -      -      -       -  no: rules
 
 PROGRAM  ID  TAG  RUNS  NS PER RUN
 leg       7  0a     10         123

@@ -11,6 +11,7 @@ mod completions;
 mod config;
 mod conns;
 mod doctor;
+mod growing;
 mod kernel;
 mod namespaces;
 mod out;

@@ -10,6 +10,11 @@ pub(super) fn micros(us: u64) -> String {
     }
 }
 
+/// Nanoseconds, as `8.2 µs` if there are few of them, else as [`micros`].
+pub(super) fn nanos(ns: u64) -> String {
+    if ns < 100_000 { format!("{} µs", tenths(ns, 1_000)) } else { micros(ns / 1_000) }
+}
+
 /// An age, as `850ms`, `12s`, `3m12s`, `5h7m` or `2d3h`.
 pub(super) fn age(ms: u64) -> String {
     let seconds = ms / 1000;
@@ -64,6 +69,7 @@ mod tests {
     #[test]
     fn numbers_have_few_digits_and_a_unit() {
         assert_eq!([0, 870, 1_234, 3_456_789].map(micros), ["-", "870 µs", "1.2 ms", "3.4 s"]);
+        assert_eq!([0, 1_280, 98_304, 114_688, 5_242_880].map(nanos), ["0.0 µs", "1.2 µs", "98.3 µs", "114 µs", "5.2 ms"]);
         assert_eq!([850, 12_345, 192_000, 18_420_000, 183_600_000].map(age), ["850ms", "12s", "3m12s", "5h7m", "2d3h"]);
         assert_eq!([0, 1023, 1024, 3_565_158, u64::MAX].map(bytes), ["0 B", "1023 B", "1.0 KiB", "3.3 MiB", "16777215.9 TiB"]);
         assert_eq!([0.0, 0.00005, 0.125, 1.0 / 3.0, 1.0].map(percent), ["0 %", "< 0.1 %", "12.5 %", "33.3 %", "100 %"]);

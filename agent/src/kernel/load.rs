@@ -25,7 +25,7 @@ use tracing::level_filters::LevelFilter;
 use super::{
     AttachError, Kernel, Options, btf,
     cgroup::Cgroup,
-    lanes::{Calls, Lanes, Places, Routes, Switch, Table},
+    lanes::{Calls, Lanes, Places, Ring, Routes, Switch, Table},
     legs::Legs,
     owner::Owner,
     pins::{self, Pins},
@@ -190,7 +190,7 @@ fn lanes(programs: &mut Ebpf, legs: Arc<Legs>) -> Result<Lanes, AttachError> {
     let Some(Map::Array(routing)) = programs.take_map("ROUTING") else { return Err(AttachError::Incomplete { what: "ROUTING" }) };
     let Some(Map::Array(calls)) = programs.take_map("CALLS") else { return Err(AttachError::Incomplete { what: "CALLS" }) };
     let Some(Map::Array(names)) = programs.take_map("NAMES") else { return Err(AttachError::Incomplete { what: "NAMES" }) };
-    let routing = Switch::map(routing.fd()).map_err(mapping)?;
+    let routing = Arc::new(Switch::map(routing.fd()).map_err(mapping)?);
     Ok(Lanes {
         legs,
         table: Table::map(table.fd()).map_err(mapping)?,
@@ -201,6 +201,7 @@ fn lanes(programs: &mut Ebpf, legs: Arc<Legs>) -> Result<Lanes, AttachError> {
         calls: Calls::map(names.fd(), calls.fd()).map_err(mapping)?,
         members: take(programs, "MEMBERS")?,
         routed: take(programs, "ROUTED")?,
+        trace: Ring::new(take(programs, "TRACE")?),
     })
 }
 

@@ -17,7 +17,7 @@ use super::AttachError;
 pub(super) const BPFFS: &str = "/sys/fs/bpf";
 
 /// The maps that are pinned. What is not among them is made anew with every load: the log, and constants.
-pub(super) const MAPS: [&str; 21] = [
+pub(super) const MAPS: [&str; 22] = [
     "LISTENERS",
     "EXCLUDED",
     "COUNTS",
@@ -39,6 +39,7 @@ pub(super) const MAPS: [&str; 21] = [
     "MEMBERS",
     "ROUTING",
     "ROUTED",
+    "TRACE",
 ];
 
 /// The folder of one agent's pins.

@@ -74,6 +74,7 @@ impl Board {
         lock(&self.gone).merge(&former.sums_without(&routes).ended());
         lock(&self.checks).apply(&routes);
         *lock(&self.routes) = routes.clone();
+        routes.changes.tell();
         let mut pending = Vec::new();
         for worker in &self.workers {
             let (done, applied) = oneshot::channel();

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use super::{
     routes::{Instance, Member, Routes, ServiceRoute, service_key, shown},
-    stats::{CallSums, InstanceSnapshot, MethodSums, ServiceSnapshot},
+    stats::{BUCKETS, CallSums, Histogram, InstanceSnapshot, MethodSums, ServiceSnapshot},
 };
 use crate::{
     api::{self, routes::Policy},
@@ -54,6 +54,29 @@ pub(super) fn service(route: &ServiceRoute, methods: bool) -> api::Service {
         instances,
         balance: balance_name(route.policy.balance.policy).to_owned(),
         methods: if methods { route.methods.sums().into_iter().map(method).collect() } else { Vec::new() },
+    }
+}
+
+/// How the calls of a service are routed in the kernel, by its key.
+pub(super) fn routed_service(key: &str, why_not: Option<&str>, answered: &Histogram) -> api::RoutedService {
+    let quantile = |q| micros(answered.quantile(q));
+    let bound = |bucket: usize| u64::try_from(Histogram::upper_bound(bucket).as_nanos()).unwrap_or(u64::MAX);
+    let buckets = answered.counts.iter().enumerate().filter(|(_, calls)| **calls > 0);
+    api::RoutedService {
+        service: key.replace('\0', "#"),
+        why_not: why_not.map(str::to_owned),
+        answered: answered.count(),
+        p50_us: quantile(0.5),
+        p90_us: quantile(0.9),
+        p99_us: quantile(0.99),
+        max_us: quantile(1.0),
+        latency: buckets
+            .map(|(at, calls)| api::LatencyBucket {
+                from_ns: at.checked_sub(1).map_or(0, bound),
+                below_ns: (at + 1 < BUCKETS).then(|| bound(at)),
+                calls: *calls,
+            })
+            .collect(),
     }
 }
 

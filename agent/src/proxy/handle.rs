@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     fs, io,
     net::SocketAddr,
     os::unix::net::UnixListener,
@@ -14,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use agent_common::frame::service_hash;
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::{
     sync::{Barrier, mpsc, oneshot, watch},
@@ -25,14 +27,14 @@ use super::{
     cgroups::Cgroups,
     describe,
     explain::{Explained, View},
-    lanes::{Keeper, LanePath, Lanes, Routed, Unrouted, Verdicts},
+    lanes::{Keeper, LanePath, Lanes, Routed, Tracer, Unrouted, Verdicts},
     listen::{self, Listeners},
     namespaces::{NamespaceKeeper, Report},
     outliers,
     path::KernelPath,
     report::Telemetry,
     routes::{Offers, Routes, ServiceRoute},
-    stats::{CloseReason, Snapshot, WorkerCounters},
+    stats::{CloseReason, Histogram, Snapshot, WorkerCounters},
     worker::{self, Control, Start},
 };
 use crate::{api, config::Checked, netns::Namespaces, rules};
@@ -375,10 +377,13 @@ impl Proxy {
         let (lanes, verdicts) = self.lanes.as_ref()?;
         let routed = lanes.path().routed().ok()?;
         let all = lanes.all();
-        let mut services: Vec<_> = lock(verdicts)
+        let known = lock(verdicts);
+        let mut services: Vec<_> = known
+            .why_not
             .iter()
-            .map(|(key, why)| api::RoutedService { service: key.replace('\0', "#"), why_not: why.map(str::to_owned) })
+            .map(|(key, why)| describe::routed_service(key, *why, known.answered.get(key).unwrap_or(&Histogram::default())))
             .collect();
+        drop(known);
         services.sort_unstable_by(|one, other| one.service.cmp(&other.service));
         Some(api::Routing {
             lanes: all.len() as u64,
@@ -389,6 +394,19 @@ impl Proxy {
             unrouted: Unrouted::ALL.into_iter().zip(routed.unrouted).map(|(why, n)| (why.name().to_owned(), n)).collect(),
             services,
         })
+    }
+
+    /// Shows what the kernel decides about the messages of a service, by its URI and group, until the sender is dropped that
+    /// belongs to the receiver.
+    ///
+    /// # Errors
+    /// There is no such service, or it can't be traced now.
+    pub fn trace(&self, service: &str, ends: mpsc::Receiver<Infallible>) -> Result<Tracer, String> {
+        let (lanes, _) = self.lanes.as_ref().ok_or("the kernel routes no calls here")?;
+        let (uri, group) = service.split_once('#').unwrap_or((service, ""));
+        let routes = self.routes();
+        let route = routes.service(uri, group)?;
+        Tracer::open(lanes.clone(), service_hash(route.uri.as_bytes(), route.group.as_bytes()), ends)
     }
 
     /// Application connections, at most `max` of each worker. A worker that does not answer in time is left out.

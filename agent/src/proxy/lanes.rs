@@ -2,14 +2,21 @@
 
 mod eligible;
 mod keeper;
+mod lacking;
 mod registry;
+mod trace;
 
-use std::{io, os::fd::BorrowedFd};
+use std::{
+    io,
+    os::fd::BorrowedFd,
+    task::{Context, Poll},
+};
 
 pub(crate) use keeper::{BODY_MAX, Keeper, Verdicts, now_ns};
 pub(crate) use registry::{Event, Lanes, Letter, Owner};
+pub use trace::{Decision, TraceLine, Tracer};
 
-pub use agent_common::lane::{Call as RoutedCall, Member as RoutedMember, Routed, Unrouted};
+pub use agent_common::lane::{Call as RoutedCall, Member as RoutedMember, Routed, Traced, Unrouted};
 
 /// A lane. Its index is used again, with another generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -127,4 +134,19 @@ pub trait LanePath: Send + Sync {
     /// # Errors
     /// The kernel did not say.
     fn routed(&self) -> io::Result<Routed>;
+
+    /// Shows what is decided about each message of a service, by its hash, until the reader is dropped.
+    ///
+    /// # Errors
+    /// Somebody traces a service already, or this one cannot be traced.
+    fn trace(&self, service: u64) -> Result<Box<dyn LaneTrace>, String>;
+}
+
+/// What is decided about the messages of a service.
+pub trait LaneTrace: Send {
+    /// The next decision; none if there will be no more.
+    fn poll_next(&mut self, task: &mut Context<'_>) -> Poll<Option<Traced>>;
+
+    /// Decisions that there was no room for, since that was asked last.
+    fn dropped(&mut self) -> u64;
 }

@@ -52,6 +52,9 @@ mod turn;
 mod worker;
 
 pub use handle::{ApplyError, Options, Proxy, StartError};
-pub use lanes::{LaneId, LaneLook, LanePath, LaneRoute, Pick, Routed, RoutedCall, RoutedMember, Unrouted};
+pub use lanes::{
+    Decision, LaneId, LaneLook, LanePath, LaneRoute, LaneTrace, Pick, Routed, RoutedCall, RoutedMember, TraceLine, Traced,
+    Tracer, Unrouted,
+};
 pub use path::{End, Enrolled, Fallback, KernelPath};
 pub use report::Telemetry;

@@ -9,7 +9,10 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU32, AtomicU64, AtomicUsize,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     time::{Duration, Instant},
 };
@@ -50,15 +53,29 @@ struct Noted {
     count: AtomicU64,
     /// Told when an instance has failed so often in a row that somebody must look at it.
     suspects: Notify,
+    /// Told when it has counted, or when there are other routes.
+    changed: Notify,
 }
 
 impl Changes {
     pub(crate) fn count(&self) -> u64 {
-        self.0.count.load(Relaxed)
+        // Whoever sees the count sees what was changed before it.
+        self.0.count.load(Acquire)
     }
 
     fn note(&self) {
-        self.0.count.fetch_add(1, Relaxed);
+        self.0.count.fetch_add(1, Release);
+        self.tell();
+    }
+
+    /// There are other routes.
+    pub(crate) fn tell(&self) {
+        self.0.changed.notify_one();
+    }
+
+    /// Resolves when it has counted, or when there are other routes, since it resolved last. For one who waits.
+    pub(crate) async fn changed(&self) {
+        self.0.changed.notified().await;
     }
 
     /// Resolves when an instance has failed too often in a row.

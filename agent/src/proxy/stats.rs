@@ -191,6 +191,13 @@ impl Histogram {
         Duration::from_nanos((4 + quarter) << (octave + latency::FIRST_OCTAVE as usize - 2))
     }
 
+    /// Calls were answered that the kernel had routed: the programs' own counters, before and now.
+    pub(crate) fn add_routed(&mut self, before: &RoutedMember, now: &RoutedMember) {
+        self.sum += Duration::from_nanos(now.sum_ns.saturating_sub(before.sum_ns));
+        let took = before.took.iter().zip(&now.took).map(|(before, now)| now.saturating_sub(*before));
+        self.counts.iter_mut().zip(took).for_each(|(sum, count)| *sum += count);
+    }
+
     fn merge(&mut self, other: &Self) {
         self.sum += other.sum;
         self.counts.iter_mut().zip(&other.counts).for_each(|(sum, count)| *sum += count);

@@ -5,6 +5,7 @@ mod places;
 mod routes;
 mod switch;
 mod table;
+mod trace;
 mod turns;
 
 use std::{
@@ -21,9 +22,9 @@ use agent_common::{
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray};
 use nix::{getsockopt_impl, libc, sockopt_impl, sys::socket::getsockopt};
 
-pub(super) use self::{calls::Calls, places::Places, routes::Routes, switch::Switch, table::Table};
+pub(super) use self::{calls::Calls, places::Places, routes::Routes, switch::Switch, table::Table, trace::Ring};
 use super::legs::{Legs, clear, lock, sum};
-use crate::proxy::{LaneId, LaneLook, LanePath, LaneRoute, RoutedCall, RoutedMember};
+use crate::proxy::{LaneId, LaneLook, LanePath, LaneRoute, LaneTrace, RoutedCall, RoutedMember};
 
 /// Bytes that wait at a lane at most: less than the numbers in receipts go round at.
 const BOUND_MAX: u64 = 8 << 20;
@@ -49,10 +50,11 @@ pub(super) struct Lanes {
     pub(super) places: Mutex<Places>,
     pub(super) sockets: Mutex<HashMap<MapData, End, u32>>,
     pub(super) routes: Mutex<Routes>,
-    pub(super) routing: Switch,
+    pub(super) routing: Arc<Switch>,
     pub(super) calls: Calls,
     pub(super) members: Array<MapData, Member>,
     pub(super) routed: PerCpuArray<MapData, Routed>,
+    pub(super) trace: Ring,
 }
 
 impl Lanes {
@@ -60,6 +62,7 @@ impl Lanes {
     /// it. Counters stay. Gives the table its key if it has none.
     pub(super) fn forget_former(&self) -> io::Result<()> {
         self.routing.set_on(false);
+        self.routing.set_traced(0);
         self.routing.make_key()?;
         let mut places = lock(&self.places);
         for index in self.table.indexes() {
@@ -195,5 +198,9 @@ impl LanePath for Lanes {
 
     fn routed(&self) -> io::Result<Routed> {
         sum(&self.routed).map_err(|error: MapError| io::Error::other(error))
+    }
+
+    fn trace(&self, service: u64) -> Result<Box<dyn LaneTrace>, String> {
+        self.trace.open(service, &self.routing)
     }
 }

@@ -34,6 +34,16 @@ impl Switch {
         self.0.u64(offset_of!(Routing, snapshot)).fetch_add(1, SeqCst);
     }
 
+    /// Whose decisions are shown, by the service's hash; 0: nobody's.
+    pub(super) fn set_traced(&self, service: u64) {
+        self.0.u64(offset_of!(Routing, traced)).store(service, SeqCst);
+    }
+
+    /// Decisions that there was no room for.
+    pub(super) fn untold(&self) -> u64 {
+        self.0.u64(offset_of!(Routing, untold)).load(Relaxed)
+    }
+
     #[cfg(test)]
     pub(in crate::kernel) fn key(&self) -> [u64; 2] {
         [0, 1].map(|at| self.0.u64(offset_of!(Routing, key) + at * size_of::<u64>()).load(Relaxed))

@@ -94,6 +94,7 @@ impl Worker {
         let owner = Owner { worker: self.id(), conn: stream.id };
         let read = u64::try_from(read).unwrap_or(u64::MAX);
         let lane = lanes.open(socket, read, owner, (&application, about.calls_max))?;
+        lanes.named(lane, &application, &about.instance);
         Ok((lane, stream))
     }
 

@@ -1,8 +1,11 @@
 //! Which services' calls the kernel may route, and why not those of the others.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
-use super::{LaneId, Pick};
+use super::{LaneId, Pick, keeper::address_of, lacking::Lacking};
 use crate::{
     config::traffic::{BalancePolicy, LocalPreference, RetryOn},
     proxy::routes::{Endpoint, Instance, Member, ServiceRoute},
@@ -18,12 +21,24 @@ pub(super) struct Eligible {
 /// Weights are multiplied by this, so that an instance's can be shared out among its connections.
 const PARTS: u32 = 840;
 
-/// The instances of a service that the kernel may pick from, or why it may not.
-pub(super) fn eligible(route: &ServiceRoute, lanes: &HashMap<u64, LaneId>) -> Result<Vec<Eligible>, &'static str> {
+/// The instances of a service that the kernel may pick from, or why it may not. An application's instance without a lane is left
+/// out, unless it lacks one for too long: that is said of it by its address in memory.
+pub(super) fn eligible(
+    route: &ServiceRoute,
+    lanes: &HashMap<u64, LaneId>,
+    lacking: &mut Lacking<usize>,
+) -> Result<Vec<Eligible>, &'static str> {
     let is_local = |member: &&Member| !matches!(member.instance.endpoint, Endpoint::Agent(_));
     let local: Vec<_> = route.members.iter().filter(is_local).collect();
-    let has_lane = |member: &&&Member| member.conns.iter().any(|conn| lanes.contains_key(&conn.id));
-    if !local.iter().any(|member| has_lane(&member)) {
+    let has_lane = |member: &Member| member.conns.iter().any(|conn| lanes.contains_key(&conn.id));
+    // Before anything is decided, so that each of them is seen. A server that speaks Redis never gets a lane.
+    let without = local.iter().filter(|member| !has_lane(member));
+    let for_too_long = |member: &&&Member| {
+        let address = address_of(&member.instance);
+        !matches!(member.instance.endpoint, Endpoint::Application(..)) || lacking.lacks(address)
+    };
+    let too_long: HashSet<usize> = without.filter(for_too_long).map(|member| address_of(&member.instance)).collect();
+    if !local.iter().any(|member| has_lane(member)) {
         return Err("no instance has a lane");
     }
     by_policy(route)?;
@@ -31,8 +46,11 @@ pub(super) fn eligible(route: &ServiceRoute, lanes: &HashMap<u64, LaneId>) -> Re
     if usable.is_empty() {
         return Err("no instance on this node can be used");
     }
-    if !usable.iter().all(|member| has_lane(&member)) {
+    if usable.iter().any(|member| too_long.contains(&address_of(&member.instance))) {
         return Err("an instance has no lane");
+    }
+    if !usable.iter().any(|member| has_lane(member)) {
+        return Err("no instance has a lane");
     }
     let locality = &route.policy.locality;
     if locality.local == LocalPreference::Never {

@@ -21,26 +21,36 @@ use tracing::warn;
 use super::{
     LaneId, LaneRoute, RoutedCall, RoutedMember,
     eligible::{Eligible, eligible, pick_of},
+    lacking::Lacking,
     registry::{Event, Lanes, callee, caller, refusal},
 };
 use crate::proxy::{
     board::Board,
     dispatch::code,
     routes::{Instance, Routes, ServiceRoute},
-    stats::CallCounters,
+    stats::{CallCounters, Histogram},
 };
 
 /// How often it is looked whose time is over.
 const TICK: Duration = Duration::from_millis(20);
-/// Of these ticks, how many pass until it is looked what has changed, and what was counted.
+/// Of these ticks, how many pass until it is looked whether anything has changed of which nobody says so, and what was counted.
 const TICKS: u32 = 5;
 /// Bytes that the body of a frame on a lane may have.
 pub(crate) const BODY_MAX: u32 = 32 * 1024;
 /// How long the number of an instance that is gone is kept: calls of it may still be in flight.
 const KEPT: Duration = Duration::from_mins(5);
 
-/// What may be routed, for those who ask: by the service's key, nothing or why not.
-pub(crate) type Verdicts = Mutex<HashMap<Arc<str>, Option<&'static str>>>;
+/// What is known of routing, for those who ask, by the services' keys.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// What may be routed: nothing or why not.
+    pub(crate) why_not: HashMap<Arc<str>, Option<&'static str>>,
+    /// The answers of services that are or were routed.
+    pub(crate) answered: HashMap<Arc<str>, Histogram>,
+}
+
+/// The same, as it is shared.
+pub(crate) type Verdicts = Mutex<Known>;
 
 /// The one who looks after routed calls.
 pub(crate) struct Keeper {
@@ -55,6 +65,19 @@ pub(crate) struct Keeper {
     /// By the instance's address in memory, which is nobody else's while its member holds it.
     numbers: HashMap<usize, u32>,
     free: Vec<u32>,
+    lacking: Lacking<usize>,
+    /// What was looked at last; none if it is to be looked whether or not that has changed.
+    looked: Option<Looked>,
+}
+
+/// What decides what may be routed, but for lanes and labels, whose changes are told. It holds all instances that were looked at,
+/// so that their addresses are nobody else's until it is looked again.
+struct Looked {
+    routes: Arc<Routes>,
+    /// [`crate::proxy::routes::Changes::count`].
+    changes: u64,
+    /// For each service, whether somebody looks on at its calls.
+    watched: Vec<bool>,
 }
 
 /// An instance whose routed calls are counted by themselves.
@@ -79,12 +102,16 @@ impl Keeper {
             members: HashMap::new(),
             numbers: HashMap::new(),
             free: (0..MEMBERS_MAX).rev().collect(),
+            lacking: Lacking::new(Instant::now()),
+            looked: None,
         }
     }
 
     /// Runs until it is aborted.
     pub(crate) async fn run(mut self, mut events: mpsc::UnboundedReceiver<Event>) {
         self.lanes.path().set_on(true);
+        // They stay the same from routes to routes.
+        let changes = self.board.routes().changes.clone();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut count = 0;
@@ -94,12 +121,13 @@ impl Keeper {
                     let Some(first) = event else { return };
                     self.heard(first, &mut events);
                 }
+                () = changes.changed() => self.look(),
                 _ = ticks.tick() => {
                     self.expire();
                     count += 1;
                     if count % TICKS == 0 {
                         self.count();
-                        self.publish();
+                        self.look();
                     }
                 }
             }
@@ -125,7 +153,7 @@ impl Keeper {
             self.lanes.forget(*lane);
         }
         if opened || !over.is_empty() {
-            self.publish();
+            self.publish(Instant::now());
         }
     }
 
@@ -206,10 +234,14 @@ impl Keeper {
             let Some(now) = path.member(*number) else { continue };
             if now.answered() != member.counted.answered() {
                 member.counters.routed(&member.counted, &now);
+                let mut known = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+                known.answered.entry(member.service.clone()).or_default().add_routed(&member.counted, &now);
+                drop(known);
                 member.counted = now;
                 member.instance.record.succeeded();
             }
         }
+        let had_free = self.free.len();
         let (members, numbers, free) = (&mut self.members, &mut self.numbers, &mut self.free);
         members.retain(|number, member| {
             let stays = member.gone.is_none_or(|since| since.elapsed() < KEPT);
@@ -219,6 +251,9 @@ impl Keeper {
             }
             stays
         });
+        if self.free.len() > had_free {
+            self.looked = None;
+        }
     }
 
     /// The number that an instance is counted by; none if there are too many.
@@ -240,41 +275,60 @@ impl Keeper {
 
     // What may be routed.
 
+    /// Publishes what may be routed now, if anything has changed that decides it.
+    fn look(&mut self) {
+        let now = Instant::now();
+        let is_due = self.lacking.next().is_some_and(|due| due <= now);
+        if is_due || self.looked.as_ref().is_none_or(|looked| *looked != Looked::at(self.board.routes())) {
+            self.publish(now);
+        }
+    }
+
     /// Publishes what may be routed now, if that is not what is published.
-    fn publish(&mut self) {
+    fn publish(&mut self, now: Instant) {
         let routes = self.board.routes();
+        // What changes from here on is another change.
+        let looked = Looked::at(routes.clone());
+        self.lacking.begin(now);
         let lanes = self.lanes.by_conn();
         let mut published = Vec::new();
         let mut verdicts = HashMap::new();
         let mut used = HashSet::new();
         for route in routes.services.iter().filter(|_| !lanes.is_empty()) {
-            let route_of = eligible(route, &lanes).and_then(|instances| self.route(&routes, route, instances));
+            let route_of = eligible(route, &lanes, &mut self.lacking).and_then(|instances| self.route(&routes, route, instances));
             verdicts.insert(route.key.clone(), route_of.as_ref().err().copied());
             if let Ok(route_of) = route_of {
                 used.extend(route_of.instances.iter().map(|(.., member)| *member));
                 published.push(route_of);
             }
         }
+        self.lacking.end();
         without_collisions(&mut published);
-        let now = Instant::now();
         for (number, member) in &mut self.members {
             member.gone = if used.contains(number) { None } else { member.gone.or(Some(now)) };
         }
-        if published != self.published {
-            self.put(published);
-        }
+        let is_put = published == self.published || self.put(published);
+        self.looked = is_put.then_some(looked);
         for route in routes.services.iter().filter(|_| !self.refused.is_empty()) {
             if self.refused.contains(&hash_of(route)) {
                 verdicts.insert(route.key.clone(), Some("its instances, or their weights, do not fit into 64 turns"));
             }
         }
-        *self.verdicts.lock().unwrap_or_else(PoisonError::into_inner) = verdicts;
+        let mut known = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        known.answered.retain(|key, _| routes.by_key(key).is_some());
+        known.why_not = verdicts;
     }
 
-    fn put(&mut self, published: Vec<LaneRoute>) {
+    fn put(&mut self, published: Vec<LaneRoute>) -> bool {
         match self.lanes.path().publish(&published) {
-            Ok(refused) => (self.published, self.refused) = (published, refused),
-            Err(error) => warn!(%error, "the kernel does not take the routes: what was routed is routed still"),
+            Ok(refused) => {
+                (self.published, self.refused) = (published, refused);
+                true
+            }
+            Err(error) => {
+                warn!(%error, "the kernel does not take the routes: what was routed is routed still");
+                false
+            }
         }
     }
 
@@ -307,6 +361,21 @@ impl Keeper {
     }
 }
 
+impl Looked {
+    fn at(routes: Arc<Routes>) -> Self {
+        // First of all: what is looked at afterwards is at least as new.
+        let changes = routes.changes.count();
+        let watched = routes.services.iter().map(|route| route.watch.is_on()).collect();
+        Self { routes, changes, watched }
+    }
+}
+
+impl PartialEq for Looked {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.routes, &other.routes) && self.changes == other.changes && self.watched == other.watched
+    }
+}
+
 /// Two services with one hash: only the agent can tell them apart.
 fn without_collisions(routes: &mut Vec<LaneRoute>) {
     let mut seen = HashMap::new();
@@ -318,7 +387,7 @@ fn hash_of(route: &ServiceRoute) -> u64 {
     service_hash(route.uri.as_bytes(), route.group.as_bytes())
 }
 
-fn address_of(instance: &Arc<Instance>) -> usize {
+pub(super) fn address_of(instance: &Arc<Instance>) -> usize {
     Arc::as_ptr(instance).addr()
 }
 

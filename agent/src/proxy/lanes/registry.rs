@@ -35,6 +35,8 @@ struct Held {
     /// Calls that were claimed, whose callees have not answered yet, by the `via` that they know.
     abandoned: HashMap<u64, RoutedCall>,
     labels: HashMap<Arc<str>, u32>,
+    /// Who has the lane: the application, and its process.
+    names: HashMap<LaneId, (Arc<str>, Arc<str>)>,
 }
 
 /// Whose a lane is: the stream connection that it belongs to.
@@ -96,9 +98,22 @@ impl Lanes {
         Ok(lane)
     }
 
+    /// Says who has a lane, for operators.
+    pub(crate) fn named(&self, lane: LaneId, application: &str, instance: &str) {
+        self.held().names.insert(lane, (application.into(), instance.into()));
+    }
+
+    /// Who has a lane: the application and its process.
+    pub(super) fn name(&self, lane: LaneId) -> Option<(Arc<str>, Arc<str>)> {
+        self.held().names.get(&lane).cloned()
+    }
+
     /// Somebody else is known to be at the other end.
     pub(crate) fn renamed(&self, lane: LaneId, application: &str) {
         self.path.relabel(lane, self.label(application));
+        if let Some((known, _)) = self.held().names.get_mut(&lane) {
+            *known = application.into();
+        }
         self.tell(Event::Opened);
     }
 
@@ -119,6 +134,7 @@ impl Lanes {
     pub(super) fn forget(&self, lane: LaneId) {
         let mut held = self.held();
         held.owners.remove(&lane);
+        held.names.remove(&lane);
         held.abandoned.retain(|_, call| callee(call) != lane);
         drop(held);
         self.path.free(lane);
