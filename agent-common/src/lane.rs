@@ -71,6 +71,10 @@ pub const CALLS_MAX: u32 = 65_536;
 /// The bit of `via` that says that the program wrote it.
 pub const KERNEL_VIA: u64 = 1 << 63;
 
+/// What the program writes in the place of the receipt, which it has taken, into a call that goes to the agent for
+/// [`Route::to_agent_per_million`] and nothing else.
+pub const BY_SHARE: u32 = u32::MAX;
+
 /// A caller gets a new receipt for each so many bytes of answers: this is the power of two.
 pub const RECEIPT_SHIFT: u32 = 16;
 

@@ -6,8 +6,8 @@ use agent_common::{
     End, LEASE_NS,
     frame::Flags,
     lane::{
-        Call, KERNEL_VIA, Lane, Leave, MEMBERS_MAX, RECEIPT_SHIFT, Route, RouteKey, Routing, TURNS_MAX, Turn, Unrouted, access,
-        lane_state, pick,
+        BY_SHARE, Call, KERNEL_VIA, Lane, Leave, MEMBERS_MAX, RECEIPT_SHIFT, Route, RouteKey, Routing, TURNS_MAX, Turn, Unrouted,
+        access, lane_state, pick,
     },
     sip,
 };
@@ -64,6 +64,9 @@ pub(crate) fn route(ctx: &SkMsgContext, frame: Frame, head: &Head, own: &Own, by
         return Fate::Unrouted(Unrouted::NoRoute);
     };
     if let Err(why) = may_go(route, head, own, service, snapshot) {
+        if matches!(why, Unrouted::Share) {
+            frame.set_receipt(BY_SHARE);
+        }
         return Fate::Unrouted(why);
     }
     let timeout_ms = match frame.number() {

@@ -3,11 +3,13 @@
 mod eligible;
 mod keeper;
 mod registry;
+mod share;
 
 use std::{io, os::fd::BorrowedFd};
 
 pub(crate) use keeper::{BODY_MAX, Keeper, Verdicts, now_ns};
 pub(crate) use registry::{Event, Lanes, Letter, Owner};
+pub(crate) use share::Drawn;
 
 pub use agent_common::lane::{Call as RoutedCall, Member as RoutedMember, Routed, Unrouted};
 

@@ -22,6 +22,7 @@ use super::{
     LaneId, LaneRoute, RoutedCall, RoutedMember,
     eligible::{Eligible, eligible, pick_of},
     registry::{Event, Lanes, callee, caller, refusal},
+    share,
 };
 use crate::proxy::{
     board::Board,
@@ -303,7 +304,10 @@ impl Keeper {
             pick: pick_of(route.policy.balance.policy),
             callers: self.callers(route),
             timeout_ms: u32::try_from(route.policy.timeout_ms).unwrap_or(u32::MAX),
-            to_agent_per_million: routes.checked.config.tracing.share_per_million(),
+            to_agent_per_million: share::to_agent_per_million(
+                routes.checked.config.tracing.share_per_million(),
+                share::away_share(route)?,
+            ),
             body_max: BODY_MAX,
             instances: numbered,
         })
