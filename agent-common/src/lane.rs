@@ -65,6 +65,12 @@ pub const LANES_MAX: u32 = 16_384;
 /// Instances of services whose calls are counted by themselves.
 pub const MEMBERS_MAX: u32 = 4_096;
 
+/// Entries of the map `ROUTES`, for two snapshots.
+pub const ROUTES_MAX: u32 = 8_192;
+
+/// Entries of the map `ACCESS`, for two snapshots.
+pub const ACCESS_MAX: u32 = 262_144;
+
 /// Calls in flight.
 pub const CALLS_MAX: u32 = 65_536;
 

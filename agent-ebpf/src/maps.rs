@@ -2,7 +2,9 @@
 
 use agent_common::{
     Counts, End, Leg, Listener, Shared, Verdicts,
-    lane::{CALLS_MAX, Call, LANES_MAX, Lane, Leave, MEMBERS_MAX, Member, Route, RouteKey, Routed, Routing},
+    lane::{
+        ACCESS_MAX, CALLS_MAX, Call, LANES_MAX, Lane, Leave, MEMBERS_MAX, Member, ROUTES_MAX, Route, RouteKey, Routed, Routing,
+    },
 };
 use aya_ebpf::{
     bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE},
@@ -58,11 +60,11 @@ pub(crate) static LANE: Array<Lane> = Array::with_max_entries(LANES_MAX, BPF_F_M
 
 /// How services are routed, of two snapshots. Written by the agent.
 #[map]
-pub(crate) static ROUTES: HashMap<RouteKey, Route> = HashMap::with_max_entries(8192, BPF_F_NO_PREALLOC);
+pub(crate) static ROUTES: HashMap<RouteKey, Route> = HashMap::with_max_entries(ROUTES_MAX, BPF_F_NO_PREALLOC);
 
 /// Who may call what, of two snapshots. Written by the agent.
 #[map]
-pub(crate) static ACCESS: HashMap<Leave, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+pub(crate) static ACCESS: HashMap<Leave, u32> = HashMap::with_max_entries(ACCESS_MAX, BPF_F_NO_PREALLOC);
 
 /// Calls in flight. Whoever deletes an entry owns the answer, so an old one must never be displaced by a new one.
 #[map]

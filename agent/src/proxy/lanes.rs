@@ -96,7 +96,8 @@ pub trait LanePath: Send + Sync {
     fn free(&self, lane: LaneId);
 
     /// Puts these services in the place of all those that were routed. Gives those that cannot be, whose calls all go to the
-    /// agent: without an instance, with more than 64 of them, or with weights of which 64 turns give nobody his share.
+    /// agent: without an instance, with more than 64 of them, or with weights of which 64 turns give nobody his share; and those
+    /// beyond as many services, or callers that have leave, as there is room for.
     ///
     /// # Errors
     /// The kernel refused: what was routed before is routed still.

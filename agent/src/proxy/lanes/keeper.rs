@@ -269,7 +269,10 @@ impl Keeper {
         }
         for route in routes.services.iter().filter(|_| !self.refused.is_empty()) {
             if self.refused.contains(&hash_of(route)) {
-                verdicts.insert(route.key.clone(), Some("its instances, or their weights, do not fit into 64 turns"));
+                verdicts.insert(
+                    route.key.clone(),
+                    Some("its instances, or their weights, do not fit into 64 turns; or there are too many services"),
+                );
             }
         }
         *self.verdicts.lock().unwrap_or_else(PoisonError::into_inner) = verdicts;
