@@ -181,7 +181,7 @@ fn without_levels_the_weights_say_how_many_go_to_other_nodes() {
 #[test]
 fn when_an_instance_here_is_taken_out_others_get_what_is_left_over() {
     let calls = seed::count(4_000, 40_000);
-    let ejects = "outlier = { consecutive = 5, success_rate_deviations = 0, codes = [777], ejection_ms = 600000 }\n\
+    let ejects = "outlier = { consecutive = 5, success_rate_deviations = 0, codes = [777], ejection_ms = 300000 }\n\
                   retry.tries_max = 1\nbalance.policy = \"round-robin\"\n";
     let two = Two::start("", "");
     let config = config::served_by(DEMO, &[], &["far"], &format!("{NO_HEALTH_CHECK}\n{ejects}"));
