@@ -65,6 +65,12 @@ pub const LANES_MAX: u32 = 16_384;
 /// Instances of services whose calls are counted by themselves.
 pub const MEMBERS_MAX: u32 = 4_096;
 
+/// Entries of the map `ROUTES`, for two snapshots.
+pub const ROUTES_MAX: u32 = 8_192;
+
+/// Entries of the map `ACCESS`, for two snapshots.
+pub const ACCESS_MAX: u32 = 262_144;
+
 /// Calls in flight: entries of the arrays `CALLS` and `NAMES`.
 pub const CALLS_MAX: u32 = 65_536;
 
@@ -83,6 +89,10 @@ pub const BEING_ENTERED: u64 = 1;
 
 /// [`Lane::work`] counts calls from this bit on, and bytes below it.
 pub const CALLS_SHIFT: u32 = 40;
+
+/// What the program writes in the place of the receipt, which it has taken, into a call that goes to the agent for
+/// [`Route::to_agent_per_million`] and nothing else.
+pub const BY_SHARE: u32 = u32::MAX;
 
 /// A caller gets a new receipt for each so many bytes of answers: this is the power of two.
 pub const RECEIPT_SHIFT: u32 = 16;

@@ -3,8 +3,8 @@
 use agent_common::{
     Counts, End, Leg, Listener, Shared, Verdicts,
     lane::{
-        CALLS_MAX, Call, LANES_MAX, Lane, Leave, MEMBERS_MAX, Member, NAMES_OF_LINE, Route, RouteKey, Routed, Routing,
-        TRACE_BYTES,
+        ACCESS_MAX, CALLS_MAX, Call, LANES_MAX, Lane, Leave, MEMBERS_MAX, Member, NAMES_OF_LINE, ROUTES_MAX, Route, RouteKey,
+        Routed, Routing, TRACE_BYTES,
     },
 };
 use aya_ebpf::{
@@ -61,11 +61,11 @@ pub(crate) static LANE: Array<Lane> = Array::with_max_entries(LANES_MAX, BPF_F_M
 
 /// How services are routed, of two snapshots. Written by the agent.
 #[map]
-pub(crate) static ROUTES: HashMap<RouteKey, Route> = HashMap::with_max_entries(8192, BPF_F_NO_PREALLOC);
+pub(crate) static ROUTES: HashMap<RouteKey, Route> = HashMap::with_max_entries(ROUTES_MAX, BPF_F_NO_PREALLOC);
 
 /// Who may call what, of two snapshots. Written by the agent.
 #[map]
-pub(crate) static ACCESS: HashMap<Leave, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+pub(crate) static ACCESS: HashMap<Leave, u32> = HashMap::with_max_entries(ACCESS_MAX, BPF_F_NO_PREALLOC);
 
 /// Calls in flight, which the agent maps into its memory.
 #[map]

@@ -6,7 +6,7 @@ use agent_common::{
     End, LEASE_NS,
     frame::Flags,
     lane::{
-        Call, Lane, Leave, MEMBERS_MAX, RECEIPT_SHIFT, Route, RouteKey, Routing, TURNS_MAX, Turn, Unrouted, access,
+        BY_SHARE, Call, Lane, Leave, MEMBERS_MAX, RECEIPT_SHIFT, Route, RouteKey, Routing, TURNS_MAX, Turn, Unrouted, access,
         calls_and_bytes, lane_state, pick, work_of,
     },
     sip,
@@ -67,6 +67,9 @@ pub(crate) fn route(ctx: &SkMsgContext, frame: Frame, head: &Head, own: &Own, by
         return Fate::Unrouted(Unrouted::NoRoute);
     };
     if let Err(why) = may_go(route, head, own, service, snapshot) {
+        if matches!(why, Unrouted::Share) {
+            frame.set_receipt(BY_SHARE);
+        }
         return Fate::Unrouted(why);
     }
     let timeout_ms = match frame.number() {

@@ -14,6 +14,7 @@ pub mod external;
 pub mod fake;
 pub mod fleet;
 pub mod frames;
+pub mod herd;
 pub mod judge;
 pub mod kernel;
 pub mod lanes;

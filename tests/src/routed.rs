@@ -1,8 +1,11 @@
 //! What an agent says of the calls that its kernel path routes from lane to lane.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, mem::offset_of};
 
-use crate::{Agent, until_true};
+use agent_common::lane::{LANES_MAX, Lane, lane_state};
+use aya::maps::{Array, Map, MapData};
+
+use crate::{Agent, kernel::Look, until_true};
 
 /// What the kernel has routed, and what not.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -65,4 +68,48 @@ pub fn await_idle(agent: &Agent) {
     until_true("nothing to be in flight", || {
         Routed::at(agent).in_flight == 0 && agent.json(&["status"])["calls"]["in_flight"] == 0
     });
+}
+
+/// What is reserved at a lane that is not over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reserved {
+    /// Its place.
+    pub lane: u32,
+    /// Calls that it was given and has not answered.
+    pub in_flight: u64,
+    /// Bytes of them.
+    pub queued: u64,
+}
+
+/// The lanes that something is reserved at, by the word of the kernel's own map.
+///
+/// # Panics
+/// If it cannot be read.
+pub fn reserved(agent: &Agent) -> Vec<Reserved> {
+    let pins = Look::at(agent).pins.expect("pins");
+    let map = Map::from_map_data(MapData::from_pin(pins.join("LANE")).expect("the pin of the lanes")).expect("a map");
+    let lanes: Array<_, [u8; size_of::<Lane>()]> = Array::try_from(map).expect("the lanes");
+    let of = |lane: u32| {
+        let bytes = lanes.get(&lane, 0).expect("a lane");
+        let long = |at: usize| u64::from_ne_bytes(*bytes[at..].first_chunk().expect("a number"));
+        let state = u32::from_ne_bytes(*bytes[offset_of!(Lane, state)..].first_chunk().expect("a number"));
+        let (in_flight, queued) = (long(offset_of!(Lane, in_flight)), long(offset_of!(Lane, queued)));
+        let is_open = state == lane_state::OPEN || state == lane_state::PAUSED;
+        (is_open && (in_flight, queued) != (0, 0)).then_some(Reserved { lane, in_flight, queued })
+    };
+    (0..LANES_MAX).filter_map(of).collect()
+}
+
+/// Waits until nothing is in flight, and nothing is reserved at any lane.
+///
+/// # Panics
+/// With what is reserved, if it stays.
+pub fn await_unreserved(agent: &Agent) {
+    await_idle(agent);
+    let mut left = Vec::new();
+    let given_back = crate::wait::poll_within(crate::PATIENCE, || {
+        left = reserved(agent);
+        left.is_empty()
+    });
+    assert!(given_back, "not given back: {left:?}");
 }

@@ -31,6 +31,18 @@ pub fn until_within<T>(limit: Duration, what: &str, mut probe: impl FnMut() -> O
     }
 }
 
+/// Probes until it is true, or for as long as `limit`. Whether it is.
+pub fn poll_within(limit: Duration, mut probe: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    while !probe() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    true
+}
+
 /// Probes until it is true.
 ///
 /// # Panics

@@ -211,6 +211,28 @@ impl Set {
         self.members.iter().zip(self.used()).enumerate().map(explain).collect()
     }
 
+    /// The share of calls that those of its members get that another set has too, if loads are equal.
+    pub(crate) fn share_of(&self, part: &Self, now: Instant) -> f64 {
+        let has = |index: u32| part.members.binary_search_by_key(&index, |member| member.index).is_ok();
+        self.explain(now).iter().filter(|member| has(member.index)).map(|member| member.share).sum()
+    }
+
+    /// Shares calls among its levels as a set does that it is a part of.
+    pub(crate) fn share_as(&mut self, whole: &Self) {
+        let share = |level: usize| if self.levels[level].len() > 0 { whole.shares[level] } else { 0.0 };
+        let shares: Shares = std::array::from_fn(share);
+        let sum: f64 = shares.iter().sum();
+        if sum > 0.0 {
+            self.shares = shares.map(|share| share / sum);
+            self.only = self.shares.iter().position(|share| *share >= 1.0);
+        }
+    }
+
+    /// Whether too few can be used, so that all are.
+    pub(crate) fn is_panicking(&self) -> bool {
+        self.panic
+    }
+
     fn used(&self) -> impl Iterator<Item = bool> {
         self.usable.iter().map(|usable| *usable || self.panic)
     }

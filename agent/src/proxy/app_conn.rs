@@ -343,7 +343,15 @@ impl AppConn {
         let said = || session.as_deref().and_then(Session::own_name);
         let application = known.as_deref().or_else(said).unwrap_or_default();
         let scope = self.app.side.scope();
-        with(&Origin { scope, application, peer: self.app.peer, protocol: "redis", idempotent: false, shadow: false })
+        with(&Origin {
+            scope,
+            application,
+            peer: self.app.peer,
+            protocol: "redis",
+            idempotent: false,
+            shadow: false,
+            sampled: None,
+        })
     }
 
     fn find(&self, action: &JsonStr<'_>) -> Option<Rc<Service>> {

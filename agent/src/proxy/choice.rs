@@ -35,6 +35,8 @@ pub(crate) struct Choice {
     pub(crate) plain: bool,
     /// The rule that lets it go nowhere else, by its place among the routes.
     pub(crate) rule: Option<u16>,
+    /// It belongs to the share of other nodes, as the kernel has given those of this one theirs.
+    pub(crate) away: bool,
 }
 
 impl Choice {
@@ -73,6 +75,9 @@ pub(crate) struct Sets {
     node: Option<Vec<Set>>,
     /// By subset, for calls that are no part of the policy.
     plain: Vec<Set>,
+    /// Those on other nodes, for calls that belong to their share, and this share of all calls; none if all instances are on the
+    /// same side.
+    away: Option<(Set, f64)>,
     /// By slot.
     known: Vec<Known>,
 }
@@ -112,7 +117,14 @@ impl Sets {
             let fits = |slot: &Slot<'_>| slot.member.is_of(subset);
             Set::new(options, members(&fits), None, now.into_std())
         });
-        RefCell::new(Self { seen: None, mesh: mesh.collect(), node, plain: plain.collect(), known })
+        let mesh: Vec<_> = mesh.collect();
+        let away = slots.iter().any(|slot| slot.is_away) && slots.iter().any(|slot| !slot.is_away);
+        let away = away.then(|| {
+            let fits = |slot: &Slot<'_>| slot.is_away && subsets.first().is_some_and(|first| slot.member.is_of(first));
+            // Where none of them can be used, others are.
+            (Set::new(Options { panic: 0, ..options.clone() }, members(&fits), None, now.into_std()), 0.0)
+        });
+        RefCell::new(Self { seen: None, mesh, node, plain: plain.collect(), away, known })
     }
 
     /// Looks at which instances can be used, if that may have changed.
@@ -141,10 +153,21 @@ impl Sets {
         let known = std::mem::take(&mut self.known);
         self.all().for_each(|set| set.refresh(now.into_std(), |index| known.get(index as usize).is_some_and(|slot| slot.usable)));
         self.known = known;
+        if let (Some((away, share)), Some(mesh)) = (&mut self.away, self.mesh.first()) {
+            away.share_as(mesh);
+            *share = mesh.share_of(away, now.into_std());
+        }
+    }
+
+    /// The share of calls that instances on other nodes get, where some are on this one.
+    pub(super) fn away_share(&mut self, service: &Service, now: Instant) -> f64 {
+        self.follow(service, now);
+        self.away.as_ref().map_or(0.0, |(_, share)| *share)
     }
 
     fn all(&mut self) -> impl Iterator<Item = &mut Set> {
-        self.mesh.iter_mut().chain(self.node.iter_mut().flatten()).chain(&mut self.plain)
+        let away = self.away.iter_mut().map(|(set, _)| set);
+        self.mesh.iter_mut().chain(self.node.iter_mut().flatten()).chain(&mut self.plain).chain(away)
     }
 
     fn of(&mut self, scope: Scope, (subset, plain): (u16, bool)) -> Option<&mut Set> {
@@ -167,6 +190,12 @@ impl Sets {
         self.follow(service, now);
         let loads: &Loads = &service.loads;
         let mut from = |set: &mut Set| set.pick(Pick { now: now.into_std(), loads, key: choice.key, dice }, &mut fit);
+        if choice.away
+            && scope == Scope::Mesh
+            && let Some(found) = self.away.as_mut().and_then(|(set, _)| from(set))
+        {
+            return Some(found);
+        }
         choice.subsets().find_map(|subset| from(self.of(scope, (subset, choice.plain))?))
     }
 

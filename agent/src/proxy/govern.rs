@@ -76,6 +76,8 @@ pub(super) struct Origin<'a> {
     pub(super) idempotent: bool,
     /// It is a copy, whose answer nobody reads.
     pub(super) shadow: bool,
+    /// Whether it begins a trace, if that was decided.
+    pub(super) sampled: Option<bool>,
 }
 
 /// A call that is to be made.
@@ -500,6 +502,7 @@ fn choice_of(routed: &Routed<'_>, plan: &Plan) -> Choice {
         key: None,
         pin: 0,
         plain: routed.plain,
+        away: false,
     }
 }
 

@@ -4,6 +4,7 @@ mod eligible;
 mod keeper;
 mod lacking;
 mod registry;
+mod share;
 mod trace;
 
 use std::{
@@ -14,6 +15,7 @@ use std::{
 
 pub(crate) use keeper::{BODY_MAX, Keeper, Verdicts, now_ns};
 pub(crate) use registry::{Event, Lanes, Letter, Owner};
+pub(crate) use share::Drawn;
 pub use trace::{Decision, TraceLine, Tracer};
 
 pub use agent_common::lane::{Call as RoutedCall, Member as RoutedMember, Routed, Traced, Unrouted};
@@ -101,7 +103,8 @@ pub trait LanePath: Send + Sync {
     fn free(&self, lane: LaneId);
 
     /// Puts these services in the place of all those that were routed. Gives those that cannot be, whose calls all go to the
-    /// agent: without an instance, with more than 64 of them, or with weights of which 64 turns give nobody his share.
+    /// agent: without an instance, with more than 64 of them, or with weights of which 64 turns give nobody his share; and those
+    /// beyond as many services, or callers that have leave, as there is room for.
     ///
     /// # Errors
     /// The kernel refused: what was routed before is routed still.

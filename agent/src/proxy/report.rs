@@ -107,7 +107,8 @@ impl Worker {
         let sample = self.limits().sample_per_million;
         self.dice(|dice| match parent {
             Some(parent) => parent.sampled.then(|| (parent.child(dice), Some(parent.span_id), kind)),
-            None => (kind == Kind::Client && Context::sample(sample, dice)).then(|| (Context::root(true, dice), None, kind)),
+            None => (kind == Kind::Client && origin.sampled.unwrap_or_else(|| Context::sample(sample, dice)))
+                .then(|| (Context::root(true, dice), None, kind)),
         })
     }
 

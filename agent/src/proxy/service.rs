@@ -241,6 +241,11 @@ impl Service {
         self.entries().filter_map(|entry| entry.upstream.get()).find(has).cloned()
     }
 
+    /// The share of its calls that instances on other nodes get.
+    pub(crate) fn away_share(&self, now: Instant) -> f64 {
+        self.sets.borrow_mut().away_share(self, now)
+    }
+
     /// How a subset looks to the balancer.
     pub(crate) fn look<T>(&self, subset: u16, now: Instant, look: impl FnOnce(&Set) -> T) -> Option<T> {
         self.sets.borrow_mut().look(self, subset, now).map(look)

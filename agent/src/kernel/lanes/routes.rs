@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap as Map, HashSet};
 
-use agent_common::lane::{Leave, MEMBERS_MAX, Route, RouteKey, TURNS_MAX, Turn, access, pick};
+use agent_common::lane::{ACCESS_MAX, Leave, MEMBERS_MAX, ROUTES_MAX, Route, RouteKey, TURNS_MAX, Turn, access, pick};
 use aya::maps::{HashMap, MapData, MapError};
 
 use super::{Switch, turns::turns};
@@ -13,6 +13,10 @@ use crate::{
 
 /// Entries of the array `TURNS`.
 const COUNTERS: u32 = 4096;
+/// Services of a snapshot: half of the map `ROUTES`.
+const SERVICES_MAX: usize = ROUTES_MAX as usize / 2;
+/// Callers that have leave in a snapshot: half of the map `ACCESS`.
+const LEAVES_MAX: usize = ACCESS_MAX as usize / 2;
 
 /// What is routed, and how.
 pub(in crate::kernel) struct Routes {
@@ -44,28 +48,21 @@ impl Routes {
     }
 
     /// Writes the next snapshot and puts it in force. Gives the services that cannot be routed.
+    ///
+    /// What was in force two snapshots ago makes room first: nobody goes by it any more. So as a snapshot has at most half of
+    /// what the maps hold, there is always room: what was allowed before and is forbidden now must not stay for a lack of it.
     pub(super) fn publish(&mut self, routes: &[LaneRoute], switch: &Switch) -> Result<Vec<u64>, MapError> {
         let snapshot = switch.snapshot().wrapping_add(1) & 1;
-        let refused = self.refused(routes);
-        let routed = || routes.iter().filter(|route| !refused.contains(&route.service));
-        self.count(routed().map(|route| route.service).collect());
-        let mut now = Written::default();
-        for route in routed() {
+        let refused = refused(routes);
+        let routed: Vec<_> = routes.iter().filter(|route| !refused.contains(&route.service)).collect();
+        self.count(routed.iter().map(|route| route.service).collect());
+        self.remove_others(snapshot, &written(&routed, snapshot))?;
+        for route in routed {
             let Some(turns) = turns_of(route) else { continue };
-            let key = RouteKey { service: route.service, snapshot };
-            // Before it is there, so that it is known even if this fails in the middle.
-            self.write(route, key, turns, &mut now)?;
+            self.write(route, snapshot, turns)?;
         }
-        self.remove_others(snapshot, now)?;
         switch.next();
         Ok(refused.into_iter().collect())
-    }
-
-    /// Services that have no turns, or a hash that is another's too: the programs could not tell them apart.
-    fn refused(&self, routes: &[LaneRoute]) -> BTreeSet<u64> {
-        let mut seen = HashSet::new();
-        let cannot = |route: &&LaneRoute| !seen.insert(route.service) || turns_of(route).is_none();
-        routes.iter().filter(cannot).map(|route| route.service).collect()
     }
 
     /// Gives each of these services a counter of its own. Beyond as many as there are, services share them.
@@ -78,12 +75,12 @@ impl Routes {
         }
     }
 
-    fn write(&mut self, route: &LaneRoute, key: RouteKey, turns: [Turn; TURNS_MAX], now: &mut Written) -> Result<(), MapError> {
-        let of = &mut self.written[parity(key.snapshot)];
-        for label in route.callers.iter().flatten() {
-            let leave = Leave { service: route.service, label: *label, snapshot: u32::from(key.snapshot != 0) };
+    fn write(&mut self, route: &LaneRoute, snapshot: u64, turns: [Turn; TURNS_MAX]) -> Result<(), MapError> {
+        let of = &mut self.written[parity(snapshot)];
+        let key = RouteKey { service: route.service, snapshot };
+        // Each is known before it is there, so that it is even if this fails in the middle.
+        for leave in leaves(route, snapshot) {
             of.access.insert(leave);
-            now.access.insert(leave);
             self.access.insert(leave, 1, 0)?;
         }
         let value = Route {
@@ -103,12 +100,11 @@ impl Routes {
             turns,
         };
         of.routes.insert(key);
-        now.routes.insert(key);
         self.routes.insert(key, value, 0)
     }
 
-    /// Takes out what this snapshot had and is no more.
-    fn remove_others(&mut self, snapshot: u64, now: Written) -> Result<(), MapError> {
+    /// Takes out what this snapshot had and will not have.
+    fn remove_others(&mut self, snapshot: u64, now: &Written) -> Result<(), MapError> {
         let of = &mut self.written[parity(snapshot)];
         for key in of.routes.difference(&now.routes) {
             gone(self.routes.remove(key))?;
@@ -116,9 +112,41 @@ impl Routes {
         for leave in of.access.difference(&now.access) {
             gone(self.access.remove(leave))?;
         }
-        *of = now;
+        of.routes.retain(|key| now.routes.contains(key));
+        of.access.retain(|leave| now.access.contains(leave));
         Ok(())
     }
+}
+
+/// Services that have no turns, or a hash that is another's too, as the programs could not tell them apart; and those that a
+/// snapshot has no room for.
+fn refused(routes: &[LaneRoute]) -> BTreeSet<u64> {
+    let mut seen = HashSet::new();
+    let (mut services, mut leaves) = (0, 0);
+    let cannot = |route: &&LaneRoute| {
+        if !seen.insert(route.service) || turns_of(route).is_none() {
+            return true;
+        }
+        let more = route.callers.as_ref().map_or(0, Vec::len);
+        let fits = services < SERVICES_MAX && leaves + more <= LEAVES_MAX;
+        (services, leaves) = if fits { (services + 1, leaves + more) } else { (services, leaves) };
+        !fits
+    };
+    routes.iter().filter(cannot).map(|route| route.service).collect()
+}
+
+/// What these have in the maps.
+fn written(routes: &[&LaneRoute], snapshot: u64) -> Written {
+    Written {
+        routes: routes.iter().map(|route| RouteKey { service: route.service, snapshot }).collect(),
+        access: routes.iter().flat_map(|route| leaves(route, snapshot)).collect(),
+    }
+}
+
+/// The leave of each caller that may call.
+fn leaves(route: &LaneRoute, snapshot: u64) -> impl Iterator<Item = Leave> {
+    let snapshot = u32::from(snapshot != 0);
+    route.callers.iter().flatten().map(move |label| Leave { service: route.service, label: *label, snapshot })
 }
 
 /// What is taken out may be gone.

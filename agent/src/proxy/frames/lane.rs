@@ -5,9 +5,12 @@
 
 use std::{os::fd::BorrowedFd, rc::Rc, time::Duration};
 
-use agent_common::frame::{
-    Flags, Header, Hello, Kind, Lane, Message, Role, Violation,
-    status::{self, reason},
+use agent_common::{
+    frame::{
+        Flags, Header, Hello, Kind, Lane, Message, Role, Violation,
+        status::{self, reason},
+    },
+    lane::BY_SHARE,
 };
 use rand::Rng as _;
 
@@ -160,7 +163,7 @@ impl Worker {
         let Some(stream) = self.frames.borrow().get(&stream).cloned() else { return Ok(()) };
         let whole = header.flags.has(Flags::END_STREAM) && !header.flags.has(Flags::ONE_WAY);
         match header.kind() {
-            Some(Kind::Request) if whole => self.requested(&stream, frame)?,
+            Some(Kind::Request) if whole => self.requested_by(&stream, frame, header.receipt == BY_SHARE)?,
             Some(Kind::Response) if whole && header.is_routed() => self.routed_answer(lane, &stream, frame),
             Some(Kind::Response) if whole => self.responded(&stream, frame)?,
             Some(Kind::Cancel) if !header.flags.has(Flags::TO_CALLER) => self.cancelled(&stream, header),

@@ -21,6 +21,7 @@ use crate::proxy::{
     choice::Tried,
     dispatch::{Call, Place, UNNUMBERED, Within, code},
     govern::{Begun, Origin, Refused},
+    lanes::Drawn,
     request::{Notes, Request, pieces},
     routes::service_key,
     says::FrameCall,
@@ -44,6 +45,16 @@ struct Refusal {
 impl Worker {
     /// A call has come.
     pub(super) fn requested(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) -> Result<(), Violation> {
+        self.requested_by(conn, frame, false)
+    }
+
+    /// The same; `by_share`: the kernel has given it to the agent by chance, and could have routed it.
+    pub(super) fn requested_by(
+        self: &Rc<Self>,
+        conn: &Rc<FrameConn>,
+        frame: &Incoming<'_>,
+        by_share: bool,
+    ) -> Result<(), Violation> {
         let header = &frame.header;
         conn.calls.set(conn.calls.get() + 1);
         if conn.incoming(header.via).is_some() || conn.answers(header.via) {
@@ -56,7 +67,7 @@ impl Worker {
             service: header.service,
             one_way: header.flags.has(Flags::ONE_WAY),
         };
-        match self.admit(conn, frame) {
+        match self.admit(conn, frame, by_share) {
             Ok(begun) => self.begin_framed(framed, begun, frame),
             Err(refusal) => {
                 let Refusal { code, name, reason, service } = refusal;
@@ -77,7 +88,7 @@ impl Worker {
     }
 
     /// Finds the service, and says no where a bound is reached.
-    fn admit(&self, conn: &FrameConn, frame: &Incoming<'_>) -> Result<Begun, Refusal> {
+    fn admit(&self, conn: &FrameConn, frame: &Incoming<'_>, by_share: bool) -> Result<Begun, Refusal> {
         let (service, method) = self.find_service(frame)?;
         let limits = self.limits();
         let (code, reason) = if conn.incoming_len() >= conn.bounds.calls_max {
@@ -89,8 +100,10 @@ impl Worker {
         } else if conn.is_crowded() {
             (code::POOL_FULL, conn.why_crowded())
         } else {
-            match self.govern_framed(&service, conn, (frame, method)) {
+            let drawn = by_share.then(|| self.draw(&service));
+            match self.govern_framed(&service, conn, (frame, method), drawn) {
                 Ok(mut begun) => {
+                    begun.choice.away = drawn.is_some_and(|drawn| drawn.away);
                     if conn.side == Side::Worker {
                         begun.choice.pin = frame.header.receipt;
                     }
@@ -108,6 +121,7 @@ impl Worker {
         service: &Rc<Service>,
         conn: &FrameConn,
         (frame, method): (&Incoming<'_>, &[u8]),
+        drawn: Option<Drawn>,
     ) -> Result<Begun, Refused> {
         let hello = conn.hello();
         let text = |number| find(frame.meta(), number).and_then(|value| std::str::from_utf8(value).ok());
@@ -120,8 +134,15 @@ impl Worker {
             false => own.unwrap_or_default(),
         };
         let call = FrameCall { meta: frame.meta(), method, application, instance };
-        let origin = Origin::of(conn, application, frame.header.flags);
+        let sampled = drawn.map(|drawn| drawn.sampled);
+        let origin = Origin { sampled, ..Origin::of(conn, application, frame.header.flags) };
         self.govern(service, &call, &origin)
+    }
+
+    /// What a call is for that the kernel has given to the agent by chance.
+    fn draw(&self, service: &Service) -> Drawn {
+        let traced = if self.spans().is_some() { self.limits().sample_per_million } else { 0 };
+        Drawn::of(traced, service.away_share(self.now()), self.dice(rand::Rng::next_u32))
     }
 
     /// The service that a call is for, and the method.
@@ -437,7 +458,8 @@ enum Went {
 impl<'a> Origin<'a> {
     fn of(conn: &FrameConn, application: &'a str, flags: Flags) -> Self {
         let (idempotent, shadow) = (flags.has(Flags::IDEMPOTENT), flags.has(Flags::SHADOW));
-        Self { scope: conn.side.scope(), application, peer: conn.peer, protocol: "frames", idempotent, shadow }
+        let scope = conn.side.scope();
+        Self { scope, application, peer: conn.peer, protocol: "frames", idempotent, shadow, sampled: None }
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{LaneId, Pick, keeper::address_of, lacking::Lacking};
+use super::{LaneId, Pick, keeper::address_of, lacking::Lacking, share::away_share};
 use crate::{
     config::traffic::{BalancePolicy, LocalPreference, RetryOn},
     proxy::routes::{Endpoint, Instance, Member, ServiceRoute},
@@ -52,14 +52,10 @@ pub(super) fn eligible(
     if !usable.iter().any(|member| has_lane(member)) {
         return Err("no instance has a lane");
     }
-    let locality = &route.policy.locality;
-    if locality.local == LocalPreference::Never {
+    if route.policy.locality.local == LocalPreference::Never {
         return Err("locality.local");
     }
-    let is_far = local.len() < route.members.len();
-    if is_far && (locality.local != LocalPreference::Always || !locality.failover || usable.len() < local.len()) {
-        return Err("a share goes to other nodes");
-    }
+    away_share(route)?;
     let of = |member: &Member| {
         let conns: Vec<_> = member.conns.iter().filter_map(|conn| lanes.get(&conn.id).copied()).collect();
         let weight = member.traits.weight * PARTS / u32::try_from(conns.len()).unwrap_or(1).max(1);

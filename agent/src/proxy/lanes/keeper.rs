@@ -23,6 +23,7 @@ use super::{
     eligible::{Eligible, eligible, pick_of},
     lacking::Lacking,
     registry::{Event, Lanes, callee, caller, refusal},
+    share,
 };
 use crate::proxy::{
     board::Board,
@@ -311,7 +312,10 @@ impl Keeper {
         self.looked = is_put.then_some(looked);
         for route in routes.services.iter().filter(|_| !self.refused.is_empty()) {
             if self.refused.contains(&hash_of(route)) {
-                verdicts.insert(route.key.clone(), Some("its instances, or their weights, do not fit into 64 turns"));
+                verdicts.insert(
+                    route.key.clone(),
+                    Some("its instances, or their weights, do not fit into 64 turns; or there are too many services"),
+                );
             }
         }
         let mut known = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -354,7 +358,10 @@ impl Keeper {
             pick: pick_of(route.policy.balance.policy),
             callers: self.callers(route),
             timeout_ms: u32::try_from(route.policy.timeout_ms).unwrap_or(u32::MAX),
-            to_agent_per_million: routes.checked.config.tracing.share_per_million(),
+            to_agent_per_million: share::to_agent_per_million(
+                routes.checked.config.tracing.share_per_million(),
+                share::away_share(route)?,
+            ),
             body_max: BODY_MAX,
             instances: numbered,
         })

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use agent_common::lane::ROUTES_MAX;
+
 use super::bed::{BOUND, SERVICE, Whole, bytes, echo, in_bed, request, route};
 use crate::proxy::{LaneRoute, Unrouted};
 
@@ -72,5 +74,28 @@ fn snapshots_change_and_no_call_is_lost() {
         drop((a.app.shutdown(std::net::Shutdown::Both), b.app.shutdown(std::net::Shutdown::Both)));
         let [in_a, in_b] = echoes.map(|echo| echo.join().unwrap());
         assert!(in_a > 0 && in_b > 0, "{in_a} {in_b}");
+    });
+}
+
+#[test]
+fn more_services_than_there_is_room_for_do_not_keep_others_from_changing() {
+    const MANY: usize = 5_000;
+    in_bed(BOUND, |bed| {
+        let (caller, callee) = (bed.app(1), bed.app(2));
+        let denied = || bed.unrouted(Unrouted::Denied);
+        for round in 0..5_u32 {
+            // Allowed and forbidden in turn, and others each time.
+            let allowed = round.is_multiple_of(2);
+            let callers = Some(vec![if allowed { 1 } else { 9 }]);
+            let one = LaneRoute { callers, ..route(SERVICE, &[&callee]) };
+            let others = (0..MANY as u64).map(|nth| route(nth << 8 | u64::from(round), &[&callee]));
+            let refused = bed.lanes.publish(&[one].into_iter().chain(others).collect::<Vec<_>>()).unwrap();
+            assert_eq!(refused.len(), MANY + 1 - ROUTES_MAX as usize / 2);
+            bed.lanes.set_on(true);
+            let before = (bed.in_flight(&callee), denied());
+            request(round + 1, bytes(u64::from(round), 64)).send(&caller.app);
+            let after = (bed.in_flight(&callee), denied());
+            assert_eq!(after, if allowed { (before.0 + 1, before.1) } else { (before.0, before.1 + 1) }, "{round}");
+        }
     });
 }
