@@ -253,9 +253,10 @@ fn an_instance_whose_lane_dies_first_does_not_take_the_others_off_the_kernel() {
 #[test]
 fn when_the_only_lane_dies_nothing_is_routed_at_once() {
     let agent = kernel::start("");
-    let mut stream = held(&agent).leave_lane();
-    await_unrouted(&agent, "no instance has a lane");
+    let held = held(&agent);
     let mut client = client(&agent);
+    let mut stream = held.leave_lane();
+    await_unrouted(&agent, "no instance has a lane");
     let number = client.request(DEMO, Flags::END_STREAM, b"x");
     let call = stream.expect(Kind::Request);
     stream.respond(&call, 0, b"y");

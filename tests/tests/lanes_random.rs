@@ -397,8 +397,10 @@ fn run(name: &str, mode: Mode) {
         counts.calls, counts.by_lane, counts.ended, counts.cancelled, counts.refused
     );
     if mode == Mode::On {
+        // Two instances have lanes all the time, so only what comes at the moment of a death, or with a lane's end, is not routed:
+        // a thousandth on an idle machine. An instance whose lane takes more than a second to open is within the rest.
         let routed = routing["calls"].as_u64().expect("a number");
-        assert!(routed * 10 >= counts.by_lane * 9, "{routed} of {} calls on lanes were routed: {routing}", counts.by_lane);
+        assert!(routed * 20 >= counts.by_lane * 19, "{routed} of {} calls on lanes were routed: {routing}", counts.by_lane);
     }
     world.mortal.into_iter().chain(immortal).for_each(Instance::die);
 }
