@@ -19,6 +19,7 @@ use agent_common::{
 use moa_tests::{
     Agent, DEMO, LanePeer,
     frames::{Got, bytes_of, caller, meta_of, service},
+    herd::{self, Serving},
     kernel,
     lanes::{Way, request_header},
     routed::{Routed, await_lanes, await_routed, await_unreserved},
@@ -178,6 +179,32 @@ fn calls_that_expire_or_are_given_up_leave_nothing_reserved() {
     await_unreserved(&agent);
     stop.store(true, Relaxed);
     staying.into_iter().for_each(|instance| instance.join().expect("an instance"));
+    await_lanes(&agent, 0);
+}
+
+#[test]
+fn the_first_frame_of_a_lane_is_the_agents_hello_whatever_is_called_meanwhile() {
+    let agent = kernel::start(HEAD);
+    let staying = Serving::start(agent.address(), &[service("stays", &[DEMO])]);
+    await_routed(&agent, DEMO);
+    let stop = Arc::new(AtomicBool::new(false));
+    let call = |_| {
+        let (mut peers, stop) = (herd::callers(agent.address(), 8), stop.clone());
+        thread::spawn(move || {
+            while !stop.load(Relaxed) {
+                herd::call_each(&mut peers, |_| DEMO, |_| b"x".to_vec());
+            }
+        })
+    };
+    let calling: Vec<_> = (0..2).map(call).collect();
+    for nth in 0..seed::count(300, 2_000) {
+        // This panics if anything else comes first.
+        drop(LanePeer::open(agent.address(), &service(&format!("comes-{nth}"), &[DEMO])));
+    }
+    stop.store(true, Relaxed);
+    calling.into_iter().for_each(|thread| thread.join().expect("a caller whose calls all ended"));
+    await_unreserved(&agent);
+    drop(staying);
     await_lanes(&agent, 0);
 }
 

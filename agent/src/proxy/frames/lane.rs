@@ -73,6 +73,13 @@ impl Worker {
         conn.say(&own);
     }
 
+    /// All that was to be said on a lane has been written.
+    pub(super) fn lane_greeted(&self, conn: &FrameConn) {
+        if let (Tie::Is(lane, _), Some(lanes)) = (conn.tie.get(), self.lanes()) {
+            lanes.greeted(lane);
+        }
+    }
+
     fn open_lane(
         &self,
         conn: &FrameConn,

@@ -100,6 +100,8 @@ struct FrameTask {
     credit: u32,
     /// The peer has said who it is; it is answered when what it offers can be called.
     heard: bool,
+    /// The HELLO of a lane has been written.
+    greeted: bool,
     /// The last frame is queued; what is left is to write it.
     ending: Option<CloseReason>,
     shut: bool,
@@ -139,6 +141,7 @@ fn start(worker: &Rc<Worker>, stream: Stream, from: Source, first: BytesMut) -> 
         released: Vec::new(),
         credit: 0,
         heard: false,
+        greeted: false,
         ending: None,
         shut: false,
     });
@@ -185,6 +188,9 @@ impl FrameTask {
         }
         self.worker.give_owed(&self.conn);
         let mut flushed = self.poll_flush(cx);
+        if matches!(flushed, Poll::Ready(Ok(()))) && self.conn.is_lane() && !std::mem::replace(&mut self.greeted, true) {
+            self.worker.lane_greeted(&self.conn);
+        }
         if self.ending.is_none()
             && let Some(reason) = self.should_end()
         {

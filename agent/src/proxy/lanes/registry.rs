@@ -79,7 +79,8 @@ impl Lanes {
         &*self.path
     }
 
-    /// Makes a lane of a connection. Nothing may have come on it but its HELLO, of `read` bytes.
+    /// Makes a lane of a connection. Nothing may have come on it but its HELLO, of `read` bytes. It is given no calls before
+    /// [`Lanes::greeted`].
     pub(crate) fn open(
         &self,
         socket: BorrowedFd<'_>,
@@ -90,12 +91,17 @@ impl Lanes {
         let label = self.label(application);
         let calls_max = if calls_max == 0 { CALLS_MAX } else { calls_max };
         let lane = self.path.open(socket, read, label, calls_max)?;
+        self.held().owners.insert(lane, owner);
+        Ok(lane)
+    }
+
+    /// The agent's HELLO lies at the other end of a lane, which is not over: what is routed to it comes behind that.
+    pub(crate) fn greeted(&self, lane: LaneId) {
         let mut held = self.held();
-        held.owners.insert(lane, owner);
-        held.by_conn.insert(owner.conn, lane);
+        let Some(conn) = held.owners.get(&lane).map(|owner| owner.conn) else { return };
+        held.by_conn.insert(conn, lane);
         drop(held);
         self.tell(Event::Opened);
-        Ok(lane)
     }
 
     /// Says who has a lane, for operators.
