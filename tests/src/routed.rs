@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, mem::offset_of};
 
-use agent_common::lane::{LANES_MAX, Lane, lane_state};
+use agent_common::lane::{LANES_MAX, Lane, calls_and_bytes, lane_state};
 use aya::maps::{Array, Map, MapData};
 
 use crate::{Agent, kernel::Look, until_true};
@@ -93,7 +93,7 @@ pub fn reserved(agent: &Agent) -> Vec<Reserved> {
         let bytes = lanes.get(&lane, 0).expect("a lane");
         let long = |at: usize| u64::from_ne_bytes(*bytes[at..].first_chunk().expect("a number"));
         let state = u32::from_ne_bytes(*bytes[offset_of!(Lane, state)..].first_chunk().expect("a number"));
-        let (in_flight, queued) = (long(offset_of!(Lane, in_flight)), long(offset_of!(Lane, queued)));
+        let (in_flight, queued) = calls_and_bytes(long(offset_of!(Lane, work)));
         let is_open = state == lane_state::OPEN || state == lane_state::PAUSED;
         (is_open && (in_flight, queued) != (0, 0)).then_some(Reserved { lane, in_flight, queued })
     };
