@@ -201,6 +201,21 @@ mod tests {
     use super::*;
     use crate::api::{KernelMap, KernelProbe, KernelProgram, KernelStatus, RoutedService};
 
+    fn services() -> Vec<RoutedService> {
+        vec![
+            RoutedService {
+                service: "/service/a".into(),
+                answered: 999,
+                p50_us: 8,
+                p90_us: 12,
+                p99_us: 40,
+                max_us: 1_310,
+                ..RoutedService::default()
+            },
+            RoutedService { service: "/service/b#blue".into(), why_not: Some("rules".into()), ..RoutedService::default() },
+        ]
+    }
+
     #[test]
     fn everything_is_named_and_lines_up() {
         let some = |pairs: &[(&str, u64)]| pairs.iter().map(|(name, times)| ((*name).to_owned(), *times)).collect();
@@ -234,22 +249,7 @@ mod tests {
                 answers: 999,
                 bytes: 2_048,
                 unrouted: some(&[("denied", 3), ("share", 0)]),
-                services: vec![
-                    RoutedService {
-                        service: "/service/a".into(),
-                        answered: 999,
-                        p50_us: 8,
-                        p90_us: 12,
-                        p99_us: 40,
-                        max_us: 1_310,
-                        ..RoutedService::default()
-                    },
-                    RoutedService {
-                        service: "/service/b#blue".into(),
-                        why_not: Some("rules".into()),
-                        ..RoutedService::default()
-                    },
-                ],
+                services: services(),
             }),
         };
         let expected = "\
