@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     thread,
+    time::Duration,
 };
 
 use agent_common::{
@@ -87,7 +88,7 @@ fn thousands_of_callers_share_a_few_instances_and_leave_nothing() {
     assert!(by_lane * 100 >= made * 95, "{by_lane} of {made}");
     await_unreserved(&agent);
     for peer in herds.iter_mut().flatten() {
-        assert!(peer.frame_within(std::time::Duration::ZERO).is_ok_and(|more| more.is_none()), "more than its answers");
+        assert!(peer.frame_within(Duration::ZERO).is_ok_and(|more| more.is_none()), "more than its answers");
     }
     drop(herds);
     await_lanes(&agent, INSTANCES as u64);
@@ -146,9 +147,20 @@ fn one_caller_of_hundreds_of_services_is_routed_to_all_of_them() {
 
 /// Takes calls until so many have come, with the way that each did.
 fn hold(peer: &mut LanePeer, held: &mut Vec<(Way, Got)>) {
-    while let Ok(Some((way, got))) = peer.frame_within(std::time::Duration::ZERO) {
+    while let Ok(Some((way, got))) = peer.frame_within(Duration::ZERO) {
         if got.kind() == Some(Kind::Request) {
             held.push((way, got));
+        }
+    }
+}
+
+/// Takes the answers that have come.
+fn take(clients: &mut [LanePeer], answers: &mut [HashMap<u32, (Way, Got)>]) {
+    for (client, answers) in clients.iter_mut().zip(answers) {
+        while let Ok(Some((way, got))) = client.frame_within(Duration::ZERO) {
+            assert_eq!(got.kind(), Some(Kind::Response), "{got:?}");
+            let twice = answers.insert(got.header.stream, (way, got));
+            assert!(twice.is_none(), "answered twice: {twice:?}");
         }
     }
 }
@@ -176,20 +188,11 @@ fn when_no_more_calls_can_be_in_flight_the_agent_has_the_others() {
             instances.iter_mut().zip(&mut held).for_each(|(peer, held)| hold(peer, held));
         }
     }
-    let took = |clients: &mut Vec<LanePeer>, answers: &mut Vec<HashMap<u32, (Way, Got)>>| {
-        for (client, answers) in clients.iter_mut().zip(answers) {
-            while let Ok(Some((way, got))) = client.frame_within(std::time::Duration::ZERO) {
-                assert_eq!(got.kind(), Some(Kind::Response), "{got:?}");
-                let twice = answers.insert(got.header.stream, (way, got));
-                assert!(twice.is_none(), "answered twice: {twice:?}");
-            }
-        }
-    };
     // Whatever was not routed has come by way of the agent, or was refused by it.
     let total = each * CALLERS;
     until_true("each call to be somewhere", || {
         instances.iter_mut().zip(&mut held).for_each(|(peer, held)| hold(peer, held));
-        took(&mut clients, &mut answers);
+        take(&mut clients, &mut answers);
         held.iter().map(Vec::len).sum::<usize>() + answers.iter().map(HashMap::len).sum::<usize>() >= total
     });
     let full = Routed::at(&agent);
@@ -211,7 +214,7 @@ fn when_no_more_calls_can_be_in_flight_the_agent_has_the_others() {
         }
     }
     until_true("each call to be answered", || {
-        took(&mut clients, &mut answers);
+        take(&mut clients, &mut answers);
         answers.iter().map(HashMap::len).sum::<usize>() >= total
     });
     for (made, answers) in made.iter().zip(&answers) {
