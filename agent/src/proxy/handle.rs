@@ -375,6 +375,7 @@ impl Proxy {
         let (lanes, verdicts) = self.lanes.as_ref()?;
         let routed = lanes.path().routed().ok()?;
         let all = lanes.all();
+        let on_lanes: u64 = all.iter().filter_map(|lane| lanes.path().look(*lane)).map(|look| look.in_flight).sum();
         let mut services: Vec<_> = lock(verdicts)
             .iter()
             .map(|(key, why)| api::RoutedService { service: key.replace('\0', "#"), why_not: why.map(str::to_owned) })
@@ -382,7 +383,7 @@ impl Proxy {
         services.sort_unstable_by(|one, other| one.service.cmp(&other.service));
         Some(api::Routing {
             lanes: all.len() as u64,
-            in_flight: all.iter().filter_map(|lane| lanes.path().look(*lane)).map(|look| look.in_flight).sum(),
+            in_flight: on_lanes + lanes.moved() as u64,
             calls: routed.calls,
             answers: routed.answers,
             bytes: routed.bytes,
