@@ -280,6 +280,10 @@ impl Driver {
             return Poll::Ready(End::Done);
         }
         state.driver = Some(cx.waker().clone());
+        if lock(&self.link.0.arrived).is_some() {
+            // A lane that has come since it was looked for has found nobody to wake.
+            cx.waker().wake_by_ref();
+        }
         let phase = state.phase;
         drop(state);
         if phase != *self.link.0.phase.borrow() {
