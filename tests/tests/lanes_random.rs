@@ -230,10 +230,7 @@ impl Caller {
         if of_mesh {
             self.counts.refused += 1;
             let too_late = header.word == status::TIMEOUT && (live.late || live.lost);
-            // A large answer to a routed call does not wait for a caller that takes it slowly, as one by the agent does.
-            let too_much = header.word == status::LIMIT && how.len as usize > LANE_BODY;
-            let also = too_late || (self.also.contains(&header.word) && (header.word != status::LIMIT || too_much));
-            assert!(also, "{header:?} of {how:?}, answered {answered}: {says}");
+            assert!(too_late || self.also.contains(&header.word), "{header:?} of {how:?}, answered {answered}: {says}");
             return;
         }
         assert!(!live.lost, "in time: {header:?} of {how:?}");
@@ -379,8 +376,7 @@ fn run(name: &str, mode: Mode) {
         .map(|nth| {
             let (stop, sum) = (stop.clone(), sum.clone());
             let rng = StdRng::seed_from_u64(world.rng.random());
-            let also: &[u32] = if mode == Mode::Off { &[303] } else { &[303, status::LIMIT] };
-            thread::spawn(move || call(address, nth, rng, also, &stop, &sum))
+            thread::spawn(move || call(address, nth, rng, &[303], &stop, &sum))
         })
         .collect();
     let until = Instant::now() + Duration::from_secs(seed::count(4, 60) as u64);

@@ -65,6 +65,7 @@ impl Driver {
             Ok(()) => poll_fn(|cx| self.poll(cx)).await,
             Err(fault) => End::Fault(fault),
         };
+        self.take_answers();
         let last = self.link.look(|state| {
             if let Some(fault) = state.fault.take() {
                 end = End::Fault(fault);
@@ -113,7 +114,11 @@ impl Driver {
             }
         }
         self.take_last();
-        let end = self.poll_write(cx);
+        let mut end = self.poll_write(cx);
+        if matches!(end, Poll::Ready(End::Done)) && !self.is_done() {
+            cx.waker().wake_by_ref();
+            end = Poll::Pending;
+        }
         if end.is_pending() && !(idle && lane_idle) {
             cx.waker().wake_by_ref();
         }
@@ -203,6 +208,32 @@ impl Driver {
         }
     }
 
+    /// Whether nothing keeps the connection, also after another look at the lane: what was to be written before the end may
+    /// have gone only after the last one.
+    fn is_done(&mut self) -> bool {
+        if let Some(lane) = &mut self.lane
+            && self.link.look(|state| state.phase != Phase::Closing)
+        {
+            let _ = lane.read_now();
+            self.take_lane(true);
+        }
+        self.link.look(|state| state.is_done())
+    }
+
+    /// The connection has ended: answers that lie on the lane have come all the same. Calls have not, as nobody could answer
+    /// them.
+    fn take_answers(&mut self) {
+        let Some(mut lane) = self.lane.take() else { return };
+        let _ = lane.read_now();
+        let mut state = lock(&self.link.0.state);
+        while let Ok(Some(frame)) = lane.next() {
+            let is_answer = frame.header.kind() == Some(Kind::Response);
+            if is_answer && state.receive_by_lane(frame, &mut Vec::new()).is_err() {
+                break;
+            }
+        }
+    }
+
     fn start(&mut self) {
         let Some(serve) = &self.serve else { return };
         if self.starts.is_empty() {
@@ -249,6 +280,10 @@ impl Driver {
             return Poll::Ready(End::Done);
         }
         state.driver = Some(cx.waker().clone());
+        if lock(&self.link.0.arrived).is_some() {
+            // A lane that has come since it was looked for has found nobody to wake.
+            cx.waker().wake_by_ref();
+        }
         let phase = state.phase;
         drop(state);
         if phase != *self.link.0.phase.borrow() {

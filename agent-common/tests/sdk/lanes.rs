@@ -10,7 +10,7 @@ use std::{
 };
 
 use agent_common::{
-    frame::{Flags, Hello, Kind, Lane, Role, id, status},
+    frame::{Flags, Header, Hello, Kind, Lane, Role, id, status},
     sdk::{Body, Call, Client, Error, Handle, Reply, Request, Response, Server, ServerBuilder},
 };
 use tokio::{
@@ -406,6 +406,21 @@ async fn a_final_goaway_says_nothing_of_what_has_left_by_the_lane() {
         let error = soon("the call", task).await.unwrap().unwrap_err();
         assert!(!error.is_not_executed(), "{error}");
     }
+}
+
+#[tokio::test]
+async fn an_answer_that_lies_on_the_lane_when_the_connection_ends_has_come() {
+    let (_client, stream, mut lane, task, call) = scripted(|| Request::new("/last")).await;
+    // More than is read before it is the other connection's turn: answers to nothing, and then the one to the call.
+    let mut bytes = Vec::new();
+    for via in 1_000..1_150 {
+        bytes.extend(Frame { header: Header { via, ..call.header }, ..call.clone() }.answer(0).body(&[7; 1_900]).end().bytes());
+    }
+    bytes.extend(call.answer(0).body(b"in time").end().bytes());
+    lane.send_bytes(&bytes).await;
+    drop(stream);
+    let answer = soon("the answer", task).await.unwrap().expect("what has come");
+    assert_eq!(&answer.body.bytes().await.unwrap()[..], b"in time");
 }
 
 #[tokio::test]

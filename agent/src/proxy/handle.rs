@@ -377,6 +377,7 @@ impl Proxy {
         let (lanes, verdicts) = self.lanes.as_ref()?;
         let routed = lanes.path().routed().ok()?;
         let all = lanes.all();
+        let on_lanes: u64 = all.iter().filter_map(|lane| lanes.path().look(*lane)).map(|look| look.in_flight).sum();
         let known = lock(verdicts);
         let mut services: Vec<_> = known
             .why_not
@@ -387,7 +388,7 @@ impl Proxy {
         services.sort_unstable_by(|one, other| one.service.cmp(&other.service));
         Some(api::Routing {
             lanes: all.len() as u64,
-            in_flight: all.iter().filter_map(|lane| lanes.path().look(*lane)).map(|look| look.in_flight).sum(),
+            in_flight: on_lanes + lanes.moved() as u64,
             calls: routed.calls,
             answers: routed.answers,
             bytes: routed.bytes,

@@ -14,7 +14,7 @@ use std::{
 };
 
 pub(crate) use keeper::{BODY_MAX, Keeper, Verdicts, now_ns};
-pub(crate) use registry::{Event, Lanes, Letter, Owner};
+pub(crate) use registry::{Event, Lanes, Late, Letter, Owner, Source};
 pub(crate) use share::Drawn;
 pub use trace::{Decision, TraceLine, Tracer};
 
@@ -94,6 +94,10 @@ pub trait LanePath: Send + Sync {
 
     /// Whether a lane is given calls.
     fn pause(&self, lane: LaneId, paused: bool);
+
+    /// Returns when each call that was decided before a lane was paused is counted there. It takes the kernel some
+    /// milliseconds: not for a worker's thread.
+    fn settle(&self);
 
     /// A lane is over: nothing is routed from it or to it any more, and what is decided for it at this moment is void. Calls
     /// that are in flight stay in the table until somebody claims them. After this, each of them is seen by [`LanePath::calls`].

@@ -145,8 +145,7 @@ impl Worker {
     pub(super) fn answer_goes_on(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) -> Result<(), Violation> {
         let header = &frame.header;
         if header.is_routed() {
-            self.routed_answer_goes_on(conn, frame);
-            return Ok(());
+            return self.routed_answer_goes_on(conn, frame);
         }
         let key = CallKey::of_via(header.via);
         let stream = header.stream;
@@ -327,7 +326,7 @@ impl Worker {
             });
             return if end { self.end_one_way(key) } else { self.took_request(key, len) };
         }
-        let Some(key) = conn.incoming(message.via) else { return };
+        let Some(key) = conn.incoming(message.via) else { return self.relay_released(conn, &released) };
         if !end {
             // A caller that takes what it is sent is not late.
             self.extend(key, len);
@@ -363,6 +362,7 @@ impl Worker {
         // Before a PING that follows is answered: the others learn of it in their own time.
         self.unregister(conn);
         self.pause_lane(conn);
+        self.settle_lane(conn);
         if !header.flags.has(Flags::END_STREAM) {
             return conn.peer_leaves();
         }

@@ -14,11 +14,13 @@ use bytes::Bytes;
 use foldhash::fast::RandomState;
 use tokio::{sync::Notify, time::Instant};
 
-use super::lane::Tie;
+use super::{
+    lane::Tie,
+    relay::{Begun, Relay},
+};
 use crate::proxy::{
     app::Shared,
     calls::CallKey,
-    lanes::RoutedCall,
     out::SLICES_MAX,
     place::{Place, Source},
     socket::Peer,
@@ -26,6 +28,9 @@ use crate::proxy::{
     stream::Stream,
     turn::{Task, Waiters},
 };
+
+/// Answers to PINGs that are held back: as many as may wait for a peer that does not read.
+const PONGS_MAX: usize = 1_024;
 
 /// What a connection is for the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,7 +117,11 @@ pub(crate) struct FrameConn {
     /// The other connection of its application.
     pub(super) tie: Cell<Tie>,
     /// Answers to routed calls that come in several frames, by their `via`.
-    pub(super) routed: RefCell<HashMap<u64, RoutedCall, RandomState>>,
+    pub(super) routed: RefCell<HashMap<u64, Begun, RandomState>>,
+    /// Such answers that go to this peer, by the `via` that it gave their calls.
+    pub(super) relayed: RefCell<HashMap<u64, Relay, RandomState>>,
+    /// Answers to PINGs that wait until its lane is certainly given no more calls.
+    pongs: RefCell<Option<Vec<Header>>>,
 }
 
 /// What a connection is made of.
@@ -159,6 +168,8 @@ impl FrameConn {
             shared,
             tie: Cell::default(),
             routed: RefCell::default(),
+            relayed: RefCell::default(),
+            pongs: RefCell::default(),
         }
     }
 
@@ -335,6 +346,38 @@ impl FrameConn {
 
     pub(crate) fn push(&self, frame: Frame) {
         self.change(|out| out.push(frame));
+    }
+
+    /// Tells the peer that a call fails, or its answer does not go on, and sends nothing more of it.
+    pub(super) fn refuse_rest(&self, answer: &Header, code: u16) {
+        self.drop_message(Message { via: answer.via, to_caller: true });
+        let (kind, word) = (Kind::Cancel as u8, u32::from(code));
+        self.control(&Header { kind, flags: Flags::TO_CALLER, word, meta_len: 0, body_len: 0, ..*answer }, &[]);
+    }
+
+    /// Answers a PING, now or when its answer says that no more calls come.
+    pub(super) fn pinged(&self, ping: &Header) {
+        let pong = Header { kind: Kind::Pong as u8, flags: Flags::NONE, ..*ping };
+        match &mut *self.pongs.borrow_mut() {
+            Some(held) if held.len() < PONGS_MAX => held.push(pong),
+            Some(_) => self.close(CloseReason::Stalled, status::reason::LIMIT, "too many PINGs"),
+            None => self.control(&pong, &[]),
+        }
+    }
+
+    pub(super) fn hold_pongs(&self) {
+        self.pongs.borrow_mut().get_or_insert_default();
+    }
+
+    pub(super) fn let_pongs_go(&self) {
+        let held = self.pongs.take();
+        held.into_iter().flatten().for_each(|pong| self.control(&pong, &[]));
+        self.task.wake();
+    }
+
+    /// Whether answers to routed calls come or go in several frames, or calls may still be given to its lane.
+    pub(super) fn has_routed(&self) -> bool {
+        !self.routed.borrow().is_empty() || !self.relayed.borrow().is_empty() || self.pongs.borrow().is_some()
     }
 
     /// Gives back room of a message.

@@ -152,8 +152,7 @@ impl Worker {
     /// A connection has ended: so do the calls on it.
     pub(super) fn frames_ended(self: &Rc<Self>, conn: &Rc<FrameConn>, why: CloseReason) {
         self.unregister(conn);
-        self.lane_over(conn);
-        self.break_off_routed(conn);
+        self.routed_over(conn);
         self.frames.borrow_mut().remove(&conn.id);
         conn.set_ended();
         let reason = conn.ends_now().map_or_else(|| "the connection has ended".to_owned(), |(_, text)| text.to_string());
@@ -188,10 +187,11 @@ impl Worker {
             let silent = self.now().saturating_duration_since(conn.last_read.get());
             let since = conn.blocked_since().or_else(|| conn.starved_since());
             let blocked = since.map(|since| self.now().saturating_duration_since(since));
-            if conn.is_leaving() && conn.has_lane() {
+            if conn.is_leaving() && conn.side == Side::App {
                 // Nobody says when the last call was routed.
                 conn.task.wake();
             }
+            self.expire_routed(&conn);
             if conn.ends_now().is_some() {
                 conn.overdue();
             } else if blocked.is_some_and(|blocked| blocked >= patience) {

@@ -7,7 +7,7 @@ use std::{os::fd::BorrowedFd, rc::Rc, time::Duration};
 
 use agent_common::{
     frame::{
-        Flags, Header, Hello, Kind, Lane, Message, Role, Violation,
+        Flags, Header, Hello, Kind, Lane, Role, Violation,
         status::{self, reason},
     },
     lane::BY_SHARE,
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::proxy::{
     dispatch::code,
-    lanes::{BODY_MAX, Event, LaneId, Letter, Owner, RoutedCall, now_ns},
+    lanes::{BODY_MAX, Event, LaneId, Letter, RoutedCall, now_ns},
     service::Upstream,
     stats::CloseReason,
     worker::Worker,
@@ -101,7 +101,7 @@ impl Worker {
         if conn.application(hello) != application {
             return Err(format!("its stream connection is {application}'s"));
         }
-        let owner = Owner { worker: self.id(), conn: stream.id };
+        let owner = self.own(&stream);
         let read = u64::try_from(read).unwrap_or(u64::MAX);
         let lane = lanes.open(socket, read, owner, (&application, about.calls_max))?;
         lanes.named(lane, &application, &about.instance);
@@ -149,7 +149,13 @@ impl Worker {
     /// Whether routed calls are under way that the application has made, or was given. A caller that was asked to make no more
     /// calls ends the connection itself: some may lie on its lane that nobody has looked at yet.
     pub(super) fn lane_is_busy(&self, conn: &FrameConn) -> bool {
-        let Some(lanes) = self.lanes().filter(|_| conn.has_lane()) else { return false };
+        let Some(lanes) = self.lanes() else { return false };
+        if conn.has_routed() || lanes.has_moved(conn.id) {
+            return true;
+        }
+        if !conn.has_lane() {
+            return false;
+        }
         let ends_itself = self.is_draining() && !conn.is_service();
         ends_itself || lanes.of_conn(conn.id).is_some_and(|lane| lanes.is_busy(lane))
     }
@@ -166,14 +172,13 @@ impl Worker {
     /// A frame has come on a lane that the kernel did not route.
     pub(super) fn lane_frame(self: &Rc<Self>, conn: &Rc<FrameConn>, frame: &Incoming<'_>) -> Result<(), Violation> {
         let header = &frame.header;
-        let Tie::Is(lane, stream) = conn.tie.get() else { return Ok(()) };
+        let Tie::Is(_, stream) = conn.tie.get() else { return Ok(()) };
         let Some(stream) = self.frames.borrow().get(&stream).cloned() else { return Ok(()) };
         let whole = header.flags.has(Flags::END_STREAM) && !header.flags.has(Flags::ONE_WAY);
         match header.kind() {
             Some(Kind::Request) if whole => self.requested_by(&stream, frame, header.receipt == BY_SHARE)?,
-            Some(Kind::Response) if whole && header.is_routed() => self.routed_answer(lane, &stream, frame),
+            Some(Kind::Response) if whole && header.is_routed() => self.routed_answer(&stream, frame),
             Some(Kind::Response) if whole => self.responded(&stream, frame)?,
-            Some(Kind::Cancel) if !header.flags.has(Flags::TO_CALLER) => self.cancelled(&stream, header),
             None => {}
             Some(_) => {
                 conn.close(CloseReason::Protocol, reason::PROTOCOL, "a lane carries whole calls and answers, and nothing else");
@@ -182,103 +187,20 @@ impl Worker {
         Ok(())
     }
 
-    /// An answer to a call that the kernel had routed, which it did not route back: an error, or one at a bound.
-    pub(super) fn routed_answer(&self, lane: LaneId, stream: &FrameConn, frame: &Incoming<'_>) {
+    /// An answer to a call that the kernel had routed, which it did not route back: an error, or one at a bound, or one by the
+    /// stream connection.
+    pub(super) fn routed_answer(&self, stream: &FrameConn, frame: &Incoming<'_>) {
         let Some(lanes) = self.lanes() else { return };
-        let Some(call) = lanes.late(lane, frame.header.via) else {
+        let Some(late) = lanes.late(self.own(stream), &frame.header, false) else {
             self.counters.frames_dropped.add(1);
             return;
         };
-        self.count_routed(stream, &call, &frame.header);
+        self.count_routed(stream, &late.call, &frame.header);
         let (meta, body) = frame.keep();
-        lanes.answer(&call, frame.header, meta, body);
+        lanes.answer(&late, frame.header, meta, body);
     }
 
-    /// An answer to a routed call has come on the stream connection, as it is too long for the lane.
-    pub(super) fn routed_answer_begins(&self, stream: &FrameConn, frame: &Incoming<'_>) -> Result<(), Violation> {
-        let header = frame.header;
-        let lane = self.lanes().and_then(|lanes| lanes.of_conn(stream.id));
-        let Some(lane) = lane else {
-            self.counters.frames_dropped.add(1);
-            return Ok(());
-        };
-        if header.flags.has(Flags::END_STREAM) {
-            self.routed_answer(lane, stream, frame);
-            return Ok(());
-        }
-        let Some(call) = self.lanes().and_then(|lanes| lanes.late(lane, header.via)) else {
-            self.counters.frames_dropped.add(1);
-            return Ok(());
-        };
-        self.count_routed(stream, &call, &header);
-        stream.routed.borrow_mut().insert(header.via, call);
-        self.routed_answer_goes_on(stream, frame);
-        Ok(())
-    }
-
-    /// A piece of such an answer. What waits for the caller is bounded there.
-    pub(super) fn routed_answer_goes_on(&self, stream: &FrameConn, frame: &Incoming<'_>) {
-        let header = frame.header;
-        let end = header.flags.has(Flags::END_STREAM);
-        let call = match end {
-            true => stream.routed.borrow_mut().remove(&header.via),
-            false => stream.routed.borrow().get(&header.via).copied(),
-        };
-        let (Some(call), Some(lanes)) = (call, self.lanes()) else {
-            self.counters.frames_dropped.add(1);
-            return;
-        };
-        let (meta, body) = frame.keep();
-        let passed = lanes.pass(&call, header, meta, body);
-        if !passed {
-            stream.routed.borrow_mut().remove(&header.via);
-            stream.control(
-                &Header {
-                    kind: Kind::Cancel as u8,
-                    flags: Flags::NONE,
-                    word: status::CANCELLED,
-                    meta_len: 0,
-                    body_len: 0,
-                    ..header
-                },
-                &[],
-            );
-        } else if !end {
-            let room = u32::try_from(header.frame_len()).unwrap_or(u32::MAX);
-            stream.credit(Header { flags: Flags::NONE, ..header }, room);
-        }
-    }
-
-    /// A callee gives up a call that the kernel has routed to it, or does not go on with its answer.
-    pub(super) fn routed_given_up(&self, stream: &FrameConn, frame: &Incoming<'_>) {
-        let code = error_of(frame.header.word).unwrap_or(code::REMOTING);
-        let header = Header { word: u32::from(code), ..frame.header };
-        let begun = stream.routed.borrow_mut().remove(&header.via);
-        let Some(lanes) = self.lanes() else { return };
-        if let Some(call) = begun {
-            return lanes.break_off(&call, code);
-        }
-        let Some(call) = lanes.of_conn(stream.id).and_then(|lane| lanes.late(lane, header.via)) else {
-            self.counters.frames_dropped.add(1);
-            return;
-        };
-        self.count_routed(stream, &call, &header);
-        let (meta, body) = frame.keep();
-        let answer = Header { kind: Kind::Response as u8, ..header };
-        lanes.answer(&call, answer, meta, body);
-    }
-
-    /// Answers that have begun do not go on.
-    pub(super) fn break_off_routed(&self, stream: &FrameConn) {
-        let begun = std::mem::take(&mut *stream.routed.borrow_mut());
-        for call in begun.into_values() {
-            if let Some(lanes) = self.lanes() {
-                lanes.break_off(&call, code::REMOTING);
-            }
-        }
-    }
-
-    fn count_routed(&self, stream: &FrameConn, call: &RoutedCall, header: &Header) {
+    pub(super) fn count_routed(&self, stream: &FrameConn, call: &RoutedCall, header: &Header) {
         let Some(service) = self.services().by_hash(call.service).cloned() else { return };
         let Some(Upstream::Remote(remote)) = service.offered_by(stream.id) else { return };
         let took = Duration::from_nanos(now_ns().saturating_sub(call.started_ns));
@@ -293,42 +215,81 @@ impl Worker {
         }
     }
 
-    /// A caller gives up a call that is not among those of the agent: the kernel may have it.
+    /// A caller gives up a call that is not among those of the agent: the kernel may have it, or its answer has begun. False if
+    /// neither can be.
     pub(super) fn cancel_routed(&self, conn: &FrameConn, header: &Header) -> bool {
-        let Some(lanes) = self.lanes() else { return false };
-        let Some(caller) = lanes.of_conn(conn.id) else { return false };
+        let Some(lanes) = self.lanes().filter(|_| conn.tie.get() != Tie::None) else { return false };
         let status = if header.word == status::OK { status::CANCELLED } else { header.word };
-        lanes.tell(Event::Cancelled { caller, via: header.via, status });
-        true
+        if self.cancel_relay(conn, header.via, status) {
+            return true;
+        }
+        let caller = lanes.of_conn(conn.id);
+        lanes.tell(Event::Cancelled { conn: conn.id, caller, via: header.via, status });
+        caller.is_some()
+    }
+
+    /// A connection has ended: nothing that was routed to it or from it goes on.
+    pub(super) fn routed_over(&self, conn: &FrameConn) {
+        let may_have_had_one = !conn.is_lane() && conn.tie.get() != Tie::None;
+        self.lane_over(conn);
+        self.break_off_routed(conn);
+        self.give_relays_up(conn);
+        // Behind the word that its lane is over.
+        if may_have_had_one && let Some(lanes) = self.lanes() {
+            lanes.tell(Event::Gone(conn.id));
+        }
+    }
+
+    /// An application that goes away is told that no more calls come only when the programs that had not seen it have ended.
+    pub(super) fn settle_lane(&self, conn: &Rc<FrameConn>) {
+        let Some(lanes) = self.lanes().filter(|_| conn.has_lane()).cloned() else { return };
+        let conn = conn.clone();
+        conn.hold_pongs();
+        tokio::task::spawn_local(async move {
+            let settled = tokio::task::spawn_blocking(move || lanes.path().settle());
+            // Blocking tasks end with the runtime, as this one does.
+            let _ = settled.await;
+            conn.let_pongs_go();
+        });
     }
 
     /// Sends what another thread has to say on one of this worker's connections.
     pub(crate) fn deliver(&self, letter: Letter) {
         let conn = |id: u64| self.frames.borrow().get(&id).filter(|conn| !conn.is_closed()).cloned();
         match letter {
-            Letter::Message(id, header, meta, body) => {
-                let Some(conn) = conn(id) else { return };
-                if conn.is_crowded() {
-                    // It has been told already, or has given it up.
-                    if header.kind() == Some(Kind::Data) && !conn.answers(header.via) {
-                        return;
-                    }
-                    // It is told so, if it ever reads, and gets no more of this answer.
-                    let word = u32::from(code::POOL_FULL);
-                    let cancel =
-                        Header { kind: Kind::Cancel as u8, flags: Flags::TO_CALLER, word, meta_len: 0, body_len: 0, ..header };
-                    conn.drop_message(Message { via: header.via, to_caller: true });
-                    return conn.control(&cancel, &[]);
+            Letter::Message(id, header, meta, body) => match conn(id) {
+                Some(conn) if !self.replaces(&conn, &header) => {}
+                // It is told so, if it ever reads.
+                Some(conn) if conn.is_crowded() => conn.refuse_rest(&header, code::POOL_FULL),
+                Some(conn) => conn.send(header, &meta, &body),
+                None => {}
+            },
+            Letter::Piece(id, from, header, meta, body) => match conn(id) {
+                Some(conn) => self.relay(&conn, from, header, &meta, &body),
+                None => self.give_relay_up(from, status::CANCELLED),
+            },
+            Letter::BrokenOff(id, from, header) => {
+                if let Some(conn) = conn(id) {
+                    self.relay_ends(&conn, from, header.via, Some(&header));
                 }
-                conn.send(header, &meta, &body);
+            }
+            Letter::Unwanted(id, from, via) => {
+                if let Some(conn) = conn(id) {
+                    self.relay_ends(&conn, from, via, None);
+                }
+            }
+            Letter::Taken(id, via, bytes) => {
+                if let Some(conn) = conn(id) {
+                    self.relayed(&conn, via, bytes);
+                }
+            }
+            Letter::GivenUp(id, via, status) => {
+                if let Some(conn) = conn(id) {
+                    self.relay_given_up(&conn, via, status);
+                }
             }
             Letter::Control(id, header) => {
                 if let Some(conn) = conn(id) {
-                    let message = Message::of(&header);
-                    if message.to_caller {
-                        // Nothing of an answer comes after it was broken off.
-                        conn.drop_message(message);
-                    }
                     conn.control(&header, &[]);
                 }
             }

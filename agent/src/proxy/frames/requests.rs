@@ -404,9 +404,10 @@ impl Worker {
         match conn.incoming(header.via) {
             Some(key) if header.word == status::OK => self.cancel(key, status::CANCELLED),
             Some(key) => self.cancel(key, header.word),
-            None if self.cancel_routed(conn, header) => drop(conn.drop_message(Message { via: header.via, to_caller: true })),
             None => {
-                self.counters.frames_dropped.add(1);
+                if !self.cancel_routed(conn, header) {
+                    self.counters.frames_dropped.add(1);
+                }
                 // What is left of an answer, at most.
                 conn.drop_message(Message { via: header.via, to_caller: true });
             }

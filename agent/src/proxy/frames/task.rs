@@ -8,7 +8,7 @@ use std::{
 };
 
 use agent_common::frame::{
-    COPY_BELOW, Flags, Frame, HEADER_LEN, Header, Hello, Inbox, Kind, Message, Released, Role, Violation, id, status::reason,
+    COPY_BELOW, Frame, HEADER_LEN, Header, Hello, Inbox, Kind, Message, Released, Role, Violation, id, status::reason,
 };
 use bytes::{Buf, Bytes, BytesMut};
 use tracing::debug;
@@ -352,7 +352,7 @@ impl FrameTask {
             Some(Kind::Data) => worker.request_goes_on(conn, frame)?,
             Some(Kind::Cancel) if message.to_caller => worker.given_up(conn, frame),
             Some(Kind::Cancel) => worker.cancelled(conn, header),
-            Some(Kind::Ping) => conn.control(&Header { kind: Kind::Pong as u8, flags: Flags::NONE, ..*header }, &[]),
+            Some(Kind::Ping) => conn.pinged(header),
             Some(Kind::Credit) if !conn.credited(header) => return Err(Violation::Credit { stream: header.stream }),
             Some(Kind::GoAway) => worker.told_to_go(conn, frame),
             Some(Kind::Hello | Kind::Pong | Kind::Credit) | None => {}

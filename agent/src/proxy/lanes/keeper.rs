@@ -92,6 +92,28 @@ struct Member {
     gone: Option<Instant>,
 }
 
+/// What has ended, or was given up.
+#[derive(Default)]
+struct Ends {
+    over: HashSet<LaneId>,
+    /// Stream connections.
+    gone: HashSet<u64>,
+    /// By the caller's `via`, with the reason.
+    cancelled: HashMap<(LaneId, u64), u32>,
+}
+
+impl Ends {
+    /// Whether nobody waits for the answer to a call on the way that it came.
+    fn concern(&self, call: &RoutedCall) -> bool {
+        self.over.contains(&caller(call)) || self.cancelled.contains_key(&(caller(call), call.via))
+    }
+
+    /// What its callee is told.
+    fn why(&self, call: &RoutedCall) -> u32 {
+        self.cancelled.get(&(caller(call), call.via)).copied().unwrap_or(status::CANCELLED)
+    }
+}
+
 impl Keeper {
     pub(crate) fn new(lanes: Arc<Lanes>, board: Arc<Board>, verdicts: Arc<Verdicts>) -> Self {
         Self {
@@ -137,64 +159,102 @@ impl Keeper {
 
     /// Takes what came at once together: one walk over the calls answers for all of it.
     fn heard(&mut self, first: Event, events: &mut mpsc::UnboundedReceiver<Event>) {
-        let (mut over, mut cancelled, mut opened) = (HashSet::new(), HashMap::new(), false);
+        let (mut ends, mut given_up, mut opened) = (Ends::default(), Vec::new(), false);
         let mut next = Some(first);
         while let Some(event) = next {
             match event {
                 Event::Opened => opened = true,
-                Event::Over(lane) => drop(over.insert(lane)),
-                Event::Cancelled { caller, via, status } => drop(cancelled.insert((caller, via), status)),
+                Event::Over(lane) => drop(ends.over.insert(lane)),
+                Event::Gone(conn) => drop(ends.gone.insert(conn)),
+                Event::Cancelled { conn, caller, via, status } => {
+                    given_up.push((conn, via, status));
+                    if let Some(caller) = caller {
+                        ends.cancelled.insert((caller, via), status);
+                    }
+                }
             }
             next = events.try_recv().ok();
         }
-        if !over.is_empty() || !cancelled.is_empty() {
-            self.end_calls(&over, &cancelled);
+        if !ends.over.is_empty() || !ends.cancelled.is_empty() {
+            self.end_calls(&ends);
         }
-        for lane in &over {
+        self.end_moved(&ends);
+        // After that: a call that was not found was answered before, and perhaps not whole.
+        for (conn, via, status) in given_up {
+            self.lanes.give_up_begun(conn, via, status);
+        }
+        for lane in &ends.over {
             self.lanes.forget(*lane);
         }
-        if opened || !over.is_empty() {
+        if opened || !ends.over.is_empty() {
             self.publish(Instant::now());
         }
     }
 
     // Calls that have no answer.
 
-    /// Ends the calls of lanes that are over, and those that were given up.
-    fn end_calls(&self, over: &HashSet<LaneId>, cancelled: &HashMap<(LaneId, u64), u32>) {
-        let concerned = |call: &RoutedCall| {
-            over.contains(&callee(call)) || over.contains(&caller(call)) || cancelled.contains_key(&(caller(call), call.via))
-        };
-        for via in self.find(concerned) {
-            let Some(call) = self.lanes.take(via) else { continue };
-            if over.contains(&callee(&call)) {
+    /// Ends the calls whose callers are gone, or have given them up, and keeps those whose callees have lost their lanes.
+    fn end_calls(&self, ends: &Ends) {
+        for via in self.find(|call| ends.concern(call) || ends.over.contains(&callee(call))) {
+            match self.lanes.path().peek(via) {
+                Some(call) if !ends.concern(&call) => {
+                    if let Some(call) = self.lanes.keep(via) {
+                        self.fail(&call, code::REMOTING, "the connection has ended");
+                    }
+                }
+                _ => {
+                    let Some(call) = self.lanes.take(via) else { continue };
+                    self.fail_if_over(ends, &call);
+                    self.lanes.abandon(via, &call, ends.why(&call));
+                }
+            }
+        }
+    }
+
+    /// The same for those that were kept, and ends them if their callees are gone altogether.
+    fn end_moved(&self, ends: &Ends) {
+        for (via, call, owner) in self.lanes.take_moved(|call, owner| ends.concern(call) || ends.gone.contains(&owner.conn)) {
+            if ends.gone.contains(&owner.conn) {
                 self.fail(&call, code::REMOTING, "the connection has ended");
                 self.count_failure(&call, code::REMOTING);
             } else {
-                if over.contains(&caller(&call)) {
-                    // Its stream connection may go on.
-                    self.fail(&call, code::REMOTING, "the lane that it came by has ended");
-                }
-                let why = cancelled.get(&(caller(&call), call.via)).copied().unwrap_or(status::CANCELLED);
-                self.lanes.abandon(via, &call, why);
+                self.fail_if_over(ends, &call);
+                self.lanes.abandon_at(owner, via, &call, ends.why(&call));
             }
+        }
+    }
+
+    /// The stream connection of a lane that is over may go on.
+    fn fail_if_over(&self, ends: &Ends, call: &RoutedCall) {
+        if ends.over.contains(&caller(call)) {
+            self.fail(call, code::REMOTING, "the lane that it came by has ended");
         }
     }
 
     /// Ends the calls whose time is over.
     fn expire(&self) {
         let path = self.lanes.path();
+        let now = now_ns();
+        if self.lanes.moved() > 0 {
+            for (via, call, owner) in self.lanes.take_moved(|call, _| call.deadline_ns <= now) {
+                self.time_out(&call, now);
+                self.lanes.abandon_at(owner, via, &call, status::TIMEOUT);
+            }
+        }
         if !self.lanes.all().into_iter().any(|lane| path.look(lane).is_some_and(|look| look.in_flight > 0)) {
             return;
         }
-        let now = now_ns();
         for via in self.find(|call| call.deadline_ns <= now) {
             let Some(call) = self.lanes.take(via) else { continue };
-            let took = Duration::from_nanos(now.saturating_sub(call.started_ns));
-            self.fail(&call, code::TIMEOUT, &format!("no answer within {} ms", took.as_millis()));
-            self.count_failure(&call, code::TIMEOUT);
+            self.time_out(&call, now);
             self.lanes.abandon(via, &call, status::TIMEOUT);
         }
+    }
+
+    fn time_out(&self, call: &RoutedCall, now: u64) {
+        let took = Duration::from_nanos(now.saturating_sub(call.started_ns));
+        self.fail(call, code::TIMEOUT, &format!("no answer within {} ms", took.as_millis()));
+        self.count_failure(call, code::TIMEOUT);
     }
 
     /// The calls in flight of which something is so, by the `via` that their callees know.
@@ -213,7 +273,7 @@ impl Keeper {
         let whose = member.map_or_else(String::new, |member| format!("{} at {}: ", member.service, member.instance.name));
         let mut meta = MetaBuilder::new();
         meta.put(id::ERROR_TEXT, format!("MOA Mesh: {whose}{reason} (routed in the kernel)").as_bytes());
-        self.lanes.answer(call, refusal(code), meta.finish(), Bytes::new());
+        self.lanes.refuse(call, refusal(code), meta.finish(), Bytes::new());
     }
 
     fn count_failure(&self, call: &RoutedCall, code: u16) {
