@@ -75,7 +75,7 @@ pub const ACCESS_MAX: u32 = 262_144;
 pub const CALLS_MAX: u32 = 65_536;
 
 /// Entries of `NAMES` that lie in one cache line, and are one value of that array.
-pub const NAMES_OF_LINE: usize = 8;
+pub const NAMES_OF_LINE: u32 = 8;
 
 /// The bit of `via` that says that the program wrote it.
 pub const KERNEL_VIA: u64 = 1 << 63;

@@ -11,7 +11,7 @@ use crate::{
     maps::{CALLS, NAMES},
 };
 
-const LINES: u32 = CALLS_MAX / NAMES_OF_LINE as u32;
+const LINES: u32 = CALLS_MAX / NAMES_OF_LINE;
 /// Lines that are looked at for a free place. With half of all places taken, by however many lanes, no call in a hundred
 /// thousand finds none.
 const LINES_TRIED: u32 = 8;
@@ -47,10 +47,10 @@ impl Place {
             // The verifier goes on with one place for all of them, not once for each.
             let at = core::hint::black_box(at) & (NAMES_OF_LINE - 1);
             // SAFETY: one of the line's names.
-            let name = unsafe { names.add(at) };
+            let name = unsafe { names.add(at as usize) };
             // SAFETY: a word of a map's value, which is never freed while the program is loaded.
             if unsafe { name.read_volatile() == 0 && atomic::exchange_if(name, 0, BEING_ENTERED) == 0 } {
-                let index = line * NAMES_OF_LINE as u32 + at as u32;
+                let index = line * NAMES_OF_LINE + at;
                 if let Some(call) = CALLS.get_ptr_mut(index) {
                     return Some(Self { name, call, index });
                 }
@@ -79,12 +79,11 @@ impl Place {
     /// A call of this name, if it is in flight. What was read counts only if taking it out succeeds.
     #[inline(always)]
     pub(crate) fn find(via: u64) -> Option<(Self, Call)> {
-        #[expect(clippy::cast_possible_truncation, reason = "the mask leaves so many bits")]
         let index = (via & PLACE_MASK) as u32;
-        let names = NAMES.get_ptr_mut(index / NAMES_OF_LINE as u32)?.cast::<u64>();
-        let at = core::hint::black_box(index as usize) & (NAMES_OF_LINE - 1);
+        let names = NAMES.get_ptr_mut(index / NAMES_OF_LINE)?.cast::<u64>();
+        let at = core::hint::black_box(index) & (NAMES_OF_LINE - 1);
         // SAFETY: one of the line's names.
-        let place = Self { name: unsafe { names.add(at) }, call: CALLS.get_ptr_mut(index)?, index };
+        let place = Self { name: unsafe { names.add(at as usize) }, call: CALLS.get_ptr_mut(index)?, index };
         // Nobody writes to others' lines by asking for what is not there; the addition keeps what comes after it from being
         // read before.
         // SAFETY: as above.

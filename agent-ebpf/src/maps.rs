@@ -73,7 +73,8 @@ pub(crate) static CALLS: Array<Call> = Array::with_max_entries(CALLS_MAX, BPF_F_
 
 /// What calls at the same places are called, which the agent maps into its memory too.
 #[map]
-pub(crate) static NAMES: Array<[u64; NAMES_OF_LINE]> = Array::with_max_entries(CALLS_MAX / NAMES_OF_LINE as u32, BPF_F_MMAPABLE);
+pub(crate) static NAMES: Array<[u64; NAMES_OF_LINE as usize]> =
+    Array::with_max_entries(CALLS_MAX / NAMES_OF_LINE, BPF_F_MMAPABLE);
 
 /// Whose turn it is, for each service.
 #[map]
