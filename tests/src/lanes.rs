@@ -148,6 +148,9 @@ impl LanePeer {
                     assert!(Instant::now() < deadline, "the lane took nothing within {PATIENCE:?}");
                     wait(&[&self.socket], PollFlags::POLLOUT);
                 }
+                // It says something of whom the kernel gave the frame to, who has just gone: the agent ends the call. If it is
+                // this lane that is over, no answer comes.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return,
                 Err(error) => panic!("the lane took nothing: {error}"),
             }
         }
