@@ -1,15 +1,14 @@
 //! `moa calls`.
 
-use std::{fmt::Write, ops::ControlFlow, process::ExitCode, time::Duration};
+use std::{fmt::Write, process::ExitCode, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 
 use super::{
     Global, Out,
     client::{Client, Ended, encoded},
-    growing::{Growing, Tone, time},
-    out::OUT,
+    growing::{Entry, Growing, Tone, each_line, left_out, time},
     table::Side::{Left, Right},
     units::{count, micros},
 };
@@ -50,18 +49,11 @@ impl Calls {
         let mut table = table();
         let title = if out.json { String::new() } else { table.title() };
         let mut seen = 0;
-        let each = |text: &[u8]| {
-            let line = serde_json::from_slice(text).context("a line that is not known here: is the agent of another version?")?;
-            let shown = match &line {
-                _ if out.json => format!("{}\n", String::from_utf8_lossy(text)),
-                Line::Call(record) => row(&mut table, record),
-                Line::Dropped { count: dropped } => OUT.doubtful(&left_out(*dropped)) + "\n",
-                Line::Unknown => String::new(),
-            };
-            seen += u64::from(matches!(line, Line::Call(_)));
-            let more = out.more(&shown)?;
-            Ok(if seen < most { more } else { ControlFlow::Break(()) })
-        };
+        let each = each_line(out, most, &mut seen, |line| match line {
+            Line::Call(record) => Entry::Row(row(&mut table, record)),
+            Line::Dropped { count: dropped } => left_out(&calls(*dropped)),
+            Line::Unknown => Entry::Note(String::new()),
+        });
         let ended = client.lines(&self.path(), (!self.follow).then_some(WITHIN), || out.text(&title), each)?;
         match ended {
             Ended::Agent => bail!("the agent {} has ended", global.name),
@@ -170,15 +162,12 @@ fn calls(seen: u64) -> String {
     if seen == 1 { "1 call".to_owned() } else { format!("{} calls", count(seen)) }
 }
 
-fn left_out(dropped: u64) -> String {
-    format!("{} left out, as they came faster than they could be shown", calls(dropped))
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
         fs,
         future::pending,
+        ops::ControlFlow,
         path::Path,
         sync::{Arc, LazyLock, mpsc},
         thread,

@@ -1,6 +1,12 @@
 //! Tables that are printed line by line.
 
+use std::ops::ControlFlow;
+
+use anyhow::{Context, Result};
+use serde::de::DeserializeOwned;
+
 use super::{
+    Out,
     out::OUT,
     table::Side::{self, Left, Right},
     units::printable,
@@ -59,6 +65,40 @@ impl Tone {
             Self::Bad => OUT.bad(text),
         }
     }
+}
+
+/// What a line of what goes on is to whoever reads it.
+pub(super) enum Entry {
+    /// One of those that were asked for.
+    Row(String),
+    /// Something beside them.
+    Note(String),
+}
+
+/// Shows each line that the agent sends, as it is or by its entry, until so many rows were `seen`.
+pub(super) fn each_line<'a, L: DeserializeOwned>(
+    out: &'a Out,
+    most: u64,
+    seen: &'a mut u64,
+    mut entry: impl FnMut(&L) -> Entry + 'a,
+) -> impl FnMut(&[u8]) -> Result<ControlFlow<()>> + 'a {
+    move |text| {
+        let line = serde_json::from_slice(text).context("a line that is not known here: is the agent of another version?")?;
+        let shown = match entry(&line) {
+            Entry::Row(row) => {
+                *seen += 1;
+                row
+            }
+            Entry::Note(note) => note,
+        };
+        let more = if out.json { out.more(&format!("{}\n", String::from_utf8_lossy(text))) } else { out.more(&shown) }?;
+        Ok(if *seen < most { more } else { ControlFlow::Break(()) })
+    }
+}
+
+/// Says that `what` was left out.
+pub(super) fn left_out(what: &str) -> Entry {
+    Entry::Note(OUT.doubtful(&format!("{what} left out, as they came faster than they could be shown")) + "\n")
 }
 
 /// The time of the day, in UTC.

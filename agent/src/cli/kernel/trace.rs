@@ -1,16 +1,15 @@
 //! `moa kernel trace`.
 
-use std::{ops::ControlFlow, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::{
     cli::{
         Global, Out,
         client::{Ended, encoded},
-        growing::{Growing, Tone, time},
-        out::OUT,
+        growing::{Entry, Growing, Tone, each_line, left_out, time},
         table::Side::{Left, Right},
         units::{count, nanos},
     },
@@ -39,19 +38,12 @@ impl Trace {
         let mut table = table();
         let title = if out.json { String::new() } else { table.title() };
         let mut seen = 0;
-        let each = |text: &[u8]| {
-            let line = serde_json::from_slice(text).context("a line that is not known here: is the agent of another version?")?;
-            let shown = match &line {
-                _ if out.json => format!("{}\n", String::from_utf8_lossy(text)),
-                TraceLine::Call(decision) => row(&mut table, "call", decision),
-                TraceLine::Answer(decision) => row(&mut table, "answer", decision),
-                TraceLine::Dropped { count } => OUT.doubtful(&left_out(*count)) + "\n",
-                TraceLine::Unknown => String::new(),
-            };
-            seen += u64::from(matches!(line, TraceLine::Call(_) | TraceLine::Answer(_)));
-            let more = out.more(&shown)?;
-            Ok(if seen < most { more } else { ControlFlow::Break(()) })
-        };
+        let each = each_line(out, most, &mut seen, |line| match line {
+            TraceLine::Call(decision) => Entry::Row(row(&mut table, "call", decision)),
+            TraceLine::Answer(decision) => Entry::Row(row(&mut table, "answer", decision)),
+            TraceLine::Dropped { count: dropped } => left_out(&count(*dropped)),
+            TraceLine::Unknown => Entry::Note(String::new()),
+        });
         let path = format!("/v1/kernel/trace?service={}", encoded(&self.service));
         match client.lines(&path, self.within.map(Duration::from_secs), || out.text(&title), each)? {
             Ended::Agent => bail!("the agent {} has ended", global.name),
@@ -91,10 +83,6 @@ fn row(table: &mut Growing<7>, what: &str, decision: &Decision) -> String {
         (name(&decision.caller), Tone::Plain),
         (name(&decision.instance), Tone::Plain),
     ])
-}
-
-fn left_out(dropped: u64) -> String {
-    format!("{} left out, as they came faster than they could be shown", count(dropped))
 }
 
 #[cfg(test)]
