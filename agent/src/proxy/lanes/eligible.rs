@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{LaneId, Pick, keeper::address_of, lacking::Lacking, share::away_share};
+use super::{LaneId, Pick, keeper::address_of, lacking::Lacking};
 use crate::{
     config::traffic::{BalancePolicy, LocalPreference, RetryOn},
     proxy::routes::{Endpoint, Instance, Member, ServiceRoute},
@@ -55,7 +55,6 @@ pub(super) fn eligible(
     if route.policy.locality.local == LocalPreference::Never {
         return Err("locality.local");
     }
-    away_share(route)?;
     let of = |member: &Member| {
         let conns: Vec<_> = member.conns.iter().filter_map(|conn| lanes.get(&conn.id).copied()).collect();
         let weight = member.traits.weight * PARTS / u32::try_from(conns.len()).unwrap_or(1).max(1);

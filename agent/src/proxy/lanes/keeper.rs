@@ -407,6 +407,7 @@ impl Keeper {
     }
 
     fn route(&mut self, routes: &Routes, route: &ServiceRoute, instances: Vec<Eligible>) -> Result<LaneRoute, &'static str> {
+        let away = share::away_share(route)?;
         let mut numbered = Vec::with_capacity(instances.len());
         for Eligible { lane, weight, instance } in instances {
             let member = self.number(&route.key, &instance).ok_or("too many instances are counted")?;
@@ -418,10 +419,7 @@ impl Keeper {
             pick: pick_of(route.policy.balance.policy),
             callers: self.callers(route),
             timeout_ms: u32::try_from(route.policy.timeout_ms).unwrap_or(u32::MAX),
-            to_agent_per_million: share::to_agent_per_million(
-                routes.checked.config.tracing.share_per_million(),
-                share::away_share(route)?,
-            ),
+            to_agent_per_million: share::to_agent_per_million(routes.checked.config.tracing.share_per_million(), away),
             body_max: BODY_MAX,
             instances: numbered,
         })
