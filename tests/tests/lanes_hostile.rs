@@ -6,7 +6,7 @@ use agent_common::{
 };
 use moa_tests::{
     Agent, DEMO,
-    frames::{FramePeer, bytes_of, caller, meta_of, service},
+    frames::{FramePeer, Got, bytes_of, caller, meta_of, service},
     kernel,
     lanes::{self, LanePeer, Way},
     routed::{Routed, await_idle, await_routed},
@@ -44,6 +44,15 @@ fn client(agent: &Agent) -> LanePeer {
 fn narrow(agent: &Agent) -> LanePeer {
     let windows = Windows { stream: 1 << 16, connection: 1 << 16 };
     LanePeer::open(agent.address(), &Hello { windows, ..caller() })
+}
+
+/// A call that its instance has not answered: the agent, the instance, the caller, the call's number there, and as it came.
+fn called(by: fn(&Agent) -> LanePeer) -> (Agent, LanePeer, LanePeer, u32, Got) {
+    let (agent, mut held) = held();
+    let mut caller = by(&agent);
+    let stream = caller.request(DEMO, Flags::END_STREAM, b"x");
+    let (_, call) = held.expect(Kind::Request);
+    (agent, held, caller, stream, call)
 }
 
 /// Others are unharmed.
@@ -117,10 +126,7 @@ fn lies_in_a_header_end_at_most_the_lane() {
 
 #[test]
 fn only_who_was_given_a_call_answers_it_and_once() {
-    let (agent, mut held) = held();
-    let mut client = client(&agent);
-    let stream = client.request(DEMO, Flags::END_STREAM, b"x");
-    let (_, call) = held.expect(Kind::Request);
+    let (agent, mut held, mut client, stream, call) = called(client);
     let mut thief = LanePeer::open(agent.address(), &service("thief", &["/service/other"]));
     thief.respond(&call, 0, b"stolen");
     thief.respond(&call, 700, b"stolen");
@@ -372,10 +378,7 @@ fn calls_of_a_lane_that_ends_are_answered_on_the_stream_connection() {
 
 #[test]
 fn a_callee_whose_lane_ends_goes_on_by_its_stream_connection() {
-    let (agent, mut held) = held();
-    let mut client = client(&agent);
-    let stream = client.request(DEMO, Flags::END_STREAM, b"x");
-    let (_, call) = held.expect(Kind::Request);
+    let (agent, mut held, mut client, stream, call) = called(client);
     let lost = client.request(DEMO, Flags::END_STREAM, b"lost");
     held.expect(Kind::Request);
     let mut held = held.leave_lane();
@@ -435,10 +438,7 @@ fn a_cancel_that_races_the_answer_ends_the_call_once() {
 
 #[test]
 fn a_callee_that_gives_a_call_up_ends_it() {
-    let (agent, mut held) = held();
-    let mut client = client(&agent);
-    let stream = client.request(DEMO, Flags::END_STREAM, b"x");
-    let (_, call) = held.expect(Kind::Request);
+    let (agent, mut held, mut client, stream, call) = called(client);
     held.stream.send(Header { word: 777, ..call.back(Kind::Cancel) }, &[], &[]);
     assert_eq!(client.answer_to(stream).1.header.word, 777);
     // And so in the middle of an answer.
@@ -469,10 +469,7 @@ fn who_says_goodbye_gets_no_more_calls_on_its_lane() {
 
 #[test]
 fn a_large_answer_to_a_small_window_comes_in_order() {
-    let (agent, mut held) = held();
-    let mut client = narrow(&agent);
-    let stream = client.request(DEMO, Flags::END_STREAM, b"x");
-    let (_, call) = held.expect(Kind::Request);
+    let (agent, mut held, mut client, stream, call) = called(narrow);
     let back = call.back(Kind::Response);
     held.stream.send(back, &[], &[0; 100]);
     // As much as the agent's window has room for.
@@ -492,10 +489,7 @@ fn a_large_answer_to_a_small_window_comes_in_order() {
 
 #[test]
 fn nothing_of_an_answer_comes_after_it_was_broken_off() {
-    let (agent, mut held) = held();
-    let mut client = narrow(&agent);
-    let stream = client.request(DEMO, Flags::END_STREAM, b"x");
-    let (_, call) = held.expect(Kind::Request);
+    let (agent, mut held, mut client, stream, call) = called(narrow);
     let back = call.back(Kind::Response);
     held.stream.send(back, &[], &[0; 24_000]);
     (0..8).for_each(|_| held.stream.data(&back, Flags::TO_CALLER, &[1; 24_000]));
@@ -517,10 +511,7 @@ fn nothing_of_an_answer_comes_after_it_was_broken_off() {
 
 #[test]
 fn an_answer_that_has_begun_goes_on_when_its_callers_lane_ends() {
-    let (agent, mut held) = held();
-    let mut client = client(&agent);
-    let stream = client.request(DEMO, Flags::END_STREAM, b"x");
-    let (_, call) = held.expect(Kind::Request);
+    let (agent, mut held, mut client, stream, call) = called(client);
     let back = call.back(Kind::Response);
     held.stream.send(back, &[], &[1; 1_000]);
     client.answer_to(stream);
@@ -564,10 +555,7 @@ fn a_large_answer_waits_for_a_caller_that_takes_it_slowly() {
     const PIECE: usize = 24_000;
     const FRAME: usize = PIECE + 40;
     const PIECES: usize = 2_000;
-    let (agent, mut held) = held();
-    let mut client = narrow(&agent);
-    let stream = client.request(DEMO, Flags::END_STREAM, b"x");
-    let (_, call) = held.expect(Kind::Request);
+    let (agent, mut held, mut client, stream, call) = called(narrow);
     let back = call.back(Kind::Response);
     let window = held.stream.hello.as_ref().expect("a HELLO").windows.stream;
     held.stream.quiet = false;
@@ -607,10 +595,7 @@ fn a_large_answer_waits_for_a_caller_that_takes_it_slowly() {
 
 #[test]
 fn a_caller_that_gives_up_an_answer_that_has_begun_ends_it_for_its_callee() {
-    let (agent, mut held) = held();
-    let mut client = narrow(&agent);
-    let stream = client.request(DEMO, Flags::END_STREAM, b"x");
-    let (_, call) = held.expect(Kind::Request);
+    let (agent, mut held, mut client, stream, call) = called(narrow);
     let back = call.back(Kind::Response);
     held.stream.send(back, &[], &[0; 24_000]);
     (0..5).for_each(|_| held.stream.data(&back, Flags::TO_CALLER, &[1; 24_000]));
@@ -652,10 +637,7 @@ fn who_lies_about_a_late_answer_frees_nothing() {
 
 #[test]
 fn a_cancel_on_a_lane_ends_the_lane() {
-    let (agent, mut held) = held();
-    let mut client = client(&agent);
-    let stream = client.request(DEMO, Flags::END_STREAM, b"x");
-    let (_, call) = held.expect(Kind::Request);
+    let (agent, mut held, mut client, stream, call) = called(client);
     let header = Header { stream, via: u64::from(stream), service: call.header.service, ..Header::new(Kind::Cancel) };
     client.send(header, &[], &[]);
     assert!(client.next_of_lane().is_none_or(|got| got.kind() == Some(Kind::GoAway)), "the lane has ended");
