@@ -84,9 +84,9 @@ impl<'a> FrameBed<'a> {
         }
         let (listen, dials) = (parts[0].listen, parts[parts.len() - 1].listen);
         let (name, setup) = (format!("service-{dials}"), Setup { lanes: subject.has_lanes(), ..self.setup });
-        let (dials, crowd) = (at(dials).to_string(), crowd()?.to_string());
-        let crowd = (subject == Subject::AgentCrowded).then_some(["--crowd", &crowd]);
-        let how: Vec<_> = ["--dial", &dials].into_iter().chain(crowd.into_iter().flatten()).collect();
+        let dials = at(dials).to_string();
+        let crowd = if subject == Subject::AgentCrowded { Some(crowd()?.to_string()) } else { None };
+        let how: Vec<_> = ["--dial", &dials].into_iter().chain(crowd.iter().flat_map(|crowd| ["--crowd", crowd])).collect();
         let service = service(&name, &how, setup, self.cpus, self.workshop)?;
         let proxies = parts.iter().map(|part| part.process.id()).collect();
         // What is in front ends first, and the service before the agent that it has dialled.
