@@ -1,6 +1,6 @@
 //! What an operator sees: verbs, metrics, health for machines.
 
-use moa_tests::{Agent, DEMO, FakeMoa, agent::run_verb, config, echo, envelope, machine::http, until};
+use moa_tests::{Agent, DEMO, FakeMoa, agent::run_verb, config, echo, envelope, machine::http, until, until_true};
 
 fn start(fake: &FakeMoa) -> Agent {
     Agent::start(&config::service(DEMO, &[fake.address()], config::QUICK_HEALTH_CHECK))
@@ -98,6 +98,8 @@ fn the_log_is_silent_about_calls() {
     let agent = start(&fake);
     let mut client = agent.connect();
     client.call(&echo("x"));
+    // It listens before it says so.
+    until_true("the agent to say that it serves", || agent.log().contains("serving"));
     let before = agent.log().len();
     for _ in 0..1_000 {
         client.call(&echo("x"));
