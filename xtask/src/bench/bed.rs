@@ -20,7 +20,7 @@ use super::{
 };
 use crate::run::children::Process;
 
-const START_WITHIN: Duration = Duration::from_secs(15);
+const START_WITHIN: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// A server with the answer of a study.

@@ -93,13 +93,15 @@ pub(crate) fn serve(args: &Args) -> Result<()> {
 pub(super) fn dialled(agent: SocketAddr, setup: Setup, crowd: usize) -> Result<()> {
     let instance = format!("bench-service-{}", std::process::id());
     let hello = |connection| Hello { offers: vec![Offer::new(URI)], connection: Some(connection), ..hello(&instance) };
-    let (first, peer) = Link::connected(dial(agent)?, &hello(0), setup).context("the agent did not take the service")?;
-    let mut links = vec![first];
-    for connection in 1..peer.connections {
-        links.push(Link::connected(dial(agent)?, &hello(connection), setup)?.0);
-    }
+    let mut links = Vec::new();
+    // The crowd first, which takes seconds: who offers the service is to answer at once.
     for number in 0..crowd {
         links.push(Link::connected(dial(agent)?, &idle(number, &instance)?, setup)?.0);
+    }
+    let (first, peer) = Link::connected(dial(agent)?, &hello(0), setup).context("the agent did not take the service")?;
+    links.push(first);
+    for connection in 1..peer.connections {
+        links.push(Link::connected(dial(agent)?, &hello(connection), setup)?.0);
     }
     let mut events = Events::new()?;
     for (number, link) in links.iter().enumerate() {
