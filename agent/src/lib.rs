@@ -1,7 +1,7 @@
 //! MOA Mesh's agent: a local data plane between applications and services, and the operator's command line.
 //!
-//! `wire`, `balance` and `trace` know nobody, `rules` and `netns` only the configuration; `proxy` knows them all; `kernel` knows `proxy`'s
-//! types; `admin` and `cli` see all.
+//! `wire`, `balance`, `failover` and `trace` know nobody, `rules` and `netns` only the configuration; `proxy` knows them all;
+//! `kernel` knows `proxy`'s types and `failover`'s; `admin` and `cli` see all.
 #![deny(unsafe_code)]
 
 pub mod admin;
@@ -10,6 +10,7 @@ mod balance;
 pub mod cli;
 pub mod config;
 mod diag;
+pub mod failover;
 pub mod instance;
 pub mod kernel;
 pub mod logging;
