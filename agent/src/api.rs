@@ -3,6 +3,7 @@
 //! Rule for changing it: fields are only ever added, with `#[serde(default)]`; a field that changes its meaning
 //! gets a new name; anything else is a new [`VERSION`] under a new path (`/v1/…`).
 
+pub mod failover;
 pub mod routes;
 
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! MOA Mesh's agent: a local data plane between applications and services, and the operator's command line.
 //!
-//! `wire`, `balance`, `failover` and `trace` know nobody, `rules` and `netns` only the configuration; `proxy` knows them all;
+//! `wire`, `balance` and `trace` know nobody, `rules`, `netns` and `failover` only the configuration; `proxy` knows them all;
 //! `kernel` knows `proxy`'s types and `failover`'s; `admin` and `cli` see all.
 #![deny(unsafe_code)]
 
@@ -8,6 +8,7 @@ pub mod admin;
 pub mod api;
 mod balance;
 pub mod cli;
+mod clock;
 pub mod config;
 mod diag;
 pub mod failover;

@@ -114,6 +114,24 @@ impl Node {
         Ok(tracer)
     }
 
+    /// Where connects go when this agent cannot take them, after turning that on or off if that is wanted.
+    pub(super) async fn failover(&self, on: Option<bool>) -> Result<api::failover::Failover, String> {
+        let Some(gates) = self.proxy.gates() else {
+            let reason = self.kernel.as_ref().err().map_or("they are not there", String::as_str);
+            return Err(format!("nobody is diverted without the kernel programs: {reason}"));
+        };
+        if let Some(on) = on {
+            gates.hooks().set_on(on);
+        }
+        Ok(api::failover::Failover { foreign: self.proxy.foreign().await, ..gates.look() })
+    }
+
+    /// Has applications of other agents go home.
+    pub(super) async fn send_home(&self) -> Result<api::failover::Failover, String> {
+        self.proxy.send_home().await;
+        self.failover(None).await
+    }
+
     /// Says from now on that it takes no new calls.
     pub fn begin_drain(&self) {
         self.draining.store(true, Relaxed);

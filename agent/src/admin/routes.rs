@@ -39,10 +39,14 @@ pub(super) fn routes(admin: Admin) -> Router {
         .route("/v1/conns", get(conns))
         .route("/v1/namespaces", get(async |State(admin): State<Admin>| Json(admin.node.proxy.namespaces())))
         .route("/v1/calls", get(calls::calls))
-        .route("/v1/kernel", get(async |State(admin): State<Admin>| kernel(admin.node.kernel())))
-        .route("/v1/kernel/on", post(async |State(admin): State<Admin>| kernel(admin.node.switch_kernel(true))))
-        .route("/v1/kernel/off", post(async |State(admin): State<Admin>| kernel(admin.node.switch_kernel(false))))
+        .route("/v1/kernel", get(async |State(admin): State<Admin>| shown(admin.node.kernel())))
+        .route("/v1/kernel/on", post(async |State(admin): State<Admin>| shown(admin.node.switch_kernel(true))))
+        .route("/v1/kernel/off", post(async |State(admin): State<Admin>| shown(admin.node.switch_kernel(false))))
         .route("/v1/kernel/trace", get(trace::trace))
+        .route("/v1/failover", get(async |State(admin): State<Admin>| shown(admin.node.failover(None).await)))
+        .route("/v1/failover/on", post(async |State(admin): State<Admin>| shown(admin.node.failover(Some(true)).await)))
+        .route("/v1/failover/off", post(async |State(admin): State<Admin>| shown(admin.node.failover(Some(false)).await)))
+        .route("/v1/failover/send-home", post(async |State(admin): State<Admin>| shown(admin.node.send_home().await)))
         .route("/v1/config", get(config))
         .route("/v1/config/reload", post(reload))
         .fallback(no_such_path)
@@ -144,9 +148,9 @@ fn found<T: Serialize>(found: Result<T, String>) -> Response {
     }
 }
 
-fn kernel(kernel: Result<api::Kernel, String>) -> Response {
-    match kernel {
-        Ok(kernel) => Json(kernel).into_response(),
+fn shown<T: Serialize>(shown: Result<T, String>) -> Response {
+    match shown {
+        Ok(shown) => Json(shown).into_response(),
         Err(why) => error(StatusCode::CONFLICT, why),
     }
 }

@@ -13,7 +13,7 @@ pub(crate) mod ketama;
 mod level;
 mod levels;
 mod loads;
-mod murmur3;
+pub(crate) mod murmur3;
 pub(crate) mod outlier;
 mod rate;
 mod set;

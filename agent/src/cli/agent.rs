@@ -60,6 +60,9 @@ pub(super) struct Addresses {
     /// Where metrics and health are, whatever the configuration says.
     #[arg(long, value_name = "IP:PORT")]
     metrics_listen: Option<SocketAddr>,
+    /// Where applications of other agents are taken when those are gone, whatever the configuration says.
+    #[arg(long, value_name = "IP:PORT", env = "MOA_FAILOVER_LISTEN")]
+    failover_listen: Option<SocketAddr>,
     /// The first of this agent's thousand ports, unless the configuration says otherwise [default: derived from the name].
     #[arg(long, value_name = "PORT", env = "MOA_PORT_BASE")]
     port_base: Option<u16>,
@@ -165,6 +168,7 @@ impl Agent {
             lanes,
             telemetry: telemetry.clone(),
             cgroup2: kernel::cgroup2(),
+            hooks: kernel.as_ref().ok().map(Kernel::hooks),
         };
         let proxy = match Proxy::start(checked.clone(), &options) {
             Ok(proxy) => proxy,
@@ -243,6 +247,7 @@ impl Addresses {
             app_listen: self.app_listen,
             tunnel_listen: self.tunnel_listen,
             metrics_listen: self.metrics_listen,
+            failover_listen: self.failover_listen,
             kernel_mode: self.kernel,
         })
     }

@@ -11,6 +11,7 @@ mod completions;
 mod config;
 mod conns;
 mod doctor;
+mod failover;
 mod growing;
 mod kernel;
 mod namespaces;
@@ -74,6 +75,8 @@ enum Verb {
     Call(call::Call),
     /// Show the kernel path, turn it on and off, remove it.
     Kernel(kernel::Kernel),
+    /// Show where applications go when this agent can't take them, turn it on and off, send others' home.
+    Failover(failover::Failover),
     /// Check this machine and the agent, and say how to mend what is wrong.
     Doctor(doctor::Doctor),
     /// Check, show and reload configurations.
@@ -116,6 +119,7 @@ fn run(verb: Verb, global: &Global, out: &Out) -> anyhow::Result<ExitCode> {
         Verb::Calls(calls) => calls.run(global, out),
         Verb::Call(call) => call.run(global, out),
         Verb::Kernel(kernel) => kernel.run(global, out),
+        Verb::Failover(failover) => failover.run(global, out),
         Verb::Doctor(doctor) => doctor.run(global, out),
         Verb::Config(config) => config.run(global, out),
         Verb::Completions(completions) => completions.run(out),

@@ -6,6 +6,7 @@
 
 mod check;
 mod effective;
+mod failover;
 mod key;
 mod load;
 mod namespaces;
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use check::wrong_uri;
 pub use effective::effective;
+pub use failover::{Failover, FailoverApplication};
 pub use key::KeyPath;
 pub use load::{load, parse};
 pub use namespaces::{Cgroups, Namespaces};
@@ -57,6 +59,8 @@ pub struct Config {
     pub namespaces: Namespaces,
     /// Who calls, by cgroup.
     pub cgroups: Cgroups,
+    /// What becomes of applications whose agent is gone.
+    pub failover: Failover,
     /// Metrics and health for machines.
     pub metrics: Metrics,
     /// Spans of calls for a collector.
@@ -87,6 +91,8 @@ pub struct CheckedPeer {
     pub name: String,
     /// Where it listens for other agents; no two peers share it.
     pub address: SocketAddr,
+    /// Where it takes applications of agents that are gone; none if it takes none.
+    pub failover: Option<SocketAddr>,
     /// Its zone; empty if it is not known.
     pub zone: String,
     /// Its data centre; empty if it is not known.
@@ -186,6 +192,8 @@ pub struct Given {
     pub tunnel_listen: Option<SocketAddr>,
     /// `--metrics-listen`: stronger than the file.
     pub metrics_listen: Option<SocketAddr>,
+    /// `--failover-listen`: stronger than the file.
+    pub failover_listen: Option<SocketAddr>,
     /// `--kernel`: stronger than the file.
     pub kernel_mode: Option<KernelMode>,
 }
@@ -199,6 +207,7 @@ impl Default for Given {
             app_listen: None,
             tunnel_listen: None,
             metrics_listen: None,
+            failover_listen: None,
             kernel_mode: None,
         }
     }

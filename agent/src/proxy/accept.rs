@@ -3,6 +3,7 @@
 use std::{
     future::poll_fn,
     io,
+    net::IpAddr,
     rc::Rc,
     task::{Context, Poll},
     time::Duration,
@@ -41,22 +42,37 @@ impl Listener {
     }
 }
 
+/// Who comes in.
+pub(crate) enum Door {
+    /// Anybody.
+    Any(Side),
+    /// Applications that are in one place.
+    Place(Rc<Place>),
+    /// Applications of other agents, by their addresses.
+    Foreign,
+}
+
+impl Door {
+    fn place(&self) -> Option<&Place> {
+        if let Self::Place(place) = self { Some(place) } else { None }
+    }
+}
+
 /// Accepts until the worker drains; then the backlog is taken too, so that nobody who is connected is reset. In a namespace that
 /// goes, nobody is left.
-pub(crate) async fn run(worker: Rc<Worker>, listener: Listener, side: Side, place: Option<Rc<Place>>) {
-    let from = |peer| Source { peer, side, place: place.clone() };
+pub(crate) async fn run(worker: Rc<Worker>, listener: Listener, door: Door) {
     let mut warned = false;
     loop {
         let accepted = tokio::select! {
             biased;
-            () = leaving(place.as_deref()) => return,
+            () = leaving(door.place()) => return,
             accepted = poll_fn(|cx| listener.poll_accept(cx)) => accepted,
             () = worker.stopping() => break,
         };
         match accepted {
             Ok((stream, peer)) => {
                 warned = false;
-                take(&worker, stream, from(peer));
+                take(&worker, stream, peer, &door);
             }
             Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {
@@ -70,7 +86,7 @@ pub(crate) async fn run(worker: Rc<Worker>, listener: Listener, side: Side, plac
     // Without the runtime's budget, which would end this in the middle of the backlog.
     while let Poll::Ready(accepted) = unconstrained(poll_fn(|cx| Poll::Ready(listener.poll_accept(cx)))).await {
         match accepted {
-            Ok((stream, peer)) => take(&worker, stream, from(peer)),
+            Ok((stream, peer)) => take(&worker, stream, peer, &door),
             Err(error) if concerns_one_connection(&error) => {}
             Err(_) => break,
         }
@@ -84,8 +100,21 @@ async fn leaving(place: Option<&Place>) {
     }
 }
 
-fn take(worker: &Rc<Worker>, socket: Socket, from: Source) {
+fn take(worker: &Rc<Worker>, socket: Socket, peer: Peer, door: &Door) {
     worker.turn_begins();
+    let from = match (door, peer) {
+        (Door::Any(side), _) => Source { peer, side: *side, place: None },
+        (Door::Place(place), _) => Source { peer, side: Side::App, place: Some(place.clone()) },
+        (Door::Foreign, Peer::Tcp(address)) => match worker.foreign_at(address.ip()) {
+            Some(application) => {
+                worker.counters.foreign_accepted.add(1);
+                Source { peer, side: Side::App, place: Some(Place::foreign(address.ip(), application)) }
+            }
+            None => return turn_away(worker, &socket, address.ip()),
+        },
+        // That door is none of a unix socket.
+        (Door::Foreign, Peer::Unix) => return,
+    };
     // A socket that refuses this is already reset. Keepalive finds peers that vanished without a word.
     let usable =
         socket.tcp().is_none_or(|tcp| tcp.set_nodelay(true).and_then(|()| SockRef::from(tcp).set_keepalive(true)).is_ok());
@@ -96,6 +125,14 @@ fn take(worker: &Rc<Worker>, socket: Socket, from: Source) {
             worker.accepted(socket, from);
         }
     }
+}
+
+/// Tells an application of another agent that nobody knows it here.
+fn turn_away(worker: &Worker, socket: &Socket, address: IpAddr) {
+    worker.counters.foreign_refused.add(1);
+    let text = format!("-ERR MOA Mesh: {address} belongs to no application here: add it to failover.applications\r\n");
+    // Best effort, as below.
+    let _ = socket.try_write(text.as_bytes());
 }
 
 /// Tells an application that there are too many, as Redis does.

@@ -186,6 +186,11 @@ impl App {
         self.place.as_ref().is_some_and(|place| place.has_left())
     }
 
+    /// What its connection is closed for then.
+    pub(crate) fn why_left(&self) -> CloseReason {
+        if self.place.as_ref().is_some_and(|place| place.is_foreign()) { CloseReason::Drain } else { CloseReason::Namespace }
+    }
+
     /// The application at the other end, if it is known or says so.
     pub(crate) fn name(&self) -> Option<String> {
         let known = self.place.as_ref().and_then(|place| place.application()).map(|known| known.to_string());

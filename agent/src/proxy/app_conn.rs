@@ -130,7 +130,7 @@ impl AppConn {
                 Poll::Ready(Err(_)) => return Poll::Ready(Some(CloseReason::Peer)),
                 Poll::Pending if self.last.is_some() => {}
                 Poll::Pending if self.app.is_idle() && self.worker.is_draining() => self.last = Some(CloseReason::Drain),
-                Poll::Pending if self.app.is_idle() && self.app.has_left() => self.last = Some(CloseReason::Namespace),
+                Poll::Pending if self.app.is_idle() && self.app.has_left() => self.last = Some(self.app.why_left()),
                 Poll::Pending => return Poll::Pending,
             }
         }

@@ -1,7 +1,7 @@
 //! The data plane's handle: starts it, changes its configuration, asks it, stops it.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     convert::Infallible,
     fs, io,
     net::SocketAddr,
@@ -37,7 +37,13 @@ use super::{
     stats::{CloseReason, Histogram, Snapshot, WorkerCounters},
     worker::{self, Control, Start},
 };
-use crate::{api, config::Checked, netns::Namespaces, rules};
+use crate::{
+    api,
+    config::Checked,
+    failover::{Gates, Hooks},
+    netns::{Namespaces, thread::cookie},
+    rules,
+};
 
 /// Descriptors that are kept for everything that is not an application's connection, unless the limit is lower than four times that.
 const DESCRIPTORS_KEPT: u64 = 1024;
@@ -57,6 +63,8 @@ pub struct Options {
     pub telemetry: Telemetry,
     /// Where cgroup2 is mounted, if it is.
     pub cgroup2: Option<PathBuf>,
+    /// What is asked of the kernel about connects to this agent, if it is asked.
+    pub hooks: Option<Arc<dyn Hooks>>,
 }
 
 /// Why the data plane does not start.
@@ -85,6 +93,17 @@ pub enum StartError {
         "can't listen on {address} for other agents: {source}; is another agent running? Use another --name or tunnel.listen"
     )]
     Tunnel {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The address of other agents' applications can't be listened on.
+    #[error(
+        "can't listen on {address} for applications of other agents: {source}; is another agent running? Use another failover.listen"
+    )]
+    Foreign {
         /// The address.
         address: SocketAddr,
         /// Why.
@@ -131,6 +150,7 @@ pub struct Proxy {
     configured: watch::Sender<Arc<Checked>>,
     namespaces: Arc<Report>,
     cgroups: Arc<Cgroups>,
+    gates: Option<Arc<Gates>>,
     open: Arc<AtomicUsize>,
     connections_max: usize,
 }
@@ -205,10 +225,11 @@ impl Proxy {
             tasks.push(tokio::spawn(Keeper::new(lanes.clone(), board.clone(), verdicts.clone()).run(events)));
         }
         let report = Arc::<Report>::default();
-        let keeper = NamespaceKeeper::new((namespaces, report.clone()), controls, options.kernel.clone());
+        let gates = gates(options, count, &configured.borrow());
+        let keeper = NamespaceKeeper::new((namespaces, report.clone()), controls, (options.kernel.clone(), gates.clone()));
         tasks.push(tokio::spawn(keeper.run(configured.subscribe())));
         let namespaces = report;
-        Ok(Self { listen, unix, workers, board, tasks, lanes, configured, cgroups, namespaces, open, connections_max })
+        Ok(Self { listen, unix, workers, board, tasks, lanes, configured, cgroups, namespaces, gates, open, connections_max })
     }
 
     /// Takes over a new configuration without dropping a call, or refuses it as a whole.
@@ -218,6 +239,9 @@ impl Proxy {
     pub async fn apply(&self, checked: Arc<Checked>) -> Result<(), ApplyError> {
         check_fixed(&self.routes().checked, &checked)?;
         self.cgroups.configure(&checked.config.cgroups.applications);
+        if let Some(gates) = &self.gates {
+            gates.configure(&checked);
+        }
         let applied = self.board.apply(Some(checked.clone())).await;
         // It is in force even if a worker is late.
         self.configured.send_replace(checked);
@@ -254,6 +278,38 @@ impl Proxy {
     #[must_use]
     pub fn namespaces_status(&self) -> Option<api::NamespacesStatus> {
         self.namespaces.status()
+    }
+
+    /// Where connects go when this agent cannot take them; none if the kernel is not asked.
+    #[must_use]
+    pub fn gates(&self) -> Option<&Arc<Gates>> {
+        self.gates.as_ref()
+    }
+
+    /// The side of other agents' applications; none if none are taken.
+    pub async fn foreign(&self) -> Option<api::failover::Foreign> {
+        let listen = self.routes().checked.config.failover.listen?;
+        let sum = |of: fn(&WorkerCounters) -> u64| self.workers.iter().map(|worker| of(&worker.counters)).sum();
+        let mut connections = BTreeMap::new();
+        for worker in &self.workers {
+            for (application, count) in ask(worker, Control::Foreign).await.unwrap_or_default() {
+                *connections.entry(application).or_default() += count;
+            }
+        }
+        Some(api::failover::Foreign {
+            listen: listen.to_string(),
+            connections,
+            accepted_total: sum(|counters| counters.foreign_accepted.get()),
+            refused_total: sum(|counters| counters.foreign_refused.get()),
+        })
+    }
+
+    /// Has connections of other agents' applications closed, each between two calls.
+    pub async fn send_home(&self) {
+        for worker in &self.workers {
+            // One that is late does so as soon as it can.
+            let _ = timeout(ANSWER_WITHIN, worker.control.send(Control::SendHome)).await;
+        }
     }
 
     /// Bytes read and written on all connections.
@@ -335,12 +391,7 @@ impl Proxy {
 
     /// Asks the first worker; none if it does not answer in time.
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Control) -> Option<T> {
-        let (reply, answered) = oneshot::channel();
-        let answer = async {
-            self.workers.first()?.control.send(question(reply)).await.ok()?;
-            answered.await.ok()
-        };
-        timeout(ANSWER_WITHIN, answer).await.ok().flatten()
+        ask(self.workers.first()?, question).await
     }
 
     /// Calls that named no known service, by code.
@@ -481,6 +532,16 @@ impl Proxy {
     }
 }
 
+/// Asks a worker; none if it does not answer in time.
+async fn ask<T>(worker: &WorkerHandle, question: impl FnOnce(oneshot::Sender<T>) -> Control) -> Option<T> {
+    let (reply, answered) = oneshot::channel();
+    let answer = async {
+        worker.control.send(question(reply)).await.ok()?;
+        answered.await.ok()
+    };
+    timeout(ANSWER_WITHIN, answer).await.ok().flatten()
+}
+
 /// A text that no other process has.
 fn instance_text(name: &str) -> String {
     format!("{name}-{}-{:08x}", std::process::id(), rand::random::<u32>())
@@ -499,13 +560,29 @@ fn bind(checked: &Checked, workers: usize, kernel: Option<&dyn KernelPath>) -> R
             Some(bound.map_err(|source| StartError::Unix { path: path.clone(), source })?)
         }
     };
+    let mut foreign = match checked.config.failover.listen {
+        None => Vec::new(),
+        // Not by way of the kernel: they come from other nodes.
+        Some(address) => listen::bind(address, workers, None).map_err(|source| StartError::Foreign { address, source })?,
+    };
     let listeners = apps.into_iter().zip(agents).map(|(app, agents)| {
         // Each worker has a descriptor of its own of the same socket.
         let unix = unix.as_ref().map(UnixListener::try_clone).transpose();
         let path = checked.config.app.unix.clone().unwrap_or_default();
-        Ok(Listeners { app, agents, unix: unix.map_err(|source| StartError::Unix { path, source })? })
+        let unix = unix.map_err(|source| StartError::Unix { path, source })?;
+        Ok(Listeners { app, agents, unix, foreign: foreign.pop() })
     });
     listeners.collect()
+}
+
+/// Where applications connect, as the kernel is told; none if it is not asked.
+fn gates(options: &Options, workers: usize, checked: &Checked) -> Option<Arc<Gates>> {
+    let gates = Gates::new(options.hooks.clone()?, &options.name, workers, checked);
+    match cookie() {
+        Ok(here) => gates.open(here, checked.config.app.listen, "".into(), "".into()),
+        Err(error) => warn!(%error, "applications of this namespace find no sibling when this agent is gone"),
+    }
+    Some(gates)
 }
 
 fn check_fixed(former: &Checked, checked: &Checked) -> Result<(), ApplyError> {
@@ -514,6 +591,7 @@ fn check_fixed(former: &Checked, checked: &Checked) -> Result<(), ApplyError> {
         ("app.listen", was.app.listen == is.app.listen),
         ("app.unix", was.app.unix == is.app.unix),
         ("tunnel.listen", was.tunnel.listen == is.tunnel.listen),
+        ("failover.listen", was.failover.listen == is.failover.listen),
         ("agent.workers", was.agent.workers == is.agent.workers),
         ("app.connections_max", was.app.connections_max == is.app.connections_max),
         ("tracing.endpoint", was.tracing.endpoint == is.tracing.endpoint),

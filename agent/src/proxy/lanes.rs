@@ -13,8 +13,8 @@ use std::{
     task::{Context, Poll},
 };
 
-pub(crate) use keeper::{BODY_MAX, Keeper, Verdicts, now_ns};
-pub(crate) use registry::{Event, Lanes, Late, Letter, Owner, Source};
+pub(crate) use keeper::{BODY_MAX, Keeper, Verdicts};
+pub(crate) use registry::{Event, Lanes, Late, Letter, Owner, Seen, Source};
 pub(crate) use share::Drawn;
 pub use trace::{Decision, TraceLine, Tracer};
 

@@ -17,7 +17,7 @@ use std::{
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::warn;
 
-use super::{accept::Listener, frames::Side, path::KernelPath};
+use super::{accept::{Door, Listener}, frames::Side, path::KernelPath};
 
 /// The kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
@@ -28,15 +28,20 @@ pub(crate) struct Listeners {
     pub(crate) app: TcpListener,
     pub(crate) agents: TcpListener,
     pub(crate) unix: Option<UnixListener>,
+    /// For applications of other agents.
+    pub(crate) foreign: Option<TcpListener>,
 }
 
 impl Listeners {
     /// Gives them to the worker that this is called in.
-    pub(crate) fn fasten(self) -> io::Result<Vec<(Listener, Side)>> {
+    pub(crate) fn fasten(self) -> io::Result<Vec<(Listener, Door)>> {
         let tcp = |listener| tokio::net::TcpListener::from_std(listener).map(Listener::Tcp);
-        let mut listeners = vec![(tcp(self.app)?, Side::App), (tcp(self.agents)?, Side::AgentIn)];
+        let mut listeners = vec![(tcp(self.app)?, Door::Any(Side::App)), (tcp(self.agents)?, Door::Any(Side::AgentIn))];
         if let Some(unix) = self.unix {
-            listeners.push((Listener::Unix(tokio::net::UnixListener::from_std(unix)?), Side::App));
+            listeners.push((Listener::Unix(tokio::net::UnixListener::from_std(unix)?), Door::Any(Side::App)));
+        }
+        if let Some(foreign) = self.foreign {
+            listeners.push((tcp(foreign)?, Door::Foreign));
         }
         Ok(listeners)
     }

@@ -21,6 +21,7 @@ use super::{board::lock, handle::ANSWER_WITHIN, listen, path::KernelPath, places
 use crate::{
     api,
     config::Checked,
+    failover::Gates,
     netns::{self, Action, Helper, Id, Names, Namespace, Namespaces, Policy, Sources, State, Watcher},
 };
 
@@ -62,6 +63,7 @@ pub(super) struct NamespaceKeeper {
     namespaces: Arc<Namespaces>,
     workers: Vec<mpsc::Sender<Control>>,
     kernel: Option<Arc<dyn KernelPath>>,
+    gates: Option<Arc<Gates>>,
     report: Arc<Report>,
     state: State,
     open: HashMap<Id, Arc<Namespace>>,
@@ -74,10 +76,10 @@ impl NamespaceKeeper {
     pub(super) fn new(
         (namespaces, report): (Arc<Namespaces>, Arc<Report>),
         workers: Vec<mpsc::Sender<Control>>,
-        kernel: Option<Arc<dyn KernelPath>>,
+        (kernel, gates): (Option<Arc<dyn KernelPath>>, Option<Arc<Gates>>),
     ) -> Self {
         let state = State::new(netns::host().ok());
-        Self { namespaces, workers, kernel, report, state, open: HashMap::new(), helper: None, watcher: None }
+        Self { namespaces, workers, kernel, gates, report, state, open: HashMap::new(), helper: None, watcher: None }
     }
 
     /// Follows the files, and the configuration, until it is aborted.
@@ -89,6 +91,7 @@ impl NamespaceKeeper {
             if !is_on && self.open.is_empty() {
                 self.state = State::new(netns::host().ok());
                 lock(&self.report.served).clear();
+                self.sweep_gates();
                 if config.changed().await.is_err() {
                     return;
                 }
@@ -127,6 +130,7 @@ impl NamespaceKeeper {
                     self.act(action, config.listen).await;
                 }
                 self.tell(config.listen);
+                self.sweep_gates();
             }
             Err(trouble) => {
                 // What is served stays: nothing is known of it.
@@ -157,7 +161,10 @@ impl NamespaceKeeper {
             Action::Change { id, names, application } => {
                 let Some(namespace) = self.open.get(&id) else { return };
                 info!(namespace = %namespace.name, %application, "a namespace is called otherwise now");
-                namespace.set_application(application);
+                namespace.set_application(application.clone());
+                if let Some((gates, (name, _))) = self.gates.as_ref().zip(names.first_key_value()) {
+                    gates.open(namespace.cookie, listen, application, name.clone());
+                }
                 self.namespaces.set(namespace, names.into_keys());
                 for worker in &self.workers {
                     let _ = timeout(ANSWER_WITHIN, worker.send(Control::Namespaces(Change::Renew))).await;
@@ -182,7 +189,10 @@ impl NamespaceKeeper {
         let (workers, kernel) = (self.workers.len(), self.kernel.clone());
         let entered = helper.inside(file.clone(), move || Ok(bind(listen, workers, kernel.as_deref()))).await;
         let (cookie, listeners) = entered.map_err(|error| why_not_entered(&error))??;
-        let namespace = Namespace::new((cookie, name.clone(), application), file, helper);
+        let namespace = Namespace::new((cookie, name.clone(), application.clone()), file, helper);
+        if let Some(gates) = &self.gates {
+            gates.open(cookie, listen, application, name.clone());
+        }
         self.namespaces.set(&namespace, names.keys().cloned());
         for (worker, listener) in self.workers.iter().zip(listeners) {
             let serve = Control::Namespaces(Change::Serve(namespace.clone(), listener));
@@ -191,6 +201,13 @@ impl NamespaceKeeper {
             }
         }
         Ok(namespace)
+    }
+
+    /// What a former process served and this one does not.
+    fn sweep_gates(&self) {
+        if let Some(gates) = &self.gates {
+            gates.sweep();
+        }
     }
 
     fn helper(&mut self) -> io::Result<Helper> {
@@ -206,6 +223,9 @@ impl NamespaceKeeper {
     async fn close(&self, namespace: Arc<Namespace>) {
         self.namespaces.remove(&namespace);
         namespace.leave();
+        if let Some(gates) = &self.gates {
+            gates.close(namespace.cookie);
+        }
         if let Some(kernel) = &self.kernel {
             kernel.leave(namespace.cookie);
         }

@@ -27,6 +27,7 @@ use super::{
 use crate::{
     balance::{Limiter, RateLimits, Ring},
     config::{Checked, CheckedInstance, CheckedPeer, CheckedService, ServicePolicy, Traits, traffic::BalancePolicy},
+    failover::Foreign,
     rules::{Plan, Subset},
     trace::{Taps, Watch},
 };
@@ -42,6 +43,8 @@ pub(crate) struct Routes {
     pub(crate) agents: Vec<Arc<AgentRoute>>,
     /// Counts whenever an instance can be used, or can't any more.
     pub(crate) changes: Changes,
+    /// Whose connections come from other nodes.
+    pub(crate) foreign: Arc<Foreign>,
 }
 
 /// Counts how often it changed which instances can be used: who remembers a count knows whether to look again.
@@ -366,7 +369,8 @@ impl Routes {
             let plan = plans.remove(&key).unwrap_or_else(|| draft.plan());
             Arc::new(draft.finish(key, (plan, former), &changes, taps))
         });
-        Self { services: services.collect(), checked, agents, changes }
+        let foreign = Arc::new(Foreign::new(&checked.config.failover));
+        Self { services: services.collect(), checked, agents, changes, foreign }
     }
 
     /// What was counted for the services and instances that `next` has no more.

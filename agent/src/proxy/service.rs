@@ -291,6 +291,15 @@ impl Service {
         (code::REMOTING, format!("no instance is available: {}{more}", reasons.join("; ")))
     }
 
+    /// The kernel has seen an instance take so long for what it routed there.
+    pub(crate) fn was_seen(&self, instance: &Arc<Instance>, took: Duration, now: std::time::Instant) {
+        let Some((slot, entry)) = self.slots().find(|(_, entry)| Arc::ptr_eq(&entry.instance, instance)) else { return };
+        let average = self.loads.observe(slot, took, now);
+        if let Some(upstream) = entry.upstream.get() {
+            upstream.counters().set_ewma(average);
+        }
+    }
+
     fn slots(&self) -> impl Iterator<Item = (u32, &Entry)> {
         (0..).zip(&self.instances).filter_map(|(slot, entry)| Some((slot, entry.as_ref()?)))
     }

@@ -371,6 +371,10 @@ pub struct InstanceSnapshot {
 pub(crate) struct WorkerCounters {
     pub(crate) accepted: Counter,
     pub(crate) refused: Counter,
+    /// Connections of applications of other agents.
+    pub(crate) foreign_accepted: Counter,
+    /// Connections that belong to no such application.
+    pub(crate) foreign_refused: Counter,
     pub(crate) queued_bytes: Counter,
     /// Read and written on all connections.
     pub(crate) bytes: Counter,

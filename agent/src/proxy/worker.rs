@@ -2,8 +2,9 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
+    net::IpAddr,
     rc::Rc,
     sync::{
         Arc,
@@ -51,6 +52,7 @@ use super::{
 use crate::{
     api,
     diag::Diag,
+    failover::Foreign,
     netns::Namespaces,
     rules,
     trace::{Spans, Watch},
@@ -77,6 +79,10 @@ pub(crate) enum Control {
     Explain(Arc<str>, rules::Told, oneshot::Sender<Option<Explained>>),
     /// Say how the subsets of the service with this key look that calls without a rule go to.
     Views(Arc<str>, oneshot::Sender<Vec<View>>),
+    /// Say how many connections come from other nodes, by application.
+    Foreign(oneshot::Sender<BTreeMap<String, u64>>),
+    /// Have them go home: close them between two calls.
+    SendHome,
     /// Answer, to show that the worker is alive.
     Ping(oneshot::Sender<()>),
     /// Follow a change of the namespaces.
@@ -145,6 +151,8 @@ pub(crate) struct Worker {
     told: mpsc::UnboundedSender<Told>,
     pub(super) namespaces: Arc<Namespaces>,
     pub(super) cgroups: Arc<Cgroups>,
+    /// Whose connections come from other nodes.
+    foreign: RefCell<Arc<Foreign>>,
     /// Made when it is first needed.
     pub(super) diag: RefCell<Option<Diag>>,
     open: Arc<AtomicUsize>,
@@ -179,8 +187,8 @@ pub(crate) fn run(start: Start) -> io::Result<()> {
         tokio::task::spawn_local(signs_of_life(worker.clone(), Timer::new()?));
         tokio::task::spawn_local(take_over(worker.clone(), start.handoffs));
         tokio::task::spawn_local(deliver(worker.clone(), start.letters));
-        for (listener, side) in start.listeners.fasten()? {
-            tokio::task::spawn_local(accept::run(worker.clone(), listener, side, None));
+        for (listener, door) in start.listeners.fasten()? {
+            tokio::task::spawn_local(accept::run(worker.clone(), listener, door));
         }
         obey(&worker, start.control).await;
         Ok(())
@@ -205,6 +213,10 @@ async fn obey(worker: &Rc<Worker>, mut control: mpsc::Receiver<Control>) {
             Control::Views(key, reply) => {
                 let _ = reply.send(worker.views(&key));
             }
+            Control::Foreign(reply) => {
+                let _ = reply.send(worker.foreign_conns());
+            }
+            Control::SendHome => worker.send_home(),
             Control::Ping(reply) => {
                 let _ = reply.send(());
             }
@@ -295,6 +307,7 @@ impl Worker {
             told: start.told.clone(),
             namespaces: start.namespaces.clone(),
             cgroups: start.cgroups.clone(),
+            foreign: RefCell::default(),
             diag: RefCell::default(),
             open: start.open.clone(),
             connections_max: start.connections_max,
@@ -331,7 +344,8 @@ impl Worker {
             pool.retire();
         }
         self.retired.borrow_mut().extend(gone);
-        self.renew_cgroups();
+        *self.foreign.borrow_mut() = routes.foreign.clone();
+        self.renew_sources();
         self.look_after_pools();
     }
 
@@ -527,6 +541,11 @@ impl Worker {
         };
         let stream = Stream::new(socket, self.counters.clone(), self.kernel());
         tokio::task::spawn_local(AppConn::new(self.clone(), app, stream));
+    }
+
+    /// The application that an address of another node belongs to.
+    pub(super) fn foreign_at(&self, address: IpAddr) -> Option<Arc<str>> {
+        self.foreign.borrow().application(address)
     }
 
     /// What was taken for a Redis client speaks frames.

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::proxy::{
     dispatch::code,
-    lanes::{BODY_MAX, Event, LaneId, Letter, RoutedCall, now_ns},
+    lanes::{BODY_MAX, Event, LaneId, Letter, RoutedCall},
     service::Upstream,
     stats::CloseReason,
     worker::Worker,
@@ -291,6 +291,14 @@ impl Worker {
             Letter::Control(id, header) => {
                 if let Some(conn) = conn(id) {
                     conn.control(&header, &[]);
+                }
+            }
+            Letter::Seen(all) => {
+                let (services, now) = (self.services(), self.now().into_std());
+                for seen in all.iter() {
+                    if let Some(service) = services.by_key(&seen.service) {
+                        service.was_seen(&seen.instance, seen.took, now);
+                    }
                 }
             }
         }

@@ -11,7 +11,6 @@ use agent_common::{
     lane::MEMBERS_MAX,
 };
 use bytes::Bytes;
-use nix::time::{ClockId, clock_gettime};
 use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval},
@@ -22,15 +21,15 @@ use super::{
     LaneId, LaneRoute, RoutedCall, RoutedMember,
     eligible::{Eligible, eligible, pick_of},
     lacking::Lacking,
-    registry::{Event, Lanes, callee, caller, refusal},
+    registry::{Event, Lanes, Seen, callee, caller, refusal},
     share,
 };
-use crate::proxy::{
+use crate::{clock::now_ns, proxy::{
     board::Board,
     dispatch::code,
     routes::{Instance, Routes, ServiceRoute},
     stats::{CallCounters, Histogram},
-};
+}};
 
 /// How often it is looked whose time is over.
 const TICK: Duration = Duration::from_millis(20);
@@ -288,9 +287,10 @@ impl Keeper {
 
     // What is counted.
 
-    /// Adds what the programs have counted to the counters of the instances.
+    /// Adds what the programs have counted to the counters of the instances, and shows the workers how long they took.
     fn count(&mut self) {
         let path = self.lanes.path();
+        let mut seen = Vec::new();
         for (number, member) in &mut self.members {
             let Some(now) = path.member(*number) else { continue };
             if now.answered() != member.counted.answered() {
@@ -298,9 +298,14 @@ impl Keeper {
                 let mut known = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
                 known.answered.entry(member.service.clone()).or_default().add_routed(&member.counted, &now);
                 drop(known);
+                let took = now.mean_since(&member.counted).map(Duration::from_nanos);
+                seen.extend(took.map(|took| Seen { service: member.service.clone(), instance: member.instance.clone(), took }));
                 member.counted = now;
                 member.instance.record.succeeded();
             }
+        }
+        if !seen.is_empty() {
+            self.lanes.show(seen);
         }
         let had_free = self.free.len();
         let (members, numbers, free) = (&mut self.members, &mut self.numbers, &mut self.free);
@@ -454,10 +459,4 @@ fn hash_of(route: &ServiceRoute) -> u64 {
 
 pub(super) fn address_of(instance: &Arc<Instance>) -> usize {
     Arc::as_ptr(instance).addr()
-}
-
-/// The clock of the programs.
-pub(crate) fn now_ns() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
-    now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }
