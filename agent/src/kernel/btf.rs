@@ -333,16 +333,7 @@ mod tests {
     fn follows_nested_nameless_and_qualified_types() {
         assert_eq!(
             find(&Made::with(16 * 8).bytes()).unwrap(),
-            Offsets {
-                write_seq: 2020,
-                ulp_ops: 1232,
-                flags: 96,
-                zerocopy: 18,
-                socket: 600,
-                file: 16,
-                file_flags: 64,
-                err: 700
-            }
+            Offsets { write_seq: 2020, ulp_ops: 1232, flags: 96, zerocopy: 18, socket: 600, file: 16, file_flags: 64, err: 700 }
         );
     }
 
