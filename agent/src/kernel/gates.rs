@@ -34,10 +34,13 @@ const STALE: Duration = Duration::from_millis(500);
 /// Longer than any that makes sense, and short enough to be added to any time.
 const STALE_MAX: Duration = Duration::from_secs(3600);
 
+/// The gates by their addresses.
+type Named = HashMap<MapData, Listener, Gate>;
+
 /// The maps by which agent and programs talk about connects.
 pub(super) struct Gates {
     /// Held by whoever changes a gate or gives away a sibling's place.
-    gates: Mutex<HashMap<MapData, Listener, Gate>>,
+    gates: Mutex<Named>,
     peers: Mapped,
     failover: MapData,
     page: Mapped,
@@ -47,7 +50,7 @@ pub(super) struct Gates {
 impl Gates {
     /// Over the maps `GATES`, `PEERS`, `FAILOVER` and `DECISIONS`.
     pub(super) fn new(
-        gates: HashMap<MapData, Listener, Gate>,
+        gates: Named,
         peers: &MapData,
         failover: MapData,
         decisions: PerCpuArray<MapData, Decisions>,
@@ -98,15 +101,16 @@ impl Gates {
     }
 
     /// The place of a sibling: its own, or one that nobody has, or else one of whom no gate names and `taken` does not have.
-    fn give_place(&self, sibling: SocketAddr, gates: &[Gate], taken: &[Sibling]) -> io::Result<u32> {
+    fn give_place(&self, sibling: SocketAddr, gates: &Named, taken: &[Sibling]) -> io::Result<u32> {
         if let Some(place) = self.place_of(sibling) {
             return Ok(place);
         }
-        let named = |gate: &Gate| gate.siblings.into_iter().take(gate.count as usize);
-        let named: BTreeSet<u32> =
-            gates.iter().flat_map(named).chain(taken.iter().copied()).map(|sibling| sibling.peer).collect();
         let free = (0..PEERS_MAX).find(|place| self.peer(*place).is_none());
-        let place = free.or_else(|| (0..PEERS_MAX).find(|place| !named.contains(place)));
+        let place = free.or_else(|| {
+            let named = gates.iter().flatten().flat_map(|(_, gate)| gate.siblings.into_iter().take(gate.count as usize));
+            let named: BTreeSet<u32> = named.chain(taken.iter().copied()).map(|sibling| sibling.peer).collect();
+            (0..PEERS_MAX).find(|place| !named.contains(place))
+        });
         let place = place.ok_or_else(|| {
             io::Error::other(format!("there is no room for the sibling {sibling}: {PEERS_MAX} others are named"))
         })?;
@@ -169,10 +173,9 @@ impl Hooks for Gates {
     fn set_gate(&self, netns: u64, address: SocketAddr, siblings: &[SocketAddr]) -> io::Result<()> {
         let key = Listener::new(netns, address);
         let mut gates = lock(&self.gates);
-        let all: Vec<Gate> = gates.iter().flatten().map(|(_, gate)| gate).collect();
         let mut places = Vec::new();
         for sibling in siblings.iter().take(SIBLINGS_MAX) {
-            places.push(Sibling::new(*sibling, self.give_place(*sibling, &all, &places)?));
+            places.push(Sibling::new(*sibling, self.give_place(*sibling, &gates, &places)?));
         }
         let mut gate = Gate { count: u32::try_from(places.len()).map_err(io::Error::other)?, ..Gate::default() };
         for (place, sibling) in gate.siblings.iter_mut().zip(places) {
