@@ -124,8 +124,8 @@ pub struct Diverted {
     pub to_port: u32,
     /// The place in `PEERS` of the sibling that it went to.
     pub peer: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// Not 0: it is counted as failed.
+    pub failed: u32,
 }
 
 const _: () = assert!(size_of::<Diverted>() == 48 && align_of::<Diverted>() == 4);

@@ -23,7 +23,7 @@ use crate::{
     admin::{self, Node, Reloader, Server},
     config::{self, Checked, Given, KernelMode},
     instance::{self, Claim, Name, RunDir},
-    kernel::{self, Kernel},
+    kernel::{self, Kernel, RemoveError},
     logging,
     proxy::{self, Proxy, Telemetry},
     trace::{self, Exporter, Spans, Taps},
@@ -199,8 +199,21 @@ fn export(name: &Name, config: &config::Config) -> Result<Option<(Spans, Exporte
     Ok(Some(Exporter::start(&options).context("tracing.endpoint")?))
 }
 
-/// Attaches the kernel programs, or says why not.
+/// Attaches the kernel programs, or says why not. Then those that a former process has left at connects must go, which do not
+/// know this one's listeners.
 fn attach(name: &Name, config: &config::Kernel) -> Result<Kernel, String> {
+    let attached = try_attach(name, config);
+    if attached.is_err() {
+        match kernel::unhook(&name.to_string()) {
+            Ok(false) | Err(RemoveError::InUse) => {}
+            Ok(true) => tracing::info!("connects do not go to siblings any more, as the kernel programs are not used"),
+            Err(error) => tracing::warn!("connects may go to siblings though this agent lives: {error}"),
+        }
+    }
+    attached
+}
+
+fn try_attach(name: &Name, config: &config::Kernel) -> Result<Kernel, String> {
     if config.mode == KernelMode::Off {
         return Err("kernel.mode is off".into());
     }
