@@ -159,7 +159,9 @@ mod tests {
             on: true,
             gates: vec![gate(None, "", &[]), gate(Some("pod-a"), "shop", &["b", "c"])],
             siblings: vec![sibling("b", None), sibling("c", Some("no answer within 1000 ms"))],
-            decisions: [("local", 70), ("no-listener", 1200), ("stale", 0), ("newer", 1)].map(|(name, count)| (name.to_owned(), count)).into(),
+            decisions: [("local", 70), ("no-listener", 1200), ("stale", 0), ("newer", 1)]
+                .map(|(name, count)| (name.to_owned(), count))
+                .into(),
             foreign: Some(Foreign {
                 listen: "10.0.0.1:13001".into(),
                 connections: BTreeMap::from([("web".to_owned(), 2)]),

@@ -174,7 +174,8 @@ mod tests {
             ("[failover]\nlisten = '127.0.0.1:13000'\n".to_owned(), "give one of them another port"),
             ("[failover.applications.a]\naddresses = ['10.0.0.0/33']\n".to_owned(), "10.244.1.0/24"),
             (
-                "[failover.applications.a]\naddresses = ['10.0.0.1']\n[failover.applications.b]\naddresses = ['10.0.0.1/32']\n".to_owned(),
+                "[failover.applications.a]\naddresses = ['10.0.0.1']\n[failover.applications.b]\naddresses = ['10.0.0.1/32']\n"
+                    .to_owned(),
                 "which is that of `a`, too",
             ),
             ("[failover.applications.a]\nsiblings = ['b']\n".to_owned(), "add [peers.b]"),

@@ -122,11 +122,6 @@ impl Gates {
         }
     }
 
-    /// Whether any application has somewhere to go.
-    pub(crate) fn has_siblings(&self) -> bool {
-        self.state().siblings.addresses().next().is_some()
-    }
-
     /// For those who ask.
     pub(crate) fn look(&self) -> api::Failover {
         let state = self.state();
@@ -152,13 +147,7 @@ impl Gates {
         });
         let decisions = self.hooks.decisions().unwrap_or_default();
         let decisions = Decision::ALL.map(|decision| (decision.name().to_owned(), decisions.of(decision)));
-        api::Failover {
-            on: self.hooks.is_on(),
-            gates: gates.collect(),
-            siblings,
-            decisions: decisions.into(),
-            foreign: None,
-        }
+        api::Failover { on: self.hooks.is_on(), gates: gates.collect(), siblings, decisions: decisions.into(), foreign: None }
     }
 
     fn publish(&self, siblings: &Siblings, (netns, address): (u64, SocketAddr), gate: &Gate) {

@@ -10,5 +10,5 @@ pub mod hooks;
 mod probe;
 mod siblings;
 
-pub(crate) use self::{foreign::Foreign, gates::Gates};
 pub use self::hooks::{GateLook, Hooks, PeerLook};
+pub(crate) use self::{foreign::Foreign, gates::Gates};

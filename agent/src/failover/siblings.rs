@@ -92,7 +92,8 @@ mod tests {
 
     #[test]
     fn the_near_ones_come_first() {
-        let peers = [("far", "zone = 'x'\ndata_centre = 'two'"), ("dc", "zone = 'west'\ndata_centre = 'one'"), ("zone", "zone = 'east'")];
+        let peers =
+            [("far", "zone = 'x'\ndata_centre = 'two'"), ("dc", "zone = 'west'\ndata_centre = 'one'"), ("zone", "zone = 'east'")];
         let siblings = siblings("own", &peers, "[peers.none]\naddress = '10.9.9.9:13100'");
         assert_eq!(names(&siblings, "shop", "pod-a"), ["zone", "dc", "far"]);
         assert_eq!(siblings.addresses().count(), 3);

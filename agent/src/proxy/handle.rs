@@ -281,8 +281,7 @@ impl Proxy {
     }
 
     /// Where connects go when this agent cannot take them; none if the kernel is not asked.
-    #[must_use]
-    pub fn gates(&self) -> Option<&Arc<Gates>> {
+    pub(crate) fn gates(&self) -> Option<&Arc<Gates>> {
         self.gates.as_ref()
     }
 
@@ -580,7 +579,7 @@ fn gates(options: &Options, workers: usize, checked: &Checked) -> Option<Arc<Gat
     let gates = Gates::new(options.hooks.clone()?, &options.name, workers, checked);
     match cookie() {
         Ok(here) => gates.open(here, checked.config.app.listen, "".into(), "".into()),
-        Err(error) => warn!(%error, "applications of this namespace find no sibling when this agent is gone"),
+        Err(error) => tracing::warn!(%error, "applications of this namespace find no sibling when this agent is gone"),
     }
     Some(gates)
 }

@@ -14,7 +14,7 @@ use std::{
 };
 
 pub(crate) use keeper::{BODY_MAX, Keeper, Verdicts};
-pub(crate) use registry::{Event, Lanes, Late, Letter, Owner, Seen, Source};
+pub(crate) use registry::{Event, Lanes, Late, Letter, Owner, Source};
 pub(crate) use share::Drawn;
 pub use trace::{Decision, TraceLine, Tracer};
 

@@ -17,7 +17,11 @@ use std::{
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::warn;
 
-use super::{accept::{Door, Listener}, frames::Side, path::KernelPath};
+use super::{
+    accept::{Door, Listener},
+    frames::Side,
+    path::KernelPath,
+};
 
 /// The kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;

@@ -19,12 +19,15 @@ use super::{
     conn::{FrameConn, Side},
     task::Incoming,
 };
-use crate::proxy::{
-    dispatch::code,
-    lanes::{BODY_MAX, Event, LaneId, Letter, RoutedCall},
-    service::Upstream,
-    stats::CloseReason,
-    worker::Worker,
+use crate::{
+    clock::now_ns,
+    proxy::{
+        dispatch::code,
+        lanes::{BODY_MAX, Event, LaneId, Letter, RoutedCall},
+        service::Upstream,
+        stats::CloseReason,
+        worker::Worker,
+    },
 };
 
 /// What ties a connection of an application to its other one.

@@ -24,12 +24,15 @@ use super::{
     registry::{Event, Lanes, Seen, callee, caller, refusal},
     share,
 };
-use crate::{clock::now_ns, proxy::{
-    board::Board,
-    dispatch::code,
-    routes::{Instance, Routes, ServiceRoute},
-    stats::{CallCounters, Histogram},
-}};
+use crate::{
+    clock::now_ns,
+    proxy::{
+        board::Board,
+        dispatch::code,
+        routes::{Instance, Routes, ServiceRoute},
+        stats::{CallCounters, Histogram},
+    },
+};
 
 /// How often it is looked whose time is over.
 const TICK: Duration = Duration::from_millis(20);
