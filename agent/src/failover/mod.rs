@@ -11,4 +11,4 @@ mod probe;
 mod siblings;
 
 pub use self::hooks::{GateLook, Hooks, PeerLook};
-pub(crate) use self::{foreign::Foreign, gates::Gates};
+pub(crate) use self::{foreign::Foreign, gates::Gates, siblings::Siblings};

@@ -3,9 +3,16 @@
 //! A socket keeps its namespace alive, so everything that is open there is closed: what is idle at once, the rest after a
 //! moment in which it may finish.
 
-use std::{collections::BTreeMap, io, net::TcpListener, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{SocketAddr, TcpListener},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
-use agent_common::frame::status::reason;
+use agent_common::frame::{Hello, status::reason};
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -128,6 +135,17 @@ impl Worker {
         for link in self.pools().iter().flat_map(|pool| pool.links_in(&namespace)) {
             link.stop(why.clone());
         }
+    }
+
+    /// Who takes an application when this agent is gone; none for one that is another agent's.
+    pub(super) fn siblings_of(&self, conn: &FrameConn, hello: &Hello) -> Vec<SocketAddr> {
+        let place = conn.place.as_deref();
+        if place.is_some_and(Place::is_foreign) {
+            return Vec::new();
+        }
+        let whence = place.and_then(Place::namespace).map(|namespace| namespace.name.clone()).unwrap_or_default();
+        let siblings = self.siblings.borrow();
+        siblings.of(&conn.application(hello), &whence).into_iter().map(|(_, address)| address).collect()
     }
 
     /// How many connections come from other nodes, by application.

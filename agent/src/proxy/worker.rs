@@ -52,7 +52,7 @@ use super::{
 use crate::{
     api,
     diag::Diag,
-    failover::Foreign,
+    failover::{Foreign, Siblings},
     netns::Namespaces,
     rules,
     trace::{Spans, Watch},
@@ -153,6 +153,8 @@ pub(crate) struct Worker {
     pub(super) cgroups: Arc<Cgroups>,
     /// Whose connections come from other nodes.
     foreign: RefCell<Arc<Foreign>>,
+    /// Who takes applications when this agent is gone.
+    pub(super) siblings: RefCell<Siblings>,
     /// Made when it is first needed.
     pub(super) diag: RefCell<Option<Diag>>,
     open: Arc<AtomicUsize>,
@@ -308,6 +310,7 @@ impl Worker {
             namespaces: start.namespaces.clone(),
             cgroups: start.cgroups.clone(),
             foreign: RefCell::default(),
+            siblings: RefCell::default(),
             diag: RefCell::default(),
             open: start.open.clone(),
             connections_max: start.connections_max,
@@ -345,6 +348,7 @@ impl Worker {
         }
         self.retired.borrow_mut().extend(gone);
         *self.foreign.borrow_mut() = routes.foreign.clone();
+        *self.siblings.borrow_mut() = Siblings::new(self.name.clone(), &routes.checked);
         self.renew_sources();
         self.look_after_pools();
     }

@@ -99,6 +99,9 @@ impl Worker {
             return conn.greeted(hello);
         }
         own.lane = self.lane_for(conn);
+        if conn.side == Side::App {
+            own.siblings = self.siblings_of(conn, &hello);
+        }
         if conn.side != Side::App || hello.offers.is_empty() {
             conn.greeted(hello);
             conn.say(&own);
