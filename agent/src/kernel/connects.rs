@@ -12,6 +12,7 @@ use super::{
     AttachError,
     cgroup::Cgroup,
     gates::Gates,
+    link::Link,
     load::{program, take},
     pins::{CONNECTS, Pins},
 };
@@ -47,7 +48,7 @@ pub(super) fn attach(programs: &mut Ebpf, cgroup: &Cgroup, pins: Option<&Pins>) 
     Ok(())
 }
 
-/// Pins a link in place of another, which the kernel detaches.
+/// Pins a link in place of another, which is detached.
 fn pin(link: FdLink, pins: &Pins, name: &str) -> Result<(), AttachError> {
     let (path, next) = (pins.map(name), pins.map(&format!("{name}-next")));
     let refused = |source| AttachError::Pins { path: path.clone(), source };
@@ -55,8 +56,12 @@ fn pin(link: FdLink, pins: &Pins, name: &str) -> Result<(), AttachError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(refused(error)),
         _ => {}
     }
+    let former = Link::open(&path);
     link.pin(&next).map_err(|source| AttachError::pin(&next, source))?;
-    fs::rename(&next, &path).map_err(refused)
+    fs::rename(&next, &path).map_err(refused)?;
+    // If that fails, it goes a moment later.
+    let _ = former.and_then(Link::detach);
+    Ok(())
 }
 
 fn array(programs: &mut Ebpf, name: &'static str) -> Result<MapData, AttachError> {

@@ -11,6 +11,7 @@ mod error;
 mod gates;
 mod lanes;
 mod legs;
+mod link;
 mod load;
 mod mapped;
 mod mounts;

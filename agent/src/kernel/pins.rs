@@ -11,7 +11,7 @@ use nix::{
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
-use super::AttachError;
+use super::{AttachError, link::Link};
 
 /// Where bpffs is.
 pub(super) const BPFFS: &str = "/sys/fs/bpf";
@@ -129,15 +129,17 @@ pub(super) fn remove_folder(folder: &Path) -> io::Result<()> {
 /// Removes the links in a folder of pins: from now on nothing is diverted or enrolled.
 pub(super) fn remove_links(folder: &Path) -> io::Result<()> {
     remove_connects(folder)?;
-    remove_if_there(&folder.join(ESTABLISHED))
+    remove_link(&folder.join(ESTABLISHED))
 }
 
 /// Removes those of the programs at connects.
 pub(super) fn remove_connects(folder: &Path) -> io::Result<()> {
-    CONNECTS.iter().rev().try_for_each(|name| remove_if_there(&folder.join(name)))
+    CONNECTS.iter().rev().try_for_each(|name| remove_link(&folder.join(name)))
 }
 
-fn remove_if_there(path: &Path) -> io::Result<()> {
+fn remove_link(path: &Path) -> io::Result<()> {
+    // If that fails, it goes a moment later.
+    let _ = Link::open(path).and_then(Link::detach);
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed,
