@@ -137,7 +137,7 @@ fn shut<const V6: bool>(ctx: &SockAddrContext, to: &Listener, failover: *const F
     let (hold_until, away_until) = unsafe {
         ((&raw const (*failover).hold_until_ns).read_volatile(), (&raw const (*failover).away_until_ns).read_volatile())
     };
-    if now >= hold_until && hangs(failover, now) {
+    if now >= hold_until && moa_hangs(now) != 0 {
         return Some(Decision::Stale);
     }
     (now < away_until).then_some(Decision::Away)
@@ -180,9 +180,14 @@ fn is_listened_to<const V6: bool>(ctx: &SockAddrContext, to: &Listener) -> bool 
     }
 }
 
-/// Whether a worker has not said for too long that it lives.
-#[inline(always)]
-fn hangs(failover: *const Failover, now: u64) -> bool {
+/// Not 0 if a worker has not said for too long that it lives.
+///
+/// A function of its own, with a name that is seen outside, as the verifier looks at such a one once, and not on each of the
+/// ways that lead to it: inlined, it is almost more than the verifier has patience for.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn moa_hangs(now: u64) -> u32 {
+    let Some(failover) = FAILOVER.get_ptr(0) else { return 0 };
     // SAFETY: words of a map's value, as above.
     let (workers, stale, beats) = unsafe {
         (
@@ -200,10 +205,10 @@ fn hangs(failover: *const Failover, now: u64) -> bool {
         let beat = unsafe { beats.add(at).read_volatile() };
         // One that was written since the clock was read is younger than now.
         if beat != 0 && beat.wrapping_add(stale) < now {
-            return true;
+            return 1;
         }
     }
-    false
+    0
 }
 
 /// Sends the connect to the best sibling that it can reach, or says why not.

@@ -118,6 +118,17 @@ fn connects_find_a_program_at_every_moment_of_a_change() {
     });
 }
 
+/// The verifier gives up after a million steps, and takes a different number of them in each version of the kernel.
+#[test]
+fn the_verifier_has_patience_left() {
+    in_bed(|bed| {
+        for (name, program) in bed.kernel.programs.programs().filter(|(name, _)| *name != "stub") {
+            let steps = program.info().unwrap().verified_instruction_count().unwrap();
+            assert!(steps < 200_000, "{name}: {steps}");
+        }
+    });
+}
+
 #[test]
 fn without_siblings_nothing_stays() {
     alone(|| {
