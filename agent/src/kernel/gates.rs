@@ -67,7 +67,9 @@ impl Gates {
         self.set_away_until(0);
         self.set_hold_until(0);
         if self.time(offset_of!(Failover, stale_ns)).load(Relaxed) == 0 {
+            // Nobody was here before who could have turned it off.
             self.set_stale(STALE);
+            self.set_on(true);
         }
     }
 
