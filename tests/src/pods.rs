@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Where the agent is in each of them.
-pub const AGENT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 13_000);
+pub const AGENT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 13_000);
 
 /// A folder of files of namespaces.
 pub struct Pods {

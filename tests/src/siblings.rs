@@ -51,10 +51,14 @@ pub struct Host {
 }
 
 impl Cluster {
-    /// So many nodes, each with a running agent; `more` is more of each one's configuration.
+    /// So many nodes, each with a running agent that knows the others to live; `more` is more of each one's configuration.
     pub fn start(count: u8, more: &str) -> Self {
         let mut cluster = Self::prepare(count, more);
         cluster.hosts.iter_mut().for_each(Host::start);
+        for host in &cluster.hosts {
+            let others = cluster.hosts.iter().filter(|other| other.number != host.number);
+            others.for_each(|other| host.await_sibling(&other.name(), true));
+        }
         cluster
     }
 

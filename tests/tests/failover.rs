@@ -17,7 +17,7 @@ fn served(node: &str) -> Became {
 /// What no test may see: anything but an answer, a refusal or a reset.
 fn expect_nothing_else(tries: &[Tried]) {
     let failed: Vec<_> = tries.iter().filter(|tried| matches!(tried.became, Became::Failed(_))).collect();
-    assert!(failed.is_empty(), "{failed:?}");
+    assert!(failed.is_empty(), "{:?}", &failed[..failed.len().min(5)]);
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn an_agent_that_ends_in_good_order_refuses_nobody() {
     cluster.hosts[0].agent_mut().stop();
     shopper.await_served_by("node-2");
     let tries = shopper.stop();
-    let bad: Vec<_> = tries.iter().filter(|tried| !matches!(tried.became, Became::Served(_))).collect();
+    let bad: Vec<_> = tries.iter().filter(|tried| !matches!(tried.became, Became::Served(_))).take(5).collect();
     assert!(bad.is_empty(), "of {} calls: {bad:?}", tries.len());
 }
 
@@ -98,7 +98,7 @@ fn a_sibling_that_cannot_be_reached_is_passed_over() {
     assert_eq!(pod.inside(call_once).became, served(&cluster.hosts[first].name()));
     // Nobody is there who could look at it: the first connect finds out, those after it know.
     cluster.plug(first, false);
-    let mut client = std::thread::scope(|scope| {
+    let mut client = thread::scope(|scope| {
         let waiting = scope.spawn(|| pod.inside(|| Client::try_connect(AGENT)));
         let name = cluster.hosts[second].name();
         until_true("connects to go to the second sibling", || pod.inside(call_once).became == served(&name));

@@ -15,7 +15,7 @@ use tokio::{
     task::coop::unconstrained,
     time::sleep,
 };
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{
     frames::Side,
@@ -129,7 +129,11 @@ fn take(worker: &Rc<Worker>, socket: Socket, peer: Peer, door: &Door) {
 
 /// Tells an application of another agent that nobody knows it here.
 fn turn_away(worker: &Worker, socket: &Socket, address: IpAddr) {
-    worker.counters.foreign_refused.add(1);
+    // Other agents only look whether anybody answers.
+    if !worker.is_agent(address) {
+        worker.counters.foreign_refused.add(1);
+        debug!(%address, "an application that belongs elsewhere was turned away");
+    }
     let text = format!("-ERR MOA Mesh: {address} belongs to no application here: add it to failover.applications\r\n");
     // Best effort, as below.
     let _ = socket.try_write(text.as_bytes());

@@ -369,7 +369,7 @@ impl Routes {
             let plan = plans.remove(&key).unwrap_or_else(|| draft.plan());
             Arc::new(draft.finish(key, (plan, former), &changes, taps))
         });
-        let foreign = Arc::new(Foreign::new(&checked.config.failover));
+        let foreign = Arc::new(Foreign::new(&checked));
         Self { services: services.collect(), checked, agents, changes, foreign }
     }
 

@@ -552,6 +552,11 @@ impl Worker {
         self.foreign.borrow().application(address)
     }
 
+    /// Whether another agent is at an address.
+    pub(super) fn is_agent(&self, address: IpAddr) -> bool {
+        self.foreign.borrow().is_agent(address)
+    }
+
     /// What was taken for a Redis client speaks frames.
     pub(crate) fn becomes_frames(self: &Rc<Self>, app: &App, stream: Stream, first: BytesMut) {
         self.apps.borrow_mut().remove(app.key);
