@@ -7,6 +7,7 @@
 
 mod counts;
 mod end;
+mod failover;
 pub mod frame;
 pub mod lane;
 pub mod latency;
@@ -21,6 +22,7 @@ mod verdict;
 
 pub use counts::Counts;
 pub use end::End;
+pub use failover::{Failover, WORKERS_MAX};
 pub use leg::{LEASE_NS, Leg, Offsets, Shared, mode, role};
 pub use listener::{Listener, V4_MAPPED, WATCHED};
 pub use sip::sip;

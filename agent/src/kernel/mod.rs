@@ -10,7 +10,7 @@ mod error;
 mod lanes;
 mod legs;
 mod load;
-mod mapped;
+pub(crate) mod mapped;
 mod mounts;
 mod object;
 mod owner;
@@ -56,6 +56,7 @@ use self::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
+pub(crate) use self::owner::now_ns;
 use crate::proxy::{KernelPath, LanePath};
 
 /// How the kernel programs are attached.
@@ -139,7 +140,7 @@ impl Kernel {
     /// of memory: while it is, everything goes by TCP.
     pub fn beat(&self) {
         self.relieve();
-        self.legs.shared.set_alive(owner::now_ns());
+        self.legs.shared.set_alive(now_ns());
     }
 
     fn relieve(&self) {

@@ -38,7 +38,7 @@ impl Owner {
 }
 
 /// Nanoseconds of the clock that the kernel programs read.
-pub(super) fn now_ns() -> u64 {
+pub(crate) fn now_ns() -> u64 {
     // A clock that cannot be read is one that the kernel does not have.
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from).unwrap_or_default();
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)

@@ -5,7 +5,10 @@ use std::{
     convert::Infallible,
     fs, io,
     net::SocketAddr,
-    os::unix::net::UnixListener,
+    os::{
+        fd::{AsFd, AsRawFd, RawFd},
+        unix::net::UnixListener,
+    },
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -16,7 +19,10 @@ use std::{
 };
 
 use agent_common::frame::service_hash;
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::{
+    resource::{Resource, getrlimit},
+    timerfd::TimerFd,
+};
 use tokio::{
     sync::{Barrier, mpsc, oneshot, watch},
     time::{Instant, timeout, timeout_at},
@@ -35,9 +41,16 @@ use super::{
     report::Telemetry,
     routes::{Offers, Routes, ServiceRoute},
     stats::{CloseReason, Histogram, Snapshot, WorkerCounters},
+    timer,
     worker::{self, Control, Start},
 };
-use crate::{api, config::Checked, netns::Namespaces, rules};
+use crate::{
+    api,
+    config::Checked,
+    netns::Namespaces,
+    parent::{Parent, Pulse},
+    rules,
+};
 
 /// Descriptors that are kept for everything that is not an application's connection, unless the limit is lower than four times that.
 const DESCRIPTORS_KEPT: u64 = 1024;
@@ -57,6 +70,10 @@ pub struct Options {
     pub telemetry: Telemetry,
     /// Where cgroup2 is mounted, if it is.
     pub cgroup2: Option<PathBuf>,
+    /// What opens sockets in other network namespaces; without it there are none.
+    pub(crate) parent: Option<Parent>,
+    /// Where workers say that they live, if anybody wants to know.
+    pub(crate) pulse: Option<Arc<Pulse>>,
 }
 
 /// Why the data plane does not start.
@@ -133,6 +150,8 @@ pub struct Proxy {
     cgroups: Arc<Cgroups>,
     open: Arc<AtomicUsize>,
     connections_max: usize,
+    /// The number of a timer in each worker's epoll, if workers say that they live.
+    timers: Vec<RawFd>,
 }
 
 struct WorkerHandle {
@@ -163,12 +182,14 @@ impl Proxy {
         let (posts, letters): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
         let (lanes, events) = options.lanes.clone().map(|path| Lanes::new(path, posts)).unzip();
         let instance: Arc<str> = instance_text(&options.name).into();
+        let (timers, pulses) = pulses(options.pulse.as_ref(), count)?;
         let workers: Vec<_> = listeners
             .into_iter()
             .zip(handoffs)
             .zip(letters)
+            .zip(pulses)
             .enumerate()
-            .map(|(id, ((listeners, handoffs), letters))| {
+            .map(|(id, (((listeners, handoffs), letters), pulse))| {
                 let (control, receiver) = mpsc::channel(16);
                 let counters = Arc::new(WorkerCounters::default());
                 let start = Start {
@@ -192,6 +213,7 @@ impl Proxy {
                     letters,
                     spans: options.telemetry.spans.clone(),
                     unknown: options.telemetry.taps.watch(""),
+                    pulse,
                 };
                 let thread = spawn(start).map_err(|source| StartError::Thread { worker: id, source })?;
                 Ok(WorkerHandle { control, counters, thread: Mutex::new(Some(thread)) })
@@ -205,10 +227,11 @@ impl Proxy {
             tasks.push(tokio::spawn(Keeper::new(lanes.clone(), board.clone(), verdicts.clone()).run(events)));
         }
         let report = Arc::<Report>::default();
-        let keeper = NamespaceKeeper::new((namespaces, report.clone()), controls, options.kernel.clone());
+        let keeper =
+            NamespaceKeeper::new((namespaces, report.clone()), controls, (options.kernel.clone(), options.parent.clone()));
         tasks.push(tokio::spawn(keeper.run(configured.subscribe())));
         let namespaces = report;
-        Ok(Self { listen, unix, workers, board, tasks, lanes, configured, cgroups, namespaces, open, connections_max })
+        Ok(Self { listen, unix, workers, board, tasks, lanes, configured, cgroups, namespaces, open, connections_max, timers })
     }
 
     /// Takes over a new configuration without dropping a call, or refuses it as a whole.
@@ -228,6 +251,11 @@ impl Proxy {
     #[must_use]
     pub fn workers(&self) -> usize {
         self.workers.len()
+    }
+
+    /// The number of a timer in each worker's epoll, by which that is found; none if nobody watches them.
+    pub(crate) fn timers(&self) -> &[RawFd] {
+        &self.timers
     }
 
     /// The side of the applications.
@@ -481,6 +509,17 @@ impl Proxy {
     }
 }
 
+type WorkerPulse = Option<(Arc<Pulse>, TimerFd)>;
+
+/// What each worker says by that it lives, with the numbers of their timers.
+fn pulses(pulse: Option<&Arc<Pulse>>, workers: usize) -> Result<(Vec<RawFd>, Vec<WorkerPulse>), StartError> {
+    let Some(pulse) = pulse else { return Ok((Vec::new(), (0..workers).map(|_| None).collect())) };
+    let timer = |worker| timer::descriptor().map_err(|source| StartError::Thread { worker, source });
+    let timers: Vec<TimerFd> = (0..workers).map(timer).collect::<Result<_, _>>()?;
+    let numbers = timers.iter().map(|timer| timer.as_fd().as_raw_fd()).collect();
+    Ok((numbers, timers.into_iter().map(|timer| Some((pulse.clone(), timer))).collect()))
+}
+
 /// A text that no other process has.
 fn instance_text(name: &str) -> String {
     format!("{name}-{}-{:08x}", std::process::id(), rand::random::<u32>())
@@ -539,7 +578,8 @@ fn spawn(start: Start) -> io::Result<JoinHandle<()>> {
     })
 }
 
-fn worker_count(checked: &Checked) -> usize {
+/// How many workers there are with a configuration.
+pub(crate) fn worker_count(checked: &Checked) -> usize {
     match checked.config.agent.workers {
         0 => thread::available_parallelism().map_or(1, usize::from),
         count => count,
