@@ -126,6 +126,10 @@ impl Holder {
         let Some(address) = address.as_socket().filter(|_| look.protocol().is_ok_and(|own| own == Some(Protocol::TCP))) else {
             return Ok(None);
         };
+        // One that is closed, and a listener that was reset just now.
+        if !listens && look.peer_addr().is_err() {
+            return Ok(None);
+        }
         // Nobody who connects from a namespace is given a port there that somebody listens on.
         let here = cookie_of_socket(socket.as_fd()).map_or(true, |cookie| cookie == self.home);
         let ports = if here { &self.ports.here } else { &self.ports.elsewhere };

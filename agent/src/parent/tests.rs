@@ -123,7 +123,7 @@ struct Hung {
     listener: AsyncListener,
     accepted: tokio::net::TcpStream,
     opened: tokio::net::TcpStream,
-    timer: AsyncFd<File>,
+    timer: AsyncFd<OwnedFd>,
 }
 
 impl Hung {
@@ -136,7 +136,8 @@ impl Hung {
             let listener = listener.try_clone().unwrap();
             listener.set_nonblocking(true).unwrap();
             [&accepted, &opened].into_iter().for_each(|stream| stream.set_nonblocking(true).unwrap());
-            let timer = AsyncFd::new(File::from(OwnedFd::from(crate::parent::tests::timer()))).unwrap();
+            // Anything that can be waited for, with a number of its own.
+            let timer = waited_for(UnixStream::pair().unwrap().0.into());
             let stream = |stream| tokio::net::TcpStream::from_std(stream).unwrap();
             (AsyncListener::from_std(listener).unwrap(), stream(accepted), stream(opened), timer)
         });
@@ -144,15 +145,17 @@ impl Hung {
     }
 }
 
-/// Anything that can be waited for, with a number of its own.
-fn timer() -> UnixStream {
-    UnixStream::pair().unwrap().0
+#[expect(deprecated, reason = "it is so for descriptors that may be closed too early: this one is owned")]
+fn waited_for(descriptor: OwnedFd) -> AsyncFd<OwnedFd> {
+    AsyncFd::new(descriptor).unwrap()
 }
 
 #[test]
 fn a_hung_worker_is_reset_and_what_it_has_opened_stays() {
-    let [listener, other, server] = [(); 3].map(|()| TcpListener::bind(LOOPBACK).unwrap());
-    let address = listener.local_addr().unwrap();
+    let server = TcpListener::bind(LOOPBACK).unwrap();
+    // A port that the kernel has chosen is lost with the reset; the agent's are always configured.
+    let address = TcpListener::bind(LOOPBACK).unwrap().local_addr().unwrap();
+    let listener = TcpListener::bind(address).unwrap();
     let mut client = TcpStream::connect(address).unwrap();
     let hung = Hung::at(&listener, &client, &server);
     let mut waiting = TcpStream::connect(address).unwrap();
@@ -171,7 +174,6 @@ fn a_hung_worker_is_reset_and_what_it_has_opened_stays() {
     SockRef::from(&listener).listen(16).unwrap();
     drop(TcpStream::connect(address).unwrap());
     hung.runtime.block_on(hung.listener.accept()).unwrap();
-    drop(TcpStream::connect(other.local_addr().unwrap()).unwrap());
 }
 
 #[test]
@@ -189,7 +191,7 @@ fn unix_sockets_with_a_name_are_shut_and_a_backlog_is_closed_only_if_nobody_is_l
     waiting.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     listener.set_nonblocking(true).unwrap();
     let held: Vec<OwnedFd> = vec![listener.into(), accepted.into(), right.into()];
-    let held: Vec<AsyncFd<OwnedFd>> = held.into_iter().map(|socket| AsyncFd::new(socket).unwrap()).collect();
+    let held: Vec<_> = held.into_iter().map(waited_for).collect();
     let holder = Holder::new(Pid::this(), Ports::default()).unwrap();
     let timer = held[2].as_raw_fd();
     let connections = |all| holder.reset(&[timer], all).unwrap()[0].connections;

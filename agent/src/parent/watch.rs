@@ -118,10 +118,9 @@ struct Suspect {
 impl Suspicion {
     /// The workers that hang, each with its last beat: each is told once.
     fn look(&mut self, sight: &Sight<'_>) -> Vec<(usize, u64)> {
-        let late = u64::try_from(LATE.as_nanos()).unwrap_or(u64::MAX);
-        let says_nothing = sight.stale_ns == 0
-            || sight.now_ns < sight.hold_until_ns
-            || sight.now_ns.saturating_sub(std::mem::replace(&mut self.looked_ns, sight.now_ns)) > late;
+        let since = Duration::from_nanos(sight.now_ns.saturating_sub(self.looked_ns));
+        self.looked_ns = sight.now_ns;
+        let says_nothing = sight.stale_ns == 0 || sight.now_ns < sight.hold_until_ns || since > LATE;
         self.of.resize(sight.beats.len(), Suspect::default());
         let mut hung = Vec::new();
         for (worker, (suspect, beat)) in self.of.iter_mut().zip(sight.beats).enumerate() {
