@@ -20,10 +20,11 @@ fn section(fake: &FakeMoa) -> String {
     config::service(DEMO, &[fake.address()], config::NO_HEALTH_CHECK)
 }
 
-/// Whether nothing is left of a process but perhaps its number, which nobody has asked for.
+/// Whether nothing is left of a process, or of each of its threads nothing but its number, which nobody has asked for.
 fn is_gone(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_none_or(|(_, fields)| fields.starts_with(['Z', 'X']))
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let stats = threads.map(|thread| fs::read_to_string(thread.path().join("stat")).unwrap_or_default());
+    stats.into_iter().all(|stat| stat.rsplit_once(") ").is_none_or(|(_, fields)| fields.starts_with(['Z', 'X'])))
 }
 
 /// What each descriptor of a process is.
@@ -63,7 +64,7 @@ fn it_ends_as_the_agent_ends() {
     assert!(status.code() == Some(1) && log.contains(&format!("runs already (pid {}, ", agent.pid())), "{status} {log}");
     assert_eq!(run_verb(&["agent", "--nonsense"]).status.code(), Some(2));
     let (fake, gate) = (FakeMoa::start(), Gate::closed());
-    fake.script(move |_| Answer::ok("").at(&gate));
+    fake.script(move |call| Answer::ok(&call.args[0]).at(&gate));
     let mut agent = Agent::start(&section(&fake));
     let mut client = agent.connect();
     client.send(command(&["GET", &echo("x")]));
@@ -98,7 +99,7 @@ fn signals_come_once() {
     // As a service manager does that tells every process.
     agent.signal_itself(Signal::SIGTERM);
     agent.signal(Signal::SIGTERM);
-    until_true("the agent to drain", || agent.json(&["status"])["draining"] == true);
+    until_true("the agent to drain", || agent.json(&["status"])["state"] == "draining");
     gate.open();
     assert!(client.read().text().contains("in flight"));
     assert!(agent.wait(PATIENCE).success());
