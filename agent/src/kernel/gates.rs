@@ -25,9 +25,11 @@ use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
 use super::{
     legs::{lock, sum},
     mapped::Mapped,
-    owner::now_ns,
 };
-use crate::failover::{GateLook, Hooks, PeerLook};
+use crate::{
+    clock::now_ns,
+    failover::{GateLook, Hooks, PeerLook},
+};
 
 /// From what age on a beat is stale until somebody says something else.
 const STALE: Duration = Duration::from_millis(500);

@@ -13,7 +13,7 @@ mod lanes;
 mod legs;
 mod link;
 mod load;
-mod mapped;
+pub(crate) mod mapped;
 mod mounts;
 mod object;
 mod owner;
@@ -61,6 +61,7 @@ use self::{
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
+    clock::now_ns,
     failover::Hooks,
     proxy::{KernelPath, LanePath},
 };
@@ -154,7 +155,7 @@ impl Kernel {
     /// of memory: while it is, everything goes by TCP.
     pub fn beat(&self) {
         self.relieve();
-        self.legs.shared.set_alive(owner::now_ns());
+        self.legs.shared.set_alive(now_ns());
     }
 
     fn relieve(&self) {

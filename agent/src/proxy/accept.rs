@@ -19,6 +19,7 @@ use tracing::{debug, warn};
 
 use super::{
     frames::Side,
+    listen::BACKLOG,
     place::{Place, Source},
     socket::{Peer, Socket},
     worker::Worker,
@@ -26,6 +27,9 @@ use super::{
 
 /// A pause after an error that concerns the whole process, like a lack of descriptors, which trying at once would not mend.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// How often in a row listening is begun again without a connection in between.
+const AGAIN_MAX: u32 = 10;
 
 /// Where connections come in.
 pub(crate) enum Listener {
@@ -38,6 +42,14 @@ impl Listener {
         match self {
             Self::Tcp(tcp) => tcp.poll_accept(cx).map_ok(|(stream, peer)| (Socket::Tcp(stream), Peer::Tcp(peer))),
             Self::Unix(unix) => unix.poll_accept(cx).map_ok(|(stream, _)| (Socket::Unix(stream), Peer::Unix)),
+        }
+    }
+
+    /// Begins to listen again, on the same socket. It is still bound, and what the kernel path knows of it stays.
+    fn listen_again(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(tcp) => SockRef::from(tcp).listen(BACKLOG),
+            Self::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 }
@@ -61,7 +73,7 @@ impl Door {
 /// Accepts until the worker drains; then the backlog is taken too, so that nobody who is connected is reset. In a namespace that
 /// goes, nobody is left.
 pub(crate) async fn run(worker: Rc<Worker>, listener: Listener, door: Door) {
-    let mut warned = false;
+    let (mut warned, mut again) = (false, 0);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -71,10 +83,15 @@ pub(crate) async fn run(worker: Rc<Worker>, listener: Listener, door: Door) {
         };
         match accepted {
             Ok((stream, peer)) => {
-                warned = false;
+                (warned, again) = (false, 0);
                 take(&worker, stream, peer, &door);
             }
             Err(error) if concerns_one_connection(&error) => {}
+            // The parent took it from this worker, as it seemed to hang, so that the others get what is new.
+            Err(error) if does_not_listen(&error) && again < AGAIN_MAX && listener.listen_again().is_ok() => {
+                again += 1;
+                warn!(worker = worker.id(), "listening again: this worker had seemed to hang");
+            }
             Err(error) => {
                 if !std::mem::replace(&mut warned, true) {
                     warn!(%error, "can't accept connections for now");
@@ -143,6 +160,10 @@ fn turn_away(worker: &Worker, socket: &Socket, address: IpAddr) {
 pub(crate) fn refuse(socket: &Socket) {
     // Best effort: the buffer of a new connection takes it, and if not, the close says enough.
     let _ = socket.try_write(b"-ERR max number of clients reached\r\n");
+}
+
+fn does_not_listen(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidInput
 }
 
 fn concerns_one_connection(error: &io::Error) -> bool {

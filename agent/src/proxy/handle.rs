@@ -5,7 +5,10 @@ use std::{
     convert::Infallible,
     fs, io,
     net::SocketAddr,
-    os::unix::net::UnixListener,
+    os::{
+        fd::{AsFd, AsRawFd, RawFd},
+        unix::net::UnixListener,
+    },
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -16,7 +19,10 @@ use std::{
 };
 
 use agent_common::frame::service_hash;
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::{
+    resource::{Resource, getrlimit},
+    timerfd::TimerFd,
+};
 use tokio::{
     sync::{Barrier, mpsc, oneshot, watch},
     time::{Instant, timeout, timeout_at},
@@ -35,6 +41,7 @@ use super::{
     report::Telemetry,
     routes::{Offers, Routes, ServiceRoute},
     stats::{CloseReason, Histogram, Snapshot, WorkerCounters},
+    timer,
     worker::{self, Control, Start},
 };
 use crate::{
@@ -42,6 +49,7 @@ use crate::{
     config::Checked,
     failover::{Gates, Hooks},
     netns::{Namespaces, thread::cookie},
+    parent::{Parent, Pulse},
     rules,
 };
 
@@ -65,6 +73,10 @@ pub struct Options {
     pub cgroup2: Option<PathBuf>,
     /// What is asked of the kernel about connects to this agent, if it is asked.
     pub hooks: Option<Arc<dyn Hooks>>,
+    /// What opens sockets in other network namespaces; without it there are none.
+    pub(crate) parent: Option<Parent>,
+    /// Where workers say that they live, if anybody wants to know.
+    pub(crate) pulse: Option<Arc<Pulse>>,
 }
 
 /// Why the data plane does not start.
@@ -153,6 +165,8 @@ pub struct Proxy {
     gates: Option<Arc<Gates>>,
     open: Arc<AtomicUsize>,
     connections_max: usize,
+    /// The number of a timer in each worker's epoll, if workers say that they live.
+    timers: Vec<RawFd>,
 }
 
 struct WorkerHandle {
@@ -183,12 +197,14 @@ impl Proxy {
         let (posts, letters): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
         let (lanes, events) = options.lanes.clone().map(|path| Lanes::new(path, posts)).unzip();
         let instance: Arc<str> = instance_text(&options.name).into();
+        let (timers, pulses) = pulses(options.pulse.as_ref(), count)?;
         let workers: Vec<_> = listeners
             .into_iter()
             .zip(handoffs)
             .zip(letters)
+            .zip(pulses)
             .enumerate()
-            .map(|(id, ((listeners, handoffs), letters))| {
+            .map(|(id, (((listeners, handoffs), letters), pulse))| {
                 let (control, receiver) = mpsc::channel(16);
                 let counters = Arc::new(WorkerCounters::default());
                 let start = Start {
@@ -212,6 +228,7 @@ impl Proxy {
                     letters,
                     spans: options.telemetry.spans.clone(),
                     unknown: options.telemetry.taps.watch(""),
+                    pulse,
                 };
                 let thread = spawn(start).map_err(|source| StartError::Thread { worker: id, source })?;
                 Ok(WorkerHandle { control, counters, thread: Mutex::new(Some(thread)) })
@@ -226,10 +243,25 @@ impl Proxy {
         }
         let report = Arc::<Report>::default();
         let gates = gates(options, count, &configured.borrow());
-        let keeper = NamespaceKeeper::new((namespaces, report.clone()), controls, (options.kernel.clone(), gates.clone()));
+        let paths = (options.kernel.clone(), gates.clone(), options.parent.clone());
+        let keeper = NamespaceKeeper::new((namespaces, report.clone()), controls, paths);
         tasks.push(tokio::spawn(keeper.run(configured.subscribe())));
         let namespaces = report;
-        Ok(Self { listen, unix, workers, board, tasks, lanes, configured, cgroups, namespaces, gates, open, connections_max })
+        Ok(Self {
+            listen,
+            unix,
+            workers,
+            board,
+            tasks,
+            lanes,
+            configured,
+            cgroups,
+            namespaces,
+            gates,
+            open,
+            connections_max,
+            timers,
+        })
     }
 
     /// Takes over a new configuration without dropping a call, or refuses it as a whole.
@@ -252,6 +284,11 @@ impl Proxy {
     #[must_use]
     pub fn workers(&self) -> usize {
         self.workers.len()
+    }
+
+    /// The number of a timer in each worker's epoll, by which that is found; none if nobody watches them.
+    pub(crate) fn timers(&self) -> &[RawFd] {
+        &self.timers
     }
 
     /// The side of the applications.
@@ -541,6 +578,17 @@ async fn ask<T>(worker: &WorkerHandle, question: impl FnOnce(oneshot::Sender<T>)
     timeout(ANSWER_WITHIN, answer).await.ok().flatten()
 }
 
+type WorkerPulse = Option<(Arc<Pulse>, TimerFd)>;
+
+/// What each worker says by that it lives, with the numbers of their timers.
+fn pulses(pulse: Option<&Arc<Pulse>>, workers: usize) -> Result<(Vec<RawFd>, Vec<WorkerPulse>), StartError> {
+    let Some(pulse) = pulse else { return Ok((Vec::new(), (0..workers).map(|_| None).collect())) };
+    let timer = |worker| timer::descriptor().map_err(|source| StartError::Thread { worker, source });
+    let timers: Vec<TimerFd> = (0..workers).map(timer).collect::<Result<_, _>>()?;
+    let numbers = timers.iter().map(|timer| timer.as_fd().as_raw_fd()).collect();
+    Ok((numbers, timers.into_iter().map(|timer| Some((pulse.clone(), timer))).collect()))
+}
+
 /// A text that no other process has.
 fn instance_text(name: &str) -> String {
     format!("{name}-{}-{:08x}", std::process::id(), rand::random::<u32>())
@@ -616,7 +664,8 @@ fn spawn(start: Start) -> io::Result<JoinHandle<()>> {
     })
 }
 
-fn worker_count(checked: &Checked) -> usize {
+/// How many workers there are with a configuration.
+pub(crate) fn worker_count(checked: &Checked) -> usize {
     match checked.config.agent.workers {
         0 => thread::available_parallelism().map_or(1, usize::from),
         count => count,

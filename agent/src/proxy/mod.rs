@@ -51,6 +51,7 @@ mod timer;
 mod turn;
 mod worker;
 
+pub(crate) use handle::worker_count;
 pub use handle::{ApplyError, Options, Proxy, StartError};
 pub use lanes::{
     Decision, LaneId, LaneLook, LanePath, LaneRoute, LaneTrace, Pick, Routed, RoutedCall, RoutedMember, TraceLine, Traced,

@@ -15,6 +15,7 @@ use std::{
 };
 
 use bytes::BytesMut;
+use nix::sys::timerfd::TimerFd;
 use rand::rngs::SmallRng;
 use slab::Slab;
 use tokio::{
@@ -54,6 +55,7 @@ use crate::{
     diag::Diag,
     failover::{Foreign, Siblings},
     netns::Namespaces,
+    parent::Pulse,
     rules,
     trace::{Spans, Watch},
     wire::resp,
@@ -119,6 +121,8 @@ pub(crate) struct Start {
     pub(crate) letters: mpsc::UnboundedReceiver<Letter>,
     pub(crate) spans: Option<Spans>,
     pub(crate) unknown: Watch,
+    /// Where it says that it lives, and what wakes it for that.
+    pub(crate) pulse: Option<(Arc<Pulse>, TimerFd)>,
 }
 
 /// Another agent, and the way to it.
@@ -187,6 +191,9 @@ pub(crate) fn run(start: Start) -> io::Result<()> {
         tokio::task::spawn_local(deadlines(worker.clone(), Timer::new()?));
         tokio::task::spawn_local(housekeeping(worker.clone(), Timer::new()?));
         tokio::task::spawn_local(signs_of_life(worker.clone(), Timer::new()?));
+        if let Some((pulse, timer)) = start.pulse {
+            tokio::task::spawn_local(beat(pulse, start.id, Timer::over(timer)?));
+        }
         tokio::task::spawn_local(take_over(worker.clone(), start.handoffs));
         tokio::task::spawn_local(deliver(worker.clone(), start.letters));
         for (listener, door) in start.listeners.fasten()? {
@@ -265,6 +272,22 @@ async fn signs_of_life(worker: Rc<Worker>, timer: Timer) {
         worker.turn_begins();
         worker.look_after_frames(limits.tunnel.keepalive, limits.stall_timeout);
         timer.sleep(limits.tunnel.keepalive.min(HOUSEKEEPING)).await;
+    }
+}
+
+/// Says that the worker lives, for as long as its runtime does. A worker that is held up says nothing, as it is its own thread
+/// that says it.
+async fn beat(pulse: Arc<Pulse>, worker: usize, timer: Timer) {
+    struct Rests(Arc<Pulse>, usize);
+    impl Drop for Rests {
+        fn drop(&mut self) {
+            self.0.rest(self.1);
+        }
+    }
+    let Rests(pulse, worker) = &Rests(pulse, worker);
+    loop {
+        pulse.beat(*worker);
+        timer.sleep(pulse.interval()).await;
     }
 }
 

@@ -14,7 +14,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::bed::{any_has, at, has, in_bed, listen, nobody, reaches, refused};
 use crate::{
-    kernel::owner::now_ns,
+    clock::now_ns,
     netns::thread::{cookie, enter_new},
 };
 

@@ -10,7 +10,7 @@ use agent_common::failover::{Decision, FAILED_FOR_NS, PEERS_MAX};
 use socket2::{Domain, Socket, Type};
 
 use super::bed::{at, deaf, has, in_bed, listen, nobody, reaches, refused, until};
-use crate::kernel::owner::now_ns;
+use crate::clock::now_ns;
 
 #[test]
 fn one_that_refuses_is_left_alone_for_a_while() {
