@@ -10,11 +10,13 @@ mod balance;
 pub mod cli;
 pub mod config;
 mod diag;
+pub mod failover;
 pub mod instance;
 pub mod kernel;
 pub mod logging;
 #[cfg(test)]
 mod measure;
+mod memory;
 mod netns;
 pub mod proxy;
 mod rules;

@@ -21,6 +21,7 @@ use tokio::{
 use super::Global;
 use crate::{
     admin::{self, Node, Reloader, Server},
+    api,
     config::{self, Checked, Given, KernelMode},
     instance::{self, Claim, Name, RunDir},
     kernel::{self, Kernel},
@@ -165,6 +166,7 @@ impl Agent {
             lanes,
             telemetry: telemetry.clone(),
             cgroup2: kernel::cgroup2(),
+            hooks: None,
         };
         let proxy = match Proxy::start(checked.clone(), &options) {
             Ok(proxy) => proxy,
@@ -301,7 +303,7 @@ async fn beat(node: Arc<Node>) {
 async fn drain(node: &Node, signals: &mut Signals) -> bool {
     let within = Duration::from_millis(node.loaded().checked.config.agent.drain_timeout_ms);
     tracing::info!("finishing calls in flight for at most {within:?}; another signal ends at once");
-    node.begin_drain();
+    node.begin_end();
     let finished = tokio::select! {
         finished = node.proxy.drain(within) => finished,
         () = signals.end() => false,
@@ -309,7 +311,8 @@ async fn drain(node: &Node, signals: &mut Signals) -> bool {
     if finished {
         tracing::info!("all calls are finished");
     } else {
-        tracing::warn!("calls in flight are cut");
+        let api::Remains { calls, redis, frames, services, agents } = node.proxy.drain_status().await.remains;
+        tracing::warn!(calls, redis, frames, services, agents, "calls in flight are cut; so much remained");
     }
     finished
 }

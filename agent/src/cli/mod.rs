@@ -11,6 +11,7 @@ mod completions;
 mod config;
 mod conns;
 mod doctor;
+mod drain;
 mod growing;
 mod kernel;
 mod namespaces;
@@ -72,6 +73,8 @@ enum Verb {
     Calls(calls::Calls),
     /// Call a service through an agent, as an application does.
     Call(call::Call),
+    /// Have an agent take no new work, finish what is in flight, and say what is left.
+    Drain(drain::Drain),
     /// Show the kernel path, turn it on and off, remove it.
     Kernel(kernel::Kernel),
     /// Check this machine and the agent, and say how to mend what is wrong.
@@ -115,6 +118,7 @@ fn run(verb: Verb, global: &Global, out: &Out) -> anyhow::Result<ExitCode> {
         Verb::Namespaces => namespaces::run(global, out),
         Verb::Calls(calls) => calls.run(global, out),
         Verb::Call(call) => call.run(global, out),
+        Verb::Drain(drain) => drain.run(global, out),
         Verb::Kernel(kernel) => kernel.run(global, out),
         Verb::Doctor(doctor) => doctor.run(global, out),
         Verb::Config(config) => config.run(global, out),

@@ -9,6 +9,7 @@ mod effective;
 mod key;
 mod load;
 mod namespaces;
+mod overload;
 mod peers;
 mod policy;
 mod problem;
@@ -32,6 +33,7 @@ pub use effective::effective;
 pub use key::KeyPath;
 pub use load::{load, parse};
 pub use namespaces::{Cgroups, Namespaces};
+pub use overload::Overload;
 pub use policy::{Health, HealthCheck, ServicePolicy};
 pub use problem::{ConfigError, Problem, Report};
 pub use reference::{default_file, reference, with_reference};
@@ -51,6 +53,8 @@ pub struct Config {
     pub app: App,
     /// The connections with other agents.
     pub tunnel: Tunnel,
+    /// What the agent bears.
+    pub overload: Overload,
     /// The way through the kernel.
     pub kernel: Kernel,
     /// Network namespaces that are served from inside.

@@ -6,7 +6,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, js
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Agent, App, Cgroups, CheckedInstance, Kernel, Metrics, Namespaces, ServicePolicy, Tracing, Traits, Tunnel};
+use super::{
+    Agent, App, Cgroups, CheckedInstance, Kernel, Metrics, Namespaces, Overload, ServicePolicy, Tracing, Traits, Tunnel,
+};
 
 /// The format of an address in the schema.
 pub(super) const ADDRESS: &str = "ip:port";
@@ -72,6 +74,7 @@ struct File {
     agent: Agent,
     app: App,
     tunnel: Tunnel,
+    overload: Overload,
     kernel: Kernel,
     namespaces: Namespaces,
     cgroups: Cgroups,

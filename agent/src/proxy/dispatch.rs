@@ -222,6 +222,7 @@ impl Worker {
         }
         match calls.insert(call, self.tick_of(deadline)) {
             Ok(key) => {
+                self.counters.in_flight.set(calls.len() as u64);
                 drop(calls);
                 self.queued_add(bytes);
                 self.ensure_timer();
@@ -572,7 +573,12 @@ impl Worker {
     }
 
     pub(super) fn remove(&self, key: CallKey) -> Option<Call> {
-        let call = self.calls.borrow_mut().remove(key)?;
+        let call = {
+            let mut calls = self.calls.borrow_mut();
+            let call = calls.remove(key)?;
+            self.counters.in_flight.set(calls.len() as u64);
+            call
+        };
         self.queued_sub(call.bytes);
         call.leaves();
         if let Place::Framed(_, conn, _) = &call.place {

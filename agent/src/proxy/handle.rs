@@ -1,5 +1,7 @@
 //! The data plane's handle: starts it, changes its configuration, asks it, stops it.
 
+mod retreat;
+
 use std::{
     collections::HashMap,
     convert::Infallible,
@@ -18,11 +20,13 @@ use std::{
 use agent_common::frame::service_hash;
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::{
-    sync::{Barrier, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, timeout, timeout_at},
 };
 
+use self::retreat::Retreat;
 use super::{
+    away::Away,
     board::{Board, lock, register},
     cgroups::Cgroups,
     describe,
@@ -31,13 +35,16 @@ use super::{
     listen::{self, Listeners},
     namespaces::{NamespaceKeeper, Report},
     outliers,
+    overload::{Monitor, Pressure},
     path::KernelPath,
     report::Telemetry,
     routes::{Offers, Routes, ServiceRoute},
     stats::{CloseReason, Histogram, Snapshot, WorkerCounters},
     worker::{self, Control, Start},
 };
-use crate::{api, config::Checked, netns::Namespaces, rules};
+use crate::{api, config::Checked, failover::Hooks, netns::Namespaces, rules};
+
+pub use self::retreat::DrainError;
 
 /// Descriptors that are kept for everything that is not an application's connection, unless the limit is lower than four times that.
 const DESCRIPTORS_KEPT: u64 = 1024;
@@ -57,6 +64,8 @@ pub struct Options {
     pub telemetry: Telemetry,
     /// Where cgroup2 is mounted, if it is.
     pub cgroup2: Option<PathBuf>,
+    /// What sends connects to siblings, if there can be some.
+    pub hooks: Option<Arc<dyn Hooks>>,
 }
 
 /// Why the data plane does not start.
@@ -131,6 +140,8 @@ pub struct Proxy {
     configured: watch::Sender<Arc<Checked>>,
     namespaces: Arc<Report>,
     cgroups: Arc<Cgroups>,
+    retreat: Arc<Retreat>,
+    pressure: Arc<Pressure>,
     open: Arc<AtomicUsize>,
     connections_max: usize,
 }
@@ -162,6 +173,7 @@ impl Proxy {
         let (told, tells) = mpsc::unbounded_channel();
         let (posts, letters): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
         let (lanes, events) = options.lanes.clone().map(|path| Lanes::new(path, posts)).unzip();
+        let pressure = Arc::<Pressure>::default();
         let instance: Arc<str> = instance_text(&options.name).into();
         let workers: Vec<_> = listeners
             .into_iter()
@@ -192,6 +204,7 @@ impl Proxy {
                     letters,
                     spans: options.telemetry.spans.clone(),
                     unknown: options.telemetry.taps.watch(""),
+                    pressure: pressure.clone(),
                 };
                 let thread = spawn(start).map_err(|source| StartError::Thread { worker: id, source })?;
                 Ok(WorkerHandle { control, counters, thread: Mutex::new(Some(thread)) })
@@ -200,15 +213,36 @@ impl Proxy {
         let controls: Vec<_> = workers.iter().map(|worker| worker.control.clone()).collect();
         let board = Arc::new(Board::new(routes, controls.clone(), (options.telemetry.taps.clone(), namespaces.clone())));
         let mut tasks = vec![tokio::spawn(register(board.clone(), tells)), tokio::spawn(outliers::watch(board.clone()))];
+        let away = Arc::new(Away::new(options.hooks.clone()));
+        // What a former agent of this name has said is over.
+        away.set_draining(false);
+        let watched = workers.iter().map(|worker| (worker.control.clone(), worker.counters.clone()));
+        let monitor = Monitor::new((pressure.clone(), away.clone()), board.clone(), watched);
+        tasks.push(tokio::spawn(monitor.run()));
+        let retreat = Retreat::new(controls.clone(), away, lanes.clone());
         let lanes = lanes.map(|lanes| (lanes, Arc::<Verdicts>::default()));
         if let (Some((lanes, verdicts)), Some(events)) = (&lanes, events) {
-            tasks.push(tokio::spawn(Keeper::new(lanes.clone(), board.clone(), verdicts.clone()).run(events)));
+            tasks.push(tokio::spawn(Keeper::new(lanes.clone(), board.clone(), (verdicts.clone(), pressure.clone())).run(events)));
         }
         let report = Arc::<Report>::default();
         let keeper = NamespaceKeeper::new((namespaces, report.clone()), controls, options.kernel.clone());
         tasks.push(tokio::spawn(keeper.run(configured.subscribe())));
         let namespaces = report;
-        Ok(Self { listen, unix, workers, board, tasks, lanes, configured, cgroups, namespaces, open, connections_max })
+        Ok(Self {
+            listen,
+            unix,
+            workers,
+            board,
+            tasks,
+            lanes,
+            configured,
+            cgroups,
+            namespaces,
+            retreat,
+            pressure,
+            open,
+            connections_max,
+        })
     }
 
     /// Takes over a new configuration without dropping a call, or refuses it as a whole.
@@ -365,6 +399,12 @@ impl Proxy {
         }
     }
 
+    /// How much the agent has to bear, and what it refuses for that.
+    #[must_use]
+    pub fn overload(&self) -> api::Overload {
+        self.pressure.status(self.workers.iter().map(|worker| worker.counters.shed.get()).sum())
+    }
+
     /// What became of messages on lanes; none if the kernel routes no calls.
     #[must_use]
     pub fn routed(&self) -> Option<Routed> {
@@ -436,27 +476,6 @@ impl Proxy {
             }
         }
         true
-    }
-
-    /// Takes no new connections and finishes what is in flight. False if some of it was not finished in time.
-    pub async fn drain(&self, within: Duration) -> bool {
-        let deadline = Instant::now() + within;
-        let mut pending = Vec::new();
-        let no_callers = Arc::new(Barrier::new(self.workers.len()));
-        for worker in &self.workers {
-            let (done, drained) = oneshot::channel();
-            if timeout_at(deadline, worker.control.send(Control::Drain(no_callers.clone(), done)))
-                .await
-                .is_ok_and(|sent| sent.is_ok())
-            {
-                pending.push(drained);
-            }
-        }
-        let mut finished = pending.len() == self.workers.len();
-        for drained in pending {
-            finished &= timeout_at(deadline, drained).await.is_ok_and(|done| done.is_ok());
-        }
-        finished
     }
 
     /// Ends the workers and waits for them.

@@ -26,6 +26,7 @@ use super::{
     accept,
     app::{App, Shared},
     app_conn::AppConn,
+    away::Ways,
     calls::CallTable,
     cgroups::Cgroups,
     dispatch::Call,
@@ -35,6 +36,7 @@ use super::{
     lanes::{Lanes, Letter},
     limits::{TunnelLimits, WorkerLimits},
     listen::Listeners,
+    overload::Pressure,
     path::KernelPath,
     place::{Place, Source},
     places::Change,
@@ -84,6 +86,16 @@ pub(crate) enum Control {
     /// Take no new connections, finish what is in flight, say when it is done. Services are let go when no worker has
     /// callers any more, which is where the barrier is.
     Drain(Arc<Barrier>, oneshot::Sender<()>),
+    /// Ask other agents for no more calls, and those applications to go whose connects go elsewhere.
+    Retreat(Option<Arc<Ways>>),
+    /// Nobody calls any more: ask services to go whose connects go elsewhere.
+    LetServicesGo(Arc<Ways>),
+    /// Serve as before.
+    Advance,
+    /// Say what is left.
+    Remains(oneshot::Sender<api::Remains>),
+    /// Tell other agents how much there is to bear.
+    Pressed,
     /// End.
     Stop,
 }
@@ -113,6 +125,7 @@ pub(crate) struct Start {
     pub(crate) letters: mpsc::UnboundedReceiver<Letter>,
     pub(crate) spans: Option<Spans>,
     pub(crate) unknown: Watch,
+    pub(crate) pressure: Arc<Pressure>,
 }
 
 /// Another agent, and the way to it.
@@ -155,6 +168,7 @@ pub(crate) struct Worker {
     spans: Option<Spans>,
     /// Whoever looks on at calls of services that nobody knows.
     pub(super) unknown: Watch,
+    pressure: Arc<Pressure>,
     dice: RefCell<SmallRng>,
     started: Instant,
     now: Cell<Instant>,
@@ -162,6 +176,8 @@ pub(crate) struct Worker {
     timer: Notify,
     timing: Cell<bool>,
     pub(super) draining: Cell<bool>,
+    /// Other agents are turned away, but the worker goes on.
+    pub(super) retreating: Cell<bool>,
     pub(super) app_gone: Notify,
     pub(super) stopping: Cell<bool>,
     pub(super) stop: Notify,
@@ -209,6 +225,13 @@ async fn obey(worker: &Rc<Worker>, mut control: mpsc::Receiver<Control>) {
                 let _ = reply.send(());
             }
             Control::Namespaces(change) => worker.follow_namespaces(change),
+            Control::Retreat(ways) => worker.retreat(ways.as_deref()),
+            Control::LetServicesGo(ways) => worker.let_services_go(&ways),
+            Control::Advance => worker.return_to_serving(),
+            Control::Pressed => worker.tell_agents(),
+            Control::Remains(reply) => {
+                let _ = reply.send(worker.remains());
+            }
             Control::Stop => return,
             Control::Drain(no_callers, done) => {
                 let worker = worker.clone();
@@ -226,8 +249,11 @@ async fn deadlines(worker: Rc<Worker>, timer: Timer) {
     loop {
         worker.timer.notified().await;
         while !worker.calls.borrow().is_empty() {
-            worker.lag.wants(Some(Instant::now() + TICK));
+            let due = Instant::now() + TICK;
+            worker.lag.wants(Some(due));
+            worker.counters.lag.begins();
             timer.sleep(TICK).await;
+            worker.counters.lag.ended(due.elapsed());
             worker.expire();
         }
         worker.lag.wants(None);
@@ -303,6 +329,7 @@ impl Worker {
             lanes: start.lanes.clone(),
             spans: start.spans.clone(),
             unknown: start.unknown.clone(),
+            pressure: start.pressure.clone(),
             dice: RefCell::new(rand::make_rng()),
             started: now,
             now: Cell::new(now),
@@ -310,6 +337,7 @@ impl Worker {
             timer: Notify::new(),
             timing: Cell::new(false),
             draining: Cell::new(false),
+            retreating: Cell::new(false),
             app_gone: Notify::new(),
             stopping: Cell::new(false),
             stop: Notify::new(),
@@ -372,6 +400,11 @@ impl Worker {
     /// What decides by chance.
     pub(super) fn dice<T>(&self, with: impl FnOnce(&mut SmallRng) -> T) -> T {
         with(&mut self.dice.borrow_mut())
+    }
+
+    /// How much the agent has to bear.
+    pub(super) fn pressure(&self) -> &Pressure {
+        &self.pressure
     }
 
     /// Where spans go, if anywhere.

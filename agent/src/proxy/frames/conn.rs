@@ -23,6 +23,7 @@ use crate::proxy::{
     calls::CallKey,
     out::SLICES_MAX,
     place::{Place, Source},
+    routes::Health,
     socket::Peer,
     stats::CloseReason,
     stream::Stream,
@@ -100,6 +101,8 @@ pub(crate) struct FrameConn {
     ending: RefCell<Ending>,
     /// An agent was asked for no more calls, and may have sent some before it knew: it ends the connection.
     peer_ends: Cell<bool>,
+    /// The peer was told that the agent drains.
+    asked_to_go: Cell<bool>,
     closed: Cell<bool>,
     /// Its end has taken long enough.
     killed: Cell<bool>,
@@ -120,6 +123,8 @@ pub(crate) struct FrameConn {
     pub(super) routed: RefCell<HashMap<u64, Begun, RandomState>>,
     /// Such answers that go to this peer, by the `via` that it gave their calls.
     pub(super) relayed: RefCell<HashMap<u64, Relay, RandomState>>,
+    /// Of the agent that it leads to.
+    health: RefCell<Option<Arc<Health>>>,
     /// Answers to PINGs that wait until its lane is certainly given no more calls.
     pongs: RefCell<Option<Vec<Header>>>,
 }
@@ -157,6 +162,7 @@ impl FrameConn {
             outgoing: Cell::new(0),
             ending: RefCell::new(Ending::Open),
             peer_ends: Cell::new(false),
+            asked_to_go: Cell::new(false),
             closed: Cell::new(false),
             killed: Cell::new(false),
             late: Cell::new(false),
@@ -169,6 +175,7 @@ impl FrameConn {
             tie: Cell::default(),
             routed: RefCell::default(),
             relayed: RefCell::default(),
+            health: RefCell::default(),
             pongs: RefCell::default(),
         }
     }
@@ -483,6 +490,17 @@ impl FrameConn {
         self.control(&Header::new(Kind::GoAway), &[]);
     }
 
+    /// Says that no more calls are wanted, as the agent drains: a caller then ends the connection in its own time.
+    pub(crate) fn ask_to_go(&self) {
+        self.asked_to_go.set(true);
+        self.say_goodbye();
+    }
+
+    /// Whether the agent drains and has said so.
+    pub(super) fn was_asked_to_go(&self) -> bool {
+        self.asked_to_go.get()
+    }
+
     /// The peer makes no more calls.
     pub(crate) fn peer_leaves(&self) {
         self.peer_ends.set(false);
@@ -565,6 +583,16 @@ impl FrameConn {
     /// How often it was asked for a sign of life since there was one.
     pub(crate) fn pings(&self) -> u32 {
         self.pings.get()
+    }
+
+    /// It leads to the agent of which this is known.
+    pub(super) fn leads_to(&self, health: &Arc<Health>) {
+        self.health.replace(Some(health.clone()));
+    }
+
+    /// What is known of the agent that it leads to.
+    pub(super) fn health(&self) -> Option<Arc<Health>> {
+        self.health.borrow().clone()
     }
 
     /// Has it end without waiting for the peer any more.
