@@ -20,16 +20,19 @@ use crate::api::{Drain as Shown, Remains};
 /// How often it is looked what is left.
 const STEP: Duration = Duration::from_millis(100);
 
+/// What the help says of it besides its options.
+pub(super) const WHAT_IT_DOES: &str = "\
+Other agents are asked to send no more calls, and turned away until the drain is taken back; /ready says 503. What is in flight is \
+finished.
+
+With --to-siblings applications are moved to siblings: new connects go there, connections that speak Redis are closed between two \
+calls, those that speak frames are asked to go, and services follow when nobody calls any more. Without it, or where there is no \
+sibling, no connection of an application is closed, as it would come back here: its calls are served as before, until it goes by itself.
+
+It waits until nothing is left (exit code 0), or time is over (1). In either case the agent goes on draining, and does not end: stop \
+it by SIGTERM, or take the drain back by --cancel. A drain that is under way is joined.";
+
 /// Have an agent take no new work, finish what is in flight, and say what is left.
-///
-/// Other agents are asked to send no more calls, and turned away until the drain is taken back; `/ready` says 503. What is in flight is
-/// finished. With --to-siblings applications are moved to siblings: their new connects go there, connections that speak Redis are closed
-/// between two calls, those that speak frames are asked to go, and services follow when nobody calls any more. Without it, or where there
-/// is no sibling, no connection of an application is closed, as it would come back here: its calls are served as before, until
-/// it goes by itself.
-///
-/// It waits until nothing is left (exit code 0), or time is over (1). The agent goes on draining in either case, and does not end:
-/// stop it by SIGTERM, or take the drain back. A drain that is under way is joined.
 #[derive(Debug, Args)]
 pub(super) struct Drain {
     /// How long to wait [default: agent.drain_timeout_ms of the configuration].

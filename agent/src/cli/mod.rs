@@ -74,6 +74,7 @@ enum Verb {
     /// Call a service through an agent, as an application does.
     Call(call::Call),
     /// Have an agent take no new work, finish what is in flight, and say what is left.
+    #[command(after_help = drain::WHAT_IT_DOES)]
     Drain(drain::Drain),
     /// Show the kernel path, turn it on and off, remove it.
     Kernel(kernel::Kernel),

@@ -1,5 +1,7 @@
 //! A worker: one thread with its own runtime, listener, connections and calls. Nothing of it is shared on the way of a call.
 
+mod control;
+
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -18,19 +20,18 @@ use rand::rngs::SmallRng;
 use slab::Slab;
 use tokio::{
     runtime,
-    sync::{Barrier, Notify, mpsc, oneshot},
+    sync::{Notify, mpsc},
     time::Instant,
 };
 
+pub(crate) use self::control::Control;
 use super::{
     accept,
     app::{App, Shared},
     app_conn::AppConn,
-    away::Ways,
     calls::CallTable,
     cgroups::Cgroups,
     dispatch::Call,
-    explain::{Explained, View},
     frames::{self, Bounds, FrameConn, Handoff, Side, Told, Tunnel},
     lag::Lag,
     lanes::{Lanes, Letter},
@@ -39,7 +40,6 @@ use super::{
     overload::Pressure,
     path::KernelPath,
     place::{Place, Source},
-    places::Change,
     pool::Pool,
     read::ReadBuffers,
     routes::{AgentRoute, Member, Routes},
@@ -51,10 +51,8 @@ use super::{
     timer::Timer,
 };
 use crate::{
-    api,
     diag::Diag,
     netns::Namespaces,
-    rules,
     trace::{Spans, Watch},
     wire::resp,
 };
@@ -68,37 +66,6 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 const CROWDED_OUTPUT: usize = 64 * 1024;
 /// A command that is taken even when the worker holds as many bytes as it may.
 const SHORT_COMMAND: usize = 8 * 1024;
-
-/// What a worker is told by the rest of the process.
-pub(crate) enum Control {
-    /// Take over new routes and bounds.
-    Apply(Arc<Routes>, oneshot::Sender<()>),
-    /// List connections, at most this many.
-    Conns(usize, oneshot::Sender<Vec<api::Conn>>),
-    /// Say what becomes of a call to the service with this key; none if there is none.
-    Explain(Arc<str>, rules::Told, oneshot::Sender<Option<Explained>>),
-    /// Say how the subsets of the service with this key look that calls without a rule go to.
-    Views(Arc<str>, oneshot::Sender<Vec<View>>),
-    /// Answer, to show that the worker is alive.
-    Ping(oneshot::Sender<()>),
-    /// Follow a change of the namespaces.
-    Namespaces(Change),
-    /// Take no new connections, finish what is in flight, say when it is done. Services are let go when no worker has
-    /// callers any more, which is where the barrier is.
-    Drain(Arc<Barrier>, oneshot::Sender<()>),
-    /// Ask other agents for no more calls, and those applications to go whose connects go elsewhere.
-    Retreat(Option<Arc<Ways>>),
-    /// Nobody calls any more: ask services to go whose connects go elsewhere.
-    LetServicesGo(Arc<Ways>),
-    /// Serve as before.
-    Advance,
-    /// Say what is left.
-    Remains(oneshot::Sender<api::Remains>),
-    /// Tell other agents how much there is to bear.
-    Pressed,
-    /// End.
-    Stop,
-}
 
 /// What a worker begins with.
 pub(crate) struct Start {

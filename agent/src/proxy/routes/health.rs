@@ -72,6 +72,8 @@ impl Health {
             self.trial.store(ON_TRIAL, Relaxed);
         }
         self.set(true, reason);
+        // What it says of its load may have come with its HELLO.
+        self.note_load(self.load());
     }
 
     /// Whether one call tries it at the moment.
@@ -112,9 +114,15 @@ impl Health {
     pub(crate) fn set_load(&self, level: Level) {
         let before = self.load.swap(level.number(), Relaxed);
         if before != level.number() && self.is_healthy() {
+            self.note("connected");
+            self.note_load(level);
+        }
+    }
+
+    fn note_load(&self, level: Level) {
+        if level > Level::Calm {
             self.note(match level {
-                Level::Calm => "connected",
-                Level::Low => "connected; it has much to bear, and calls of priority low go elsewhere",
+                Level::Calm | Level::Low => "connected; it has much to bear, and calls of priority low go elsewhere",
                 Level::Normal => "connected; it has much to bear, and calls of priority low and normal go elsewhere",
                 Level::All => "connected; it has too much to bear, and calls go elsewhere",
             });
@@ -155,5 +163,11 @@ mod tests {
         health.set(false, "it died");
         health.set_load(Level::Calm);
         assert_eq!(health.reason(), "it died");
+        // It may say so before it counts as there.
+        health.set_load(Level::All);
+        health.is_back("connected");
+        assert!(health.reason().contains("too much"));
+        health.set_load(Level::Calm);
+        assert_eq!(health.reason(), "connected");
     }
 }
