@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use agent_common::frame::{Flags, Kind};
 use moa_tests::{
-    Agent, Answer, DEMO, FakeMoa, Gate, Judge, config, envelope, expect_mesh_error,
+    Agent, DEMO, FakeMoa, Gate, Judge, config, envelope, expect_mesh_error,
     fake::demo,
     fleet::{events, metric},
     frames::{FramePeer, caller, service},

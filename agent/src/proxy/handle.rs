@@ -26,7 +26,6 @@ use tokio::{
 
 use self::retreat::Retreat;
 use super::{
-    away::Away,
     board::{Board, lock, register},
     cgroups::Cgroups,
     describe,
@@ -35,7 +34,7 @@ use super::{
     listen::{self, Listeners},
     namespaces::{NamespaceKeeper, Report},
     outliers,
-    overload::{Monitor, Pressure},
+    overload::Pressure,
     path::KernelPath,
     report::Telemetry,
     routes::{Offers, Routes, ServiceRoute},
@@ -141,7 +140,6 @@ pub struct Proxy {
     namespaces: Arc<Report>,
     cgroups: Arc<Cgroups>,
     retreat: Arc<Retreat>,
-    pressure: Arc<Pressure>,
     open: Arc<AtomicUsize>,
     connections_max: usize,
 }
@@ -213,13 +211,8 @@ impl Proxy {
         let controls: Vec<_> = workers.iter().map(|worker| worker.control.clone()).collect();
         let board = Arc::new(Board::new(routes, controls.clone(), (options.telemetry.taps.clone(), namespaces.clone())));
         let mut tasks = vec![tokio::spawn(register(board.clone(), tells)), tokio::spawn(outliers::watch(board.clone()))];
-        let away = Arc::new(Away::new(options.hooks.clone()));
-        // What a former agent of this name has said is over.
-        away.set_draining(false);
-        let watched = workers.iter().map(|worker| (worker.control.clone(), worker.counters.clone()));
-        let monitor = Monitor::new((pressure.clone(), away.clone()), board.clone(), watched);
-        tasks.push(tokio::spawn(monitor.run()));
-        let retreat = Retreat::new(controls.clone(), away, lanes.clone());
+        let (retreat, monitor) = Retreat::start((options.hooks.clone(), pressure.clone()), &board, &workers, lanes.clone());
+        tasks.push(monitor);
         let lanes = lanes.map(|lanes| (lanes, Arc::<Verdicts>::default()));
         if let (Some((lanes, verdicts)), Some(events)) = (&lanes, events) {
             tasks.push(tokio::spawn(Keeper::new(lanes.clone(), board.clone(), (verdicts.clone(), pressure.clone())).run(events)));
@@ -228,21 +221,7 @@ impl Proxy {
         let keeper = NamespaceKeeper::new((namespaces, report.clone()), controls, options.kernel.clone());
         tasks.push(tokio::spawn(keeper.run(configured.subscribe())));
         let namespaces = report;
-        Ok(Self {
-            listen,
-            unix,
-            workers,
-            board,
-            tasks,
-            lanes,
-            configured,
-            cgroups,
-            namespaces,
-            retreat,
-            pressure,
-            open,
-            connections_max,
-        })
+        Ok(Self { listen, unix, workers, board, tasks, lanes, configured, cgroups, namespaces, retreat, open, connections_max })
     }
 
     /// Takes over a new configuration without dropping a call, or refuses it as a whole.
@@ -397,12 +376,6 @@ impl Proxy {
             closed: CloseReason::ALL.into_iter().map(closed).collect(),
             frames_dropped: self.workers.iter().map(|worker| worker.counters.frames_dropped.get()).sum(),
         }
-    }
-
-    /// How much the agent has to bear, and what it refuses for that.
-    #[must_use]
-    pub fn overload(&self) -> api::Overload {
-        self.pressure.status(self.workers.iter().map(|worker| worker.counters.shed.get()).sum())
     }
 
     /// What became of messages on lanes; none if the kernel routes no calls.

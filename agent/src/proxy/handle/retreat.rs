@@ -14,13 +14,15 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::{ANSWER_WITHIN, Proxy};
+use super::{ANSWER_WITHIN, Proxy, WorkerHandle};
 use crate::{
     api::{self, Remains},
+    failover::Hooks,
     proxy::{
         away::{Away, Ways},
-        board::lock,
+        board::{Board, lock},
         lanes::Lanes,
+        overload::{Monitor, Pressure},
         worker::Control,
     },
 };
@@ -33,7 +35,8 @@ const AGAIN_AFTER: u32 = 6;
 /// Draining as the whole agent sees it.
 pub(super) struct Retreat {
     workers: Vec<mpsc::Sender<Control>>,
-    pub(super) away: Arc<Away>,
+    away: Arc<Away>,
+    pressure: Arc<Pressure>,
     lanes: Option<Arc<Lanes>>,
     /// The process is about to end.
     is_ending: AtomicBool,
@@ -71,8 +74,21 @@ pub enum DrainError {
 }
 
 impl Retreat {
-    pub(super) fn new(workers: Vec<mpsc::Sender<Control>>, away: Arc<Away>, lanes: Option<Arc<Lanes>>) -> Arc<Self> {
-        Arc::new(Self { workers, away, lanes, is_ending: AtomicBool::new(false), under_way: Mutex::default() })
+    /// Nobody drains. Returns also the task that looks at how much there is to bear.
+    pub(super) fn start(
+        (hooks, pressure): (Option<Arc<dyn Hooks>>, Arc<Pressure>),
+        board: &Arc<Board>,
+        workers: &[WorkerHandle],
+        lanes: Option<Arc<Lanes>>,
+    ) -> (Arc<Self>, JoinHandle<()>) {
+        let away = Arc::new(Away::new(hooks));
+        // What a former agent of this name has said is over.
+        away.set_draining(false);
+        let watched = workers.iter().map(|worker| (worker.control.clone(), worker.counters.clone()));
+        let monitor = Monitor::new((pressure.clone(), away.clone()), board.clone(), watched);
+        let workers = workers.iter().map(|worker| worker.control.clone()).collect();
+        let (is_ending, under_way) = (AtomicBool::new(false), Mutex::default());
+        (Arc::new(Self { workers, away, pressure, lanes, is_ending, under_way }), tokio::spawn(monitor.run()))
     }
 
     /// Follows what is left, and lets services go when nobody calls any more.
@@ -213,6 +229,12 @@ impl Proxy {
             timeout_ms,
             remains: under_way.remains,
         })
+    }
+
+    /// How much the agent has to bear, and what it refuses for that.
+    #[must_use]
+    pub fn overload(&self) -> api::Overload {
+        self.retreat.pressure.status(self.workers.iter().map(|worker| worker.counters.shed.get()).sum())
     }
 
     fn drain_timeout_ms(&self) -> u64 {
