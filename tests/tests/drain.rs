@@ -250,6 +250,12 @@ fn begin(client: &mut FramePeer) {
     client.request(DEMO, WHOLE, envelope(DEMO, "echo", "\"x\"").as_bytes());
 }
 
+/// The next answer is a success.
+fn expect_success(client: &mut FramePeer) {
+    let got = client.expect(Kind::Response);
+    assert_eq!(got.header.word, 0, "{}", got.error());
+}
+
 /// An agent of one worker that takes turns with its peers, and does not ask for signs of life for a while.
 fn in_turns(peers: &str, names: &[&str]) -> Agent {
     let policy = format!("balance.policy = \"round-robin\"\n{}", config::NO_HEALTH_CHECK);
@@ -276,11 +282,11 @@ fn an_agent_that_is_back_is_tried_by_one_call_before_the_rest() {
         let (calls, _) = calls_within(&mut peer, moment);
         assert_eq!(calls.len(), 1, "at a time");
         for _ in 0..19 {
-            assert_eq!(client.expect(Kind::Response).header.word, 0);
+            expect_success(&mut client);
         }
         let back = calls[0].back(Kind::Response);
         peer.send(Header { flags: back.flags | WHOLE | Flags::NOT_EXECUTED, word: 501, ..back }, &[], &[]);
-        assert_eq!(client.expect(Kind::Response).header.word, 0);
+        expect_success(&mut client);
     }
     // It answers one, and gets its share.
     (0..20).for_each(|_| begin(&mut client));
@@ -288,7 +294,7 @@ fn an_agent_that_is_back_is_tried_by_one_call_before_the_rest() {
     assert_eq!(calls.len(), 1, "at a time");
     peer.respond(&calls[0], 0, br#"{"ec":0,"em":"","result":"x"}"#);
     for _ in 0..20 {
-        assert_eq!(client.expect(Kind::Response).header.word, 0);
+        expect_success(&mut client);
     }
     (0..20).for_each(|_| begin(&mut client));
     let (calls, _) = calls_within(&mut peer, moment);

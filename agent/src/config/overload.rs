@@ -21,8 +21,8 @@ pub struct Overload {
     /// limit, less a hundredth.
     #[schemars(range(max = 98))]
     pub memory_percent: u8,
-    /// How late a worker may be woken, in nine of ten times within a second; 0 is no limit. Calls of high priority are not refused for
-    /// that.
+    /// How late a worker may be woken, at nine of ten times within a second, and in two seconds in a row; 0 is no limit. Calls of high
+    /// priority are not refused for that.
     #[schemars(range(max = DAY_MS))]
     pub lag_ms: u64,
 }

@@ -34,8 +34,10 @@ use crate::{
 
 /// How often it is looked.
 const TICK: Duration = Duration::from_millis(100);
-/// Looks over which it is counted how late workers were: a second.
+/// Looks in a second, over which it is counted how late workers were. One that stood still once is late once: only two seconds in a row
+/// count.
 const LAGS: usize = 10;
+const SECOND: Duration = Duration::from_secs(1);
 /// Looks after which the limits of cgroups are read again.
 const LIMITS: u32 = 50;
 /// New connects go to siblings for so long after it was last said.
@@ -188,27 +190,40 @@ pub(super) struct Monitor {
     cgroup_limit: Option<u64>,
 }
 
+/// How often a worker wanted to run, and how often it did by how late it was.
+type Lags = (u64, Vec<u64>);
+
 /// One worker.
 struct Watched {
     control: mpsc::Sender<Control>,
     counters: Arc<WorkerCounters>,
     /// What was counted at the latest looks, the oldest first.
-    lags: VecDeque<Vec<u64>>,
+    lags: VecDeque<Lags>,
 }
 
 impl Watched {
-    /// How late it was at nine of ten times within the last second; a whole second if it has not run at all.
+    /// How late it was at nine of ten times in each of the last two seconds; a whole second if it did not run at all in them, though
+    /// it wanted to.
     fn lag(&mut self) -> Duration {
-        let (begun, now) = self.counters.lag.look();
-        let before = self.lags.front().cloned().unwrap_or_else(|| now.clone());
-        let counts: Vec<_> = now.iter().zip(&before).map(|(now, before)| now.saturating_sub(*before)).collect();
-        let is_stuck = self.lags.len() == LAGS && begun > now.iter().sum::<u64>() && counts.iter().all(|count| *count == 0);
+        let now = self.counters.lag.look();
+        let at = |age: usize| self.lags.len().checked_sub(age).and_then(|at| self.lags.get(at)).or(self.lags.front());
+        let (second, before) = (at(LAGS).unwrap_or(&now), at(2 * LAGS).unwrap_or(&now));
+        let (latest, earlier) = (since(&now, second), since(second, before));
+        let wanted = before.0 > before.1.iter().sum::<u64>();
+        let stood_still = wanted && self.lags.len() == 2 * LAGS && latest.count() + earlier.count() == 0;
+        let lag = if stood_still { SECOND } else { latest.quantile(0.9).min(earlier.quantile(0.9)) };
         self.lags.push_back(now);
-        if self.lags.len() > LAGS {
+        if self.lags.len() > 2 * LAGS {
             self.lags.pop_front();
         }
-        if is_stuck { TICK * u32::try_from(LAGS).unwrap_or(1) } else { Histogram { counts, sum: Duration::ZERO }.quantile(0.9) }
+        lag
     }
+}
+
+/// What was counted between two looks.
+fn since(now: &Lags, before: &Lags) -> Histogram {
+    let counts = now.1.iter().zip(&before.1).map(|(now, before)| now.saturating_sub(*before));
+    Histogram { counts: counts.collect(), sum: Duration::ZERO }
 }
 
 impl Monitor {
@@ -346,27 +361,32 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_does_not_run_is_late_by_all_of_the_time() {
+    fn a_worker_is_late_if_it_was_in_two_seconds_in_a_row() {
         let counters = Arc::new(WorkerCounters::default());
         let mut watched = Watched { control: mpsc::channel(1).0, counters: counters.clone(), lags: VecDeque::new() };
+        let runs = |late_ms: &[u64]| {
+            for late in late_ms {
+                counters.lag.begins();
+                counters.lag.ended(Duration::from_millis(*late));
+            }
+        };
+        // A second in which it runs so each time that it is looked; what was seen at the end of it.
+        let mut second = |late_ms: &[u64]| {
+            let looks = (0..LAGS).map(|_| {
+                runs(late_ms);
+                watched.lag()
+            });
+            looks.last().expect("some").as_millis()
+        };
+        runs(&[3_000]);
+        assert_eq!(second(&[]), 0, "what was before the first look is not of this time");
+        assert_eq!((second(&[1; 9]), second(&[1; 9])), (0, 1));
+        // One that stands still now and then is late now and then.
+        assert_eq!((second(&[40, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]), second(&[1; 9]), second(&[40, 1, 1, 1])), (1, 1, 1));
+        assert!(second(&[40]) >= 40, "two seconds in a row");
+        assert_eq!(second(&[]), 0, "it has nothing to do");
+        // Whoever begins to wait now is not late yet.
         counters.lag.begins();
-        counters.lag.ended(Duration::from_millis(40));
-        let looks: Vec<_> = (0..LAGS).map(|_| watched.lag()).collect();
-        // What was counted before the first look is not of this time.
-        assert!(looks.iter().all(Duration::is_zero), "{looks:?}");
-        for _ in 0..9 {
-            counters.lag.begins();
-            counters.lag.ended(Duration::from_millis(1));
-        }
-        counters.lag.begins();
-        counters.lag.ended(Duration::from_millis(40));
-        let lag = watched.lag();
-        assert!(lag < Duration::from_millis(2), "{lag:?}: nine of ten were in time");
-        counters.lag.begins();
-        counters.lag.ended(Duration::from_millis(40));
-        assert!(watched.lag() >= Duration::from_millis(40));
-        counters.lag.begins();
-        let looks: Vec<_> = (0..=LAGS).map(|_| watched.lag()).collect();
-        assert_eq!(looks.last(), Some(&Duration::from_secs(1)), "{looks:?}");
+        assert_eq!((second(&[]), second(&[]), second(&[])), (0, 0, 1_000), "it does not run");
     }
 }
