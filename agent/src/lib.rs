@@ -18,6 +18,7 @@ pub mod kernel;
 pub mod logging;
 #[cfg(test)]
 mod measure;
+mod memory;
 mod netns;
 mod parent;
 pub mod proxy;

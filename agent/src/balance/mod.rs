@@ -15,6 +15,7 @@ mod levels;
 mod loads;
 pub(crate) mod murmur3;
 pub(crate) mod outlier;
+pub(crate) mod overload;
 mod rate;
 mod set;
 

@@ -22,6 +22,7 @@ use tokio::{
 use super::Global;
 use crate::{
     admin::{self, Node, Reloader, Server},
+    api,
     config::{self, Checked, Given, KernelMode},
     failover::Hooks,
     instance::{self, Claim, Name, RunDir},
@@ -368,7 +369,7 @@ async fn beat(node: Arc<Node>) {
 async fn drain(node: &Node, signals: &mut Signals, first: (SignalKind, Instant)) -> bool {
     let within = Duration::from_millis(node.loaded().checked.config.agent.drain_timeout_ms);
     tracing::info!("finishing calls in flight for at most {within:?}; another signal ends at once");
-    node.begin_drain();
+    node.begin_end();
     let finished = tokio::select! {
         finished = node.proxy.drain(within) => finished,
         () = signals.end(first) => false,
@@ -376,7 +377,8 @@ async fn drain(node: &Node, signals: &mut Signals, first: (SignalKind, Instant))
     if finished {
         tracing::info!("all calls are finished");
     } else {
-        tracing::warn!("calls in flight are cut");
+        let api::Remains { calls, redis, frames, services, agents } = node.proxy.drain_status().await.remains;
+        tracing::warn!(calls, redis, frames, services, agents, "calls in flight are cut; so much remained");
     }
     finished
 }

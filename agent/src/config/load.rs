@@ -89,6 +89,7 @@ fn read_sections(root: &DeTable<'_>, given: &Given, problems: &mut Problems<'_>)
         agent: section(table(root, "agent").unwrap_or(&empty), &top.key("agent"), problems),
         app: section(table(root, "app").unwrap_or(&empty), &top.key("app"), problems),
         tunnel: section(table(root, "tunnel").unwrap_or(&empty), &top.key("tunnel"), problems),
+        overload: section(table(root, "overload").unwrap_or(&empty), &top.key("overload"), problems),
         kernel: section(table(root, "kernel").unwrap_or(&empty), &top.key("kernel"), problems),
         namespaces: section(table(root, "namespaces").unwrap_or(&empty), &top.key("namespaces"), problems),
         cgroups: section(table(root, "cgroups").unwrap_or(&empty), &top.key("cgroups"), problems),

@@ -10,6 +10,7 @@ mod failover;
 mod key;
 mod load;
 mod namespaces;
+mod overload;
 mod peers;
 mod policy;
 mod problem;
@@ -34,6 +35,7 @@ pub use failover::{Failover, FailoverApplication};
 pub use key::KeyPath;
 pub use load::{load, parse};
 pub use namespaces::{Cgroups, Namespaces};
+pub use overload::Overload;
 pub use policy::{Health, HealthCheck, ServicePolicy};
 pub use problem::{ConfigError, Problem, Report};
 pub use reference::{default_file, reference, with_reference};
@@ -53,6 +55,8 @@ pub struct Config {
     pub app: App,
     /// The connections with other agents.
     pub tunnel: Tunnel,
+    /// What the agent bears.
+    pub overload: Overload,
     /// The way through the kernel.
     pub kernel: Kernel,
     /// Network namespaces that are served from inside.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    Agent, App, Cgroups, CheckedInstance, Failover, Kernel, Metrics, Namespaces, ServicePolicy, Tracing, Traits, Tunnel,
+    Agent, App, Cgroups, CheckedInstance, Failover, Kernel, Metrics, Namespaces, Overload, ServicePolicy, Tracing, Traits, Tunnel,
 };
 
 /// The format of an address in the schema.
@@ -74,6 +74,7 @@ struct File {
     agent: Agent,
     app: App,
     tunnel: Tunnel,
+    overload: Overload,
     kernel: Kernel,
     namespaces: Namespaces,
     cgroups: Cgroups,

@@ -1,5 +1,7 @@
 //! The data plane's handle: starts it, changes its configuration, asks it, stops it.
 
+mod retreat;
+
 use std::{
     collections::{BTreeMap, HashMap},
     convert::Infallible,
@@ -24,10 +26,11 @@ use nix::sys::{
     timerfd::TimerFd,
 };
 use tokio::{
-    sync::{Barrier, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, timeout, timeout_at},
 };
 
+use self::retreat::Retreat;
 use super::{
     board::{Board, lock, register},
     cgroups::Cgroups,
@@ -37,6 +40,7 @@ use super::{
     listen::{self, Listeners},
     namespaces::{NamespaceKeeper, Report},
     outliers,
+    overload::Pressure,
     path::KernelPath,
     report::Telemetry,
     routes::{Offers, Routes, ServiceRoute},
@@ -52,6 +56,8 @@ use crate::{
     parent::{Parent, Pulse},
     rules,
 };
+
+pub use self::retreat::DrainError;
 
 /// Descriptors that are kept for everything that is not an application's connection, unless the limit is lower than four times that.
 const DESCRIPTORS_KEPT: u64 = 1024;
@@ -163,6 +169,7 @@ pub struct Proxy {
     namespaces: Arc<Report>,
     cgroups: Arc<Cgroups>,
     gates: Option<Arc<Gates>>,
+    retreat: Arc<Retreat>,
     open: Arc<AtomicUsize>,
     connections_max: usize,
     /// The number of a timer in each worker's epoll, if workers say that they live.
@@ -196,6 +203,7 @@ impl Proxy {
         let (told, tells) = mpsc::unbounded_channel();
         let (posts, letters): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
         let (lanes, events) = options.lanes.clone().map(|path| Lanes::new(path, posts)).unzip();
+        let pressure = Arc::<Pressure>::default();
         let instance: Arc<str> = instance_text(&options.name).into();
         let (timers, pulses) = pulses(options.pulse.as_ref(), count)?;
         let workers: Vec<_> = listeners
@@ -229,6 +237,7 @@ impl Proxy {
                     spans: options.telemetry.spans.clone(),
                     unknown: options.telemetry.taps.watch(""),
                     pulse,
+                    pressure: pressure.clone(),
                 };
                 let thread = spawn(start).map_err(|source| StartError::Thread { worker: id, source })?;
                 Ok(WorkerHandle { control, counters, thread: Mutex::new(Some(thread)) })
@@ -237,9 +246,11 @@ impl Proxy {
         let controls: Vec<_> = workers.iter().map(|worker| worker.control.clone()).collect();
         let board = Arc::new(Board::new(routes, controls.clone(), (options.telemetry.taps.clone(), namespaces.clone())));
         let mut tasks = vec![tokio::spawn(register(board.clone(), tells)), tokio::spawn(outliers::watch(board.clone()))];
+        let (retreat, monitor) = Retreat::start((options.hooks.clone(), pressure.clone()), &board, &workers, lanes.clone());
+        tasks.push(monitor);
         let lanes = lanes.map(|lanes| (lanes, Arc::<Verdicts>::default()));
         if let (Some((lanes, verdicts)), Some(events)) = (&lanes, events) {
-            tasks.push(tokio::spawn(Keeper::new(lanes.clone(), board.clone(), verdicts.clone()).run(events)));
+            tasks.push(tokio::spawn(Keeper::new(lanes.clone(), board.clone(), (verdicts.clone(), pressure.clone())).run(events)));
         }
         let report = Arc::<Report>::default();
         let gates = gates(options, count, &configured.borrow());
@@ -258,6 +269,7 @@ impl Proxy {
             cgroups,
             namespaces,
             gates,
+            retreat,
             open,
             connections_max,
             timers,
@@ -523,27 +535,6 @@ impl Proxy {
             }
         }
         true
-    }
-
-    /// Takes no new connections and finishes what is in flight. False if some of it was not finished in time.
-    pub async fn drain(&self, within: Duration) -> bool {
-        let deadline = Instant::now() + within;
-        let mut pending = Vec::new();
-        let no_callers = Arc::new(Barrier::new(self.workers.len()));
-        for worker in &self.workers {
-            let (done, drained) = oneshot::channel();
-            if timeout_at(deadline, worker.control.send(Control::Drain(no_callers.clone(), done)))
-                .await
-                .is_ok_and(|sent| sent.is_ok())
-            {
-                pending.push(drained);
-            }
-        }
-        let mut finished = pending.len() == self.workers.len();
-        for drained in pending {
-            finished &= timeout_at(deadline, drained).await.is_ok_and(|done| done.is_ok());
-        }
-        finished
     }
 
     /// Ends the workers and waits for them.

@@ -1,8 +1,10 @@
 //! A worker: one thread with its own runtime, listener, connections and calls. Nothing of it is shared on the way of a call.
 
+mod control;
+
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     io,
     net::IpAddr,
     rc::Rc,
@@ -20,10 +22,11 @@ use rand::rngs::SmallRng;
 use slab::Slab;
 use tokio::{
     runtime,
-    sync::{Barrier, Notify, mpsc, oneshot},
+    sync::{Notify, mpsc},
     time::Instant,
 };
 
+pub(crate) use self::control::Control;
 use super::{
     accept,
     app::{App, Shared},
@@ -31,15 +34,14 @@ use super::{
     calls::CallTable,
     cgroups::Cgroups,
     dispatch::Call,
-    explain::{Explained, View},
     frames::{self, Bounds, FrameConn, Handoff, Side, Told, Tunnel},
     lag::Lag,
     lanes::{Lanes, Letter},
     limits::{TunnelLimits, WorkerLimits},
     listen::Listeners,
+    overload::Pressure,
     path::KernelPath,
     place::{Place, Source},
-    places::Change,
     pool::Pool,
     read::ReadBuffers,
     routes::{AgentRoute, Member, Routes},
@@ -51,12 +53,10 @@ use super::{
     timer::Timer,
 };
 use crate::{
-    api,
     diag::Diag,
     failover::{Foreign, Siblings},
     netns::Namespaces,
     parent::Pulse,
-    rules,
     trace::{Spans, Watch},
     wire::resp,
 };
@@ -70,31 +70,6 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 const CROWDED_OUTPUT: usize = 64 * 1024;
 /// A command that is taken even when the worker holds as many bytes as it may.
 const SHORT_COMMAND: usize = 8 * 1024;
-
-/// What a worker is told by the rest of the process.
-pub(crate) enum Control {
-    /// Take over new routes and bounds.
-    Apply(Arc<Routes>, oneshot::Sender<()>),
-    /// List connections, at most this many.
-    Conns(usize, oneshot::Sender<Vec<api::Conn>>),
-    /// Say what becomes of a call to the service with this key; none if there is none.
-    Explain(Arc<str>, rules::Told, oneshot::Sender<Option<Explained>>),
-    /// Say how the subsets of the service with this key look that calls without a rule go to.
-    Views(Arc<str>, oneshot::Sender<Vec<View>>),
-    /// Say how many connections come from other nodes, by application.
-    Foreign(oneshot::Sender<BTreeMap<String, u64>>),
-    /// Have them go home: close them between two calls.
-    SendHome,
-    /// Answer, to show that the worker is alive.
-    Ping(oneshot::Sender<()>),
-    /// Follow a change of the namespaces.
-    Namespaces(Change),
-    /// Take no new connections, finish what is in flight, say when it is done. Services are let go when no worker has
-    /// callers any more, which is where the barrier is.
-    Drain(Arc<Barrier>, oneshot::Sender<()>),
-    /// End.
-    Stop,
-}
 
 /// What a worker begins with.
 pub(crate) struct Start {
@@ -123,6 +98,7 @@ pub(crate) struct Start {
     pub(crate) unknown: Watch,
     /// Where it says that it lives, and what wakes it for that.
     pub(crate) pulse: Option<(Arc<Pulse>, TimerFd)>,
+    pub(crate) pressure: Arc<Pressure>,
 }
 
 /// Another agent, and the way to it.
@@ -169,6 +145,7 @@ pub(crate) struct Worker {
     spans: Option<Spans>,
     /// Whoever looks on at calls of services that nobody knows.
     pub(super) unknown: Watch,
+    pressure: Arc<Pressure>,
     dice: RefCell<SmallRng>,
     started: Instant,
     now: Cell<Instant>,
@@ -176,6 +153,8 @@ pub(crate) struct Worker {
     timer: Notify,
     timing: Cell<bool>,
     pub(super) draining: Cell<bool>,
+    /// Other agents are turned away, but the worker goes on.
+    pub(super) retreating: Cell<bool>,
     pub(super) app_gone: Notify,
     pub(super) stopping: Cell<bool>,
     pub(super) stop: Notify,
@@ -230,6 +209,13 @@ async fn obey(worker: &Rc<Worker>, mut control: mpsc::Receiver<Control>) {
                 let _ = reply.send(());
             }
             Control::Namespaces(change) => worker.follow_namespaces(change),
+            Control::Retreat(ways) => worker.retreat(ways.as_deref()),
+            Control::LetServicesGo(ways) => worker.let_services_go(&ways),
+            Control::Advance => worker.return_to_serving(),
+            Control::Pressed => worker.tell_agents(),
+            Control::Remains(reply) => {
+                let _ = reply.send(worker.remains());
+            }
             Control::Stop => return,
             Control::Drain(no_callers, done) => {
                 let worker = worker.clone();
@@ -247,8 +233,11 @@ async fn deadlines(worker: Rc<Worker>, timer: Timer) {
     loop {
         worker.timer.notified().await;
         while !worker.calls.borrow().is_empty() {
-            worker.lag.wants(Some(Instant::now() + TICK));
+            let due = Instant::now() + TICK;
+            worker.lag.wants(Some(due));
+            worker.counters.lag.begins();
             timer.sleep(TICK).await;
+            worker.counters.lag.ended(due.elapsed());
             worker.expire();
         }
         worker.lag.wants(None);
@@ -342,6 +331,7 @@ impl Worker {
             lanes: start.lanes.clone(),
             spans: start.spans.clone(),
             unknown: start.unknown.clone(),
+            pressure: start.pressure.clone(),
             dice: RefCell::new(rand::make_rng()),
             started: now,
             now: Cell::new(now),
@@ -349,6 +339,7 @@ impl Worker {
             timer: Notify::new(),
             timing: Cell::new(false),
             draining: Cell::new(false),
+            retreating: Cell::new(false),
             app_gone: Notify::new(),
             stopping: Cell::new(false),
             stop: Notify::new(),
@@ -413,6 +404,11 @@ impl Worker {
     /// What decides by chance.
     pub(super) fn dice<T>(&self, with: impl FnOnce(&mut SmallRng) -> T) -> T {
         with(&mut self.dice.borrow_mut())
+    }
+
+    /// How much the agent has to bear.
+    pub(super) fn pressure(&self) -> &Pressure {
+        &self.pressure
     }
 
     /// Where spans go, if anywhere.

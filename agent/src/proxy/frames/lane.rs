@@ -159,7 +159,7 @@ impl Worker {
         if !conn.has_lane() {
             return false;
         }
-        let ends_itself = self.is_draining() && !conn.is_service();
+        let ends_itself = conn.was_asked_to_go() && !conn.is_service();
         ends_itself || lanes.of_conn(conn.id).is_some_and(|lane| lanes.is_busy(lane))
     }
 

@@ -25,10 +25,12 @@ use super::{
     share,
 };
 use crate::{
+    balance::overload::Level,
     clock::now_ns,
     proxy::{
         board::Board,
         dispatch::code,
+        overload::Pressure,
         routes::{Instance, Routes, ServiceRoute},
         stats::{CallCounters, Histogram},
     },
@@ -60,6 +62,7 @@ pub(crate) struct Keeper {
     lanes: Arc<Lanes>,
     board: Arc<Board>,
     verdicts: Arc<Verdicts>,
+    pressure: Arc<Pressure>,
     /// What was published last.
     published: Vec<LaneRoute>,
     /// The services of it that the kernel does not take.
@@ -79,6 +82,8 @@ struct Looked {
     routes: Arc<Routes>,
     /// [`crate::proxy::routes::Changes::count`].
     changes: u64,
+    /// How much the agent has to bear.
+    level: Level,
     /// For each service, whether somebody looks on at its calls.
     watched: Vec<bool>,
 }
@@ -117,11 +122,12 @@ impl Ends {
 }
 
 impl Keeper {
-    pub(crate) fn new(lanes: Arc<Lanes>, board: Arc<Board>, verdicts: Arc<Verdicts>) -> Self {
+    pub(crate) fn new(lanes: Arc<Lanes>, board: Arc<Board>, (verdicts, pressure): (Arc<Verdicts>, Arc<Pressure>)) -> Self {
         Self {
             lanes,
             board,
             verdicts,
+            pressure,
             published: Vec::new(),
             refused: Vec::new(),
             members: HashMap::new(),
@@ -348,23 +354,31 @@ impl Keeper {
     fn look(&mut self) {
         let now = Instant::now();
         let is_due = self.lacking.next().is_some_and(|due| due <= now);
-        if is_due || self.looked.as_ref().is_none_or(|looked| *looked != Looked::at(self.board.routes())) {
+        if is_due || self.looked.as_ref().is_none_or(|looked| *looked != self.at(self.board.routes())) {
             self.publish(now);
         }
+    }
+
+    fn at(&self, routes: Arc<Routes>) -> Looked {
+        // First of all: what is looked at afterwards is at least as new.
+        let changes = routes.changes.count();
+        let watched = routes.services.iter().map(|route| route.watch.is_on()).collect();
+        Looked { routes, changes, level: self.pressure.level(), watched }
     }
 
     /// Publishes what may be routed now, if that is not what is published.
     fn publish(&mut self, now: Instant) {
         let routes = self.board.routes();
         // What changes from here on is another change.
-        let looked = Looked::at(routes.clone());
+        let looked = self.at(routes.clone());
         self.lacking.begin(now);
         let lanes = self.lanes.by_conn();
         let mut published = Vec::new();
         let mut verdicts = HashMap::new();
         let mut used = HashSet::new();
         for route in routes.services.iter().filter(|_| !lanes.is_empty()) {
-            let route_of = eligible(route, &lanes, &mut self.lacking).and_then(|instances| self.route(&routes, route, instances));
+            let seen = (&lanes, looked.level);
+            let route_of = eligible(route, seen, &mut self.lacking).and_then(|instances| self.route(&routes, route, instances));
             verdicts.insert(route.key.clone(), route_of.as_ref().err().copied());
             if let Ok(route_of) = route_of {
                 used.extend(route_of.instances.iter().map(|(.., member)| *member));
@@ -434,18 +448,12 @@ impl Keeper {
     }
 }
 
-impl Looked {
-    fn at(routes: Arc<Routes>) -> Self {
-        // First of all: what is looked at afterwards is at least as new.
-        let changes = routes.changes.count();
-        let watched = routes.services.iter().map(|route| route.watch.is_on()).collect();
-        Self { routes, changes, watched }
-    }
-}
-
 impl PartialEq for Looked {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.routes, &other.routes) && self.changes == other.changes && self.watched == other.watched
+        Arc::ptr_eq(&self.routes, &other.routes)
+            && self.changes == other.changes
+            && self.level == other.level
+            && self.watched == other.watched
     }
 }
 
