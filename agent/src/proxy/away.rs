@@ -6,7 +6,8 @@ use std::{
     time::Duration,
 };
 
-use super::{board::lock, lanes::now_ns, place::Place, socket::Peer};
+use super::{board::lock, place::Place, socket::Peer};
+use crate::clock::now_ns;
 use crate::{failover::Hooks, netns::thread::cookie};
 
 /// Tells the kernel when connects are to go to siblings. Nobody else does.

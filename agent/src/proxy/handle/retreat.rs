@@ -282,7 +282,7 @@ mod tests {
     use super::*;
     use crate::{
         config::{self, Given},
-        failover::{Decisions, GateLook, Hooks, PeerLook},
+        failover::{GateLook, Hooks, PeerLook, hooks::Decisions},
         netns::thread::cookie,
         proxy::{Options, Telemetry},
         trace::Taps,
@@ -371,6 +371,8 @@ mod tests {
                 lanes: None,
                 telemetry: Telemetry { taps: Arc::new(Taps::default()), spans: None },
                 cgroup2: None,
+                parent: None,
+                pulse: None,
                 hooks: Some(hooks.clone()),
             },
         )
