@@ -8,7 +8,6 @@ use moa_tests::{
     siblings::{Became, Cluster, FAILOVER_PORT, Shopper, Tried, call_once, count, served_by},
     until_true,
 };
-use nix::sys::signal::Signal;
 
 fn served(node: &str) -> Became {
     Became::Served(node.to_owned())
@@ -65,7 +64,7 @@ fn who_connects_to_an_agent_that_stands_still_is_served_by_a_sibling() {
     shopper.await_served_by("node-1");
     cluster.hosts[0].agent().freeze();
     shopper.await_served_by("node-2");
-    cluster.hosts[0].agent().signal(Signal::SIGCONT);
+    cluster.hosts[0].agent().thaw();
     shopper.await_served_by("node-1");
     let tries = shopper.stop();
     expect_nothing_else(&tries);
@@ -115,12 +114,14 @@ fn a_sibling_that_cannot_be_reached_is_passed_over() {
 fn an_application_that_belongs_elsewhere_is_turned_away() {
     let cluster = Cluster::start(2, "");
     let host = &cluster.hosts[0];
-    let reply = cluster.hosts[1].inside(|| {
-        let mut client = Client::connect(host.failover_address());
-        client.read().brief()
-    });
-    assert!(reply.contains("10.78.0.2 belongs to no application here: add it to failover.applications"), "{reply}");
-    assert!(host.agent().json(&["failover"])["foreign"]["refused_total"].as_u64() > Some(0));
+    let ask = || Client::connect(host.failover_address()).read().brief();
+    let reply = host.inside(ask);
+    assert!(reply.contains("10.78.0.1 belongs to no application here: add it to failover.applications"), "{reply}");
+    let refused = || host.agent().json(&["failover"])["foreign"]["refused_total"].as_u64();
+    assert_eq!(refused(), Some(1));
+    // Another agent that looks whether anybody is there is no application.
+    cluster.hosts[1].inside(ask);
+    assert_eq!(refused(), Some(1));
     let pod = cluster.hosts[1].pod("pod-1", 1);
     let answer = pod.inside(|| Client::connect(host.failover_address()).get(&echo("x")));
     assert_eq!(served_by(answer.bulk()), served("node-1"));
