@@ -32,6 +32,10 @@ const STREAM: u32 = 1;
 const TCP: u32 = 6;
 /// The loopback device of every namespace.
 const LOOPBACK: u32 = 1;
+/// None of the siblings is of a family that can be reached.
+const UNREACHABLE: u32 = u32::MAX;
+/// None of those that can be reached is believed alive.
+const DOWN: u32 = u32::MAX - 1;
 
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
@@ -187,24 +191,33 @@ fn is_listened_to<const V6: bool>(ctx: &SockAddrContext, to: &Listener) -> bool 
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn moa_hangs(now: u64) -> u32 {
+    /// Beats that are looked at without a branch, of which the verifier would follow both ways.
+    const TOGETHER: usize = 8;
     let Some(failover) = FAILOVER.get_ptr(0) else { return 0 };
     // SAFETY: words of a map's value, as above.
     let (workers, stale, beats) = unsafe {
         (
-            (&raw const (*failover).workers).read_volatile() as usize,
+            u64::from((&raw const (*failover).workers).read_volatile()),
             (&raw const (*failover).stale_ns).read_volatile(),
             (&raw const (*failover).beats).cast::<u64>(),
         )
     };
-    for at in 0..WORKERS_MAX {
-        if at >= workers {
+    // What is less than that, after 1 was taken away, is stale, but for 0. (A clock runs for centuries before it has 63 bits.)
+    let limit = now.saturating_sub(stale).saturating_sub(1);
+    for group in 0..WORKERS_MAX / TOGETHER {
+        let first = group * TOGETHER;
+        if first as u64 >= workers {
             break;
         }
-        let at = black_box(at) & (WORKERS_MAX - 1);
-        // SAFETY: one of the beats.
-        let beat = unsafe { beats.add(at).read_volatile() };
-        // One that was written since the clock was read is younger than now.
-        if beat != 0 && beat.wrapping_add(stale) < now {
+        let at = black_box(first) & (WORKERS_MAX - TOGETHER);
+        let mut stale = 0;
+        for one in 0..TOGETHER {
+            // SAFETY: one of the beats.
+            let beat = unsafe { beats.add(at + one).read_volatile() }.wrapping_sub(1);
+            // The highest bit says of each difference whether it is negative.
+            stale |= beat.wrapping_sub(limit) & !beat & ((first + one) as u64).wrapping_sub(workers);
+        }
+        if stale >> 63 != 0 {
             return 1;
         }
     }
@@ -263,26 +276,48 @@ fn reach<const V6: bool>(sk: *mut bpf_sock, to: &Listener) -> Option<Reach> {
 /// The first sibling that is believed alive, with what is known of it.
 #[inline(always)]
 fn choose(gate: &Gate, reach: &Reach, now: u64) -> Result<(Sibling, *mut Peer), Decision> {
-    let mut none = Decision::NoSibling;
+    let chosen = moa_choose(gate, u32::from(reach.v4), u32::from(reach.v6), now);
+    if chosen == UNREACHABLE {
+        return Err(Decision::NoSibling);
+    }
+    if chosen as usize >= SIBLINGS_MAX {
+        return Err(Decision::AllDown);
+    }
+    // SAFETY: one of the siblings.
+    let sibling = unsafe { gate.siblings.as_ptr().add(chosen as usize & (SIBLINGS_MAX - 1)).read_volatile() };
+    let peer = PEERS.get_ptr_mut(sibling.peer).ok_or(Decision::AllDown)?;
+    Ok((sibling, peer))
+}
+
+/// The number of the first sibling that is believed alive. A function of its own as [`moa_hangs`] is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn moa_choose(gate: *const Gate, v4: u32, v6: u32, now: u64) -> u32 {
+    if gate.is_null() {
+        return UNREACHABLE;
+    }
+    let mut none = UNREACHABLE;
     for at in 0..SIBLINGS_MAX {
-        if at >= gate.count as usize {
-            break;
-        }
-        let at = black_box(at) & (SIBLINGS_MAX - 1);
-        // SAFETY: one of the siblings.
-        let sibling = unsafe { gate.siblings.as_ptr().add(at).read_volatile() };
-        if !(if sibling.is_v4() { reach.v4 } else { reach.v6 }) {
+        // SAFETY: the gate is there, and this one of its siblings.
+        let sibling = unsafe {
+            if at >= (&raw const (*gate).count).read_volatile() as usize {
+                break;
+            }
+            (&raw const (*gate).siblings).cast::<Sibling>().add(at).read_volatile()
+        };
+        if (if sibling.is_v4() { v4 } else { v6 }) == 0 {
             continue;
         }
-        none = Decision::AllDown;
-        let Some(peer) = PEERS.get_ptr_mut(sibling.peer) else { continue };
+        none = DOWN;
+        let Some(peer) = PEERS.get_ptr(sibling.peer) else { continue };
         // SAFETY: words of a map's value, as above.
         let (told, failed) = unsafe {
             ((&raw const (*peer).told_down_until_ns).read_volatile(), (&raw const (*peer).failed_until_ns).read_volatile())
         };
         if told <= now && failed <= now {
-            return Ok((sibling, peer));
+            #[expect(clippy::cast_possible_truncation, reason = "one of eight")]
+            return at as u32;
         }
     }
-    Err(none)
+    none
 }

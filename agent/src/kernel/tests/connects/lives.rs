@@ -124,7 +124,7 @@ fn the_verifier_has_patience_left() {
     in_bed(|bed| {
         for (name, program) in bed.kernel.programs.programs().filter(|(name, _)| *name != "stub") {
             let steps = program.info().unwrap().verified_instruction_count().unwrap();
-            assert!(steps < 200_000, "{name}: {steps}");
+            assert!(steps < 100_000, "{name}: {steps}");
         }
     });
 }
