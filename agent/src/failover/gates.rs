@@ -51,8 +51,6 @@ impl Gates {
     pub(crate) fn new(hooks: Arc<dyn Hooks>, own: &str, workers: usize, checked: &Checked) -> Arc<Self> {
         let gates = Arc::new(Self { hooks, own: own.into(), state: Mutex::default() });
         gates.hooks.set_workers(workers);
-        gates.hooks.set_hold_until(0);
-        gates.hooks.set_away_until(0);
         gates.configure(checked);
         gates
     }

@@ -1,9 +1,10 @@
 //! The data plane's handle: starts it, changes its configuration, asks it, stops it.
 
 mod retreat;
+mod siblings;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     convert::Infallible,
     fs, io,
     net::SocketAddr,
@@ -36,9 +37,9 @@ use super::{
     cgroups::Cgroups,
     describe,
     explain::{Explained, View},
-    lanes::{Keeper, LanePath, Lanes, Routed, Tracer, Unrouted, Verdicts},
+    lanes::{Event, Keeper, LanePath, Lanes, Routed, Tracer, Unrouted, Verdicts},
     listen::{self, Listeners},
-    namespaces::{NamespaceKeeper, Report},
+    namespaces::{NamespaceKeeper, Paths, Report},
     outliers,
     overload::Pressure,
     path::KernelPath,
@@ -52,7 +53,7 @@ use crate::{
     api,
     config::Checked,
     failover::{Gates, Hooks},
-    netns::{Namespaces, thread::cookie},
+    netns::Namespaces,
     parent::{Parent, Pulse},
     rules,
 };
@@ -162,18 +163,26 @@ pub struct Proxy {
     unix: Option<PathBuf>,
     workers: Vec<WorkerHandle>,
     board: Arc<Board>,
-    tasks: Vec<tokio::task::JoinHandle<()>>,
-    lanes: Option<(Arc<Lanes>, Arc<Verdicts>)>,
-    /// What the keeper of the namespaces follows, and what it tells.
+    lanes: Option<RoutedLanes>,
+    /// What the keeper of the namespaces follows.
     configured: watch::Sender<Arc<Checked>>,
-    namespaces: Arc<Report>,
     cgroups: Arc<Cgroups>,
-    gates: Option<Arc<Gates>>,
-    retreat: Arc<Retreat>,
+    beside: Beside,
     open: Arc<AtomicUsize>,
     connections_max: usize,
     /// The number of a timer in each worker's epoll, if workers say that they live.
     timers: Vec<RawFd>,
+}
+
+/// The lanes, and what is known of routing by them.
+type RoutedLanes = (Arc<Lanes>, Arc<Verdicts>);
+
+/// What runs beside the workers.
+struct Beside {
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    retreat: Arc<Retreat>,
+    gates: Option<Arc<Gates>>,
+    namespaces: Arc<Report>,
 }
 
 struct WorkerHandle {
@@ -184,6 +193,33 @@ struct WorkerHandle {
 
 /// Connections on their way to one worker.
 const HANDOFFS_MAX: usize = 1024;
+
+impl Beside {
+    fn start(
+        options: &Options,
+        (board, workers): (&Arc<Board>, &[WorkerHandle]),
+        (lanes, events): (Option<&RoutedLanes>, Option<mpsc::UnboundedReceiver<Event>>),
+        (pressure, namespaces): (Arc<Pressure>, Arc<Namespaces>),
+        configured: &watch::Sender<Arc<Checked>>,
+    ) -> Self {
+        let routed = lanes.map(|(lanes, _)| lanes.clone());
+        let (retreat, monitor) = Retreat::start((options.hooks.clone(), pressure.clone()), board, workers, routed);
+        let mut tasks = vec![tokio::spawn(outliers::watch(board.clone())), monitor];
+        if let (Some((lanes, verdicts)), Some(events)) = (lanes, events) {
+            tasks.push(tokio::spawn(Keeper::new(lanes.clone(), board.clone(), (verdicts.clone(), pressure)).run(events)));
+        }
+        let report = Arc::<Report>::default();
+        let gates = siblings::gates(options, workers.len(), &configured.borrow());
+        let paths = Paths { kernel: options.kernel.clone(), gates: gates.clone(), parent: options.parent.clone() };
+        let keeper = NamespaceKeeper::new((namespaces, report.clone()), controls(workers), paths);
+        tasks.push(tokio::spawn(keeper.run(configured.subscribe())));
+        Self { tasks, retreat, gates, namespaces: report }
+    }
+}
+
+fn controls(workers: &[WorkerHandle]) -> Vec<mpsc::Sender<Control>> {
+    workers.iter().map(|worker| worker.control.clone()).collect()
+}
 
 impl Proxy {
     /// Binds every listener, then starts the workers. Health checks run on the runtime that this is called in.
@@ -243,37 +279,12 @@ impl Proxy {
                 Ok(WorkerHandle { control, counters, thread: Mutex::new(Some(thread)) })
             })
             .collect::<Result<_, StartError>>()?;
-        let controls: Vec<_> = workers.iter().map(|worker| worker.control.clone()).collect();
-        let board = Arc::new(Board::new(routes, controls.clone(), (options.telemetry.taps.clone(), namespaces.clone())));
-        let mut tasks = vec![tokio::spawn(register(board.clone(), tells)), tokio::spawn(outliers::watch(board.clone()))];
-        let (retreat, monitor) = Retreat::start((options.hooks.clone(), pressure.clone()), &board, &workers, lanes.clone());
-        tasks.push(monitor);
+        let board = Arc::new(Board::new(routes, controls(&workers), (options.telemetry.taps.clone(), namespaces.clone())));
         let lanes = lanes.map(|lanes| (lanes, Arc::<Verdicts>::default()));
-        if let (Some((lanes, verdicts)), Some(events)) = (&lanes, events) {
-            tasks.push(tokio::spawn(Keeper::new(lanes.clone(), board.clone(), (verdicts.clone(), pressure.clone())).run(events)));
-        }
-        let report = Arc::<Report>::default();
-        let gates = gates(options, count, &configured.borrow());
-        let paths = (options.kernel.clone(), gates.clone(), options.parent.clone());
-        let keeper = NamespaceKeeper::new((namespaces, report.clone()), controls, paths);
-        tasks.push(tokio::spawn(keeper.run(configured.subscribe())));
-        let namespaces = report;
-        Ok(Self {
-            listen,
-            unix,
-            workers,
-            board,
-            tasks,
-            lanes,
-            configured,
-            cgroups,
-            namespaces,
-            gates,
-            retreat,
-            open,
-            connections_max,
-            timers,
-        })
+        let mut beside =
+            Beside::start(options, (&board, &workers), (lanes.as_ref(), events), (pressure, namespaces), &configured);
+        beside.tasks.push(tokio::spawn(register(board.clone(), tells)));
+        Ok(Self { listen, unix, workers, board, lanes, configured, cgroups, beside, open, connections_max, timers })
     }
 
     /// Takes over a new configuration without dropping a call, or refuses it as a whole.
@@ -283,7 +294,7 @@ impl Proxy {
     pub async fn apply(&self, checked: Arc<Checked>) -> Result<(), ApplyError> {
         check_fixed(&self.routes().checked, &checked)?;
         self.cgroups.configure(&checked.config.cgroups.applications);
-        if let Some(gates) = &self.gates {
+        if let Some(gates) = &self.beside.gates {
             gates.configure(&checked);
         }
         let applied = self.board.apply(Some(checked.clone())).await;
@@ -320,44 +331,13 @@ impl Proxy {
     /// The network namespaces that are served, and those that are not.
     #[must_use]
     pub fn namespaces(&self) -> Vec<api::Namespace> {
-        lock(&self.namespaces.served).clone()
+        lock(&self.beside.namespaces.served).clone()
     }
 
     /// The same in numbers; none if none is to be served.
     #[must_use]
     pub fn namespaces_status(&self) -> Option<api::NamespacesStatus> {
-        self.namespaces.status()
-    }
-
-    /// Where connects go when this agent cannot take them; none if the kernel is not asked.
-    pub(crate) fn gates(&self) -> Option<&Arc<Gates>> {
-        self.gates.as_ref()
-    }
-
-    /// The side of other agents' applications; none if none are taken.
-    pub async fn foreign(&self) -> Option<api::failover::Foreign> {
-        let listen = self.routes().checked.config.failover.listen?;
-        let sum = |of: fn(&WorkerCounters) -> u64| self.workers.iter().map(|worker| of(&worker.counters)).sum();
-        let mut connections = BTreeMap::new();
-        for worker in &self.workers {
-            for (application, count) in ask(worker, Control::Foreign).await.unwrap_or_default() {
-                *connections.entry(application).or_default() += count;
-            }
-        }
-        Some(api::failover::Foreign {
-            listen: listen.to_string(),
-            connections,
-            accepted_total: sum(|counters| counters.foreign_accepted.get()),
-            refused_total: sum(|counters| counters.foreign_refused.get()),
-        })
-    }
-
-    /// Has connections of other agents' applications closed, each between two calls.
-    pub async fn send_home(&self) {
-        for worker in &self.workers {
-            // One that is late does so as soon as it can.
-            let _ = timeout(ANSWER_WITHIN, worker.control.send(Control::SendHome)).await;
-        }
+        self.beside.namespaces.status()
     }
 
     /// Bytes read and written on all connections.
@@ -539,7 +519,7 @@ impl Proxy {
 
     /// Ends the workers and waits for them.
     pub fn stop(self) {
-        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        self.beside.tasks.iter().for_each(tokio::task::JoinHandle::abort);
         for worker in self.workers {
             while let Err(mpsc::error::TrySendError::Full(_)) = worker.control.try_send(Control::Stop) {
                 thread::sleep(Duration::from_millis(1));
@@ -611,16 +591,6 @@ fn bind(checked: &Checked, workers: usize, kernel: Option<&dyn KernelPath>) -> R
         Ok(Listeners { app, agents, unix, foreign: foreign.pop() })
     });
     listeners.collect()
-}
-
-/// Where applications connect, as the kernel is told; none if it is not asked.
-fn gates(options: &Options, workers: usize, checked: &Checked) -> Option<Arc<Gates>> {
-    let gates = Gates::new(options.hooks.clone()?, &options.name, workers, checked);
-    match cookie() {
-        Ok(here) => gates.open(here, checked.config.app.listen, "".into(), "".into()),
-        Err(error) => tracing::warn!(%error, "applications of this namespace find no sibling when this agent is gone"),
-    }
-    Some(gates)
 }
 
 fn check_fixed(former: &Checked, checked: &Checked) -> Result<(), ApplyError> {

@@ -61,6 +61,14 @@ impl Report {
     }
 }
 
+/// What concerns sockets in namespaces.
+pub(super) struct Paths {
+    pub(super) kernel: Option<Arc<dyn KernelPath>>,
+    pub(super) gates: Option<Arc<Gates>>,
+    /// Opens them.
+    pub(super) parent: Option<Parent>,
+}
+
 /// Serves namespaces.
 pub(super) struct NamespaceKeeper {
     namespaces: Arc<Namespaces>,
@@ -79,7 +87,7 @@ impl NamespaceKeeper {
     pub(super) fn new(
         (namespaces, report): (Arc<Namespaces>, Arc<Report>),
         workers: Vec<mpsc::Sender<Control>>,
-        (kernel, gates, parent): (Option<Arc<dyn KernelPath>>, Option<Arc<Gates>>, Option<Parent>),
+        Paths { kernel, gates, parent }: Paths,
     ) -> Self {
         let state = State::new(netns::host().ok());
         Self { namespaces, workers, kernel, gates, report, state, open: HashMap::new(), parent, watcher: None }

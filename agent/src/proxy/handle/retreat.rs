@@ -162,7 +162,7 @@ impl Proxy {
     /// # Errors
     /// There are no siblings, or the process is about to end.
     pub async fn begin_drain(&self, to_siblings: bool) -> Result<api::Drain, DrainError> {
-        let retreat = &self.retreat;
+        let retreat = &self.beside.retreat;
         if retreat.is_ending() {
             return Ok(self.drain_status().await);
         }
@@ -193,7 +193,7 @@ impl Proxy {
     /// # Errors
     /// There is none, or the process is about to end.
     pub async fn cancel_drain(&self) -> Result<api::Drain, DrainError> {
-        let retreat = &self.retreat;
+        let retreat = &self.beside.retreat;
         if retreat.is_ending() {
             return Err(DrainError::Ending);
         }
@@ -207,7 +207,7 @@ impl Proxy {
 
     /// Whether the agent drains, and what is left.
     pub async fn drain_status(&self) -> api::Drain {
-        let remains = self.retreat.remains().await;
+        let remains = self.beside.retreat.remains().await;
         let drain =
             self.drain_now().unwrap_or_else(|| api::Drain { timeout_ms: self.drain_timeout_ms(), ..api::Drain::default() });
         api::Drain { remains, ..drain }
@@ -216,8 +216,8 @@ impl Proxy {
     /// The same as it was seen last, without asking the workers; none if it does not drain.
     #[must_use]
     pub fn drain_now(&self) -> Option<api::Drain> {
-        let (is_ending, timeout_ms) = (self.retreat.is_ending(), self.drain_timeout_ms());
-        let under_way = lock(&self.retreat.under_way);
+        let (is_ending, timeout_ms) = (self.beside.retreat.is_ending(), self.drain_timeout_ms());
+        let under_way = lock(&self.beside.retreat.under_way);
         let Some(under_way) = &*under_way else {
             return is_ending.then(|| api::Drain { draining: true, ending: true, timeout_ms, ..api::Drain::default() });
         };
@@ -234,7 +234,7 @@ impl Proxy {
     /// How much the agent has to bear, and what it refuses for that.
     #[must_use]
     pub fn overload(&self) -> api::Overload {
-        self.retreat.pressure.status(self.workers.iter().map(|worker| worker.counters.shed.get()).sum())
+        self.beside.retreat.pressure.status(self.workers.iter().map(|worker| worker.counters.shed.get()).sum())
     }
 
     fn drain_timeout_ms(&self) -> u64 {
@@ -243,8 +243,8 @@ impl Proxy {
 
     /// Says that the process is about to end: from now on connects go to siblings, if there are some.
     pub fn begin_end(&self) {
-        self.retreat.away.set_draining(true);
-        self.retreat.end();
+        self.beside.retreat.away.set_draining(true);
+        self.beside.retreat.end();
     }
 
     /// Takes no new connections and finishes what is in flight. False if some of it was not finished in time.
