@@ -126,7 +126,7 @@ fn hello() -> impl Strategy<Value = Hello> {
     let lane = option::of((array::uniform16(any::<u8>()), any::<u32>()));
     let who = (any::<(u8, u8)>(), role, name(), name(), vec(offer, 0..5));
     let numbers = (size(), size(), any::<u64>(), option::of(any::<u16>()), any::<u16>(), any::<u32>());
-    let siblings = vec(any::<std::net::SocketAddr>(), 0..=8);
+    let siblings = vec(any::<(std::net::IpAddr, u16)>().prop_map(Into::into), 0..=8);
     (who, numbers, lane, (traits(), siblings)).prop_map(
         |((versions, role, application, instance, offers), numbers, lane, (traits, siblings))| {
             let (stream, connection_window, features, connection, connections, calls_max) = numbers;
