@@ -70,7 +70,8 @@ fn who_connects_to_an_agent_that_stands_still_is_served_by_a_sibling() {
     expect_nothing_else(&tries);
     assert_eq!(count(&tries, &Became::Refused), 0);
     assert!(count(&tries, &Became::Reset) <= 1, "only the call that the agent had");
-    assert!(cluster.hosts[0].decided("stale") > 0);
+    // Whether the watchdog has taken its listeners away by then is a matter of milliseconds.
+    assert!(cluster.hosts[0].decided("stale") + cluster.hosts[0].decided("no-listener") > 0);
 }
 
 #[test]
