@@ -48,9 +48,8 @@ struct Probed {
 }
 
 impl Gates {
-    pub(crate) fn new(hooks: Arc<dyn Hooks>, own: &str, workers: usize, checked: &Checked) -> Arc<Self> {
+    pub(crate) fn new(hooks: Arc<dyn Hooks>, own: &str, checked: &Checked) -> Arc<Self> {
         let gates = Arc::new(Self { hooks, own: own.into(), state: Mutex::default() });
-        gates.hooks.set_workers(workers);
         gates.configure(checked);
         gates
     }

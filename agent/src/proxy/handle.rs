@@ -209,7 +209,7 @@ impl Beside {
             tasks.push(tokio::spawn(Keeper::new(lanes.clone(), board.clone(), (verdicts.clone(), pressure)).run(events)));
         }
         let report = Arc::<Report>::default();
-        let gates = siblings::gates(options, workers.len(), &configured.borrow());
+        let gates = siblings::gates(options, &configured.borrow());
         let paths = Paths { kernel: options.kernel.clone(), gates: gates.clone(), parent: options.parent.clone() };
         let keeper = NamespaceKeeper::new((namespaces, report.clone()), controls(workers), paths);
         tasks.push(tokio::spawn(keeper.run(configured.subscribe())));
@@ -241,6 +241,8 @@ impl Proxy {
         let (lanes, events) = options.lanes.clone().map(|path| Lanes::new(path, posts)).unzip();
         let pressure = Arc::<Pressure>::default();
         let instance: Arc<str> = instance_text(&options.name).into();
+        // Before any of them beats, as that begins anew.
+        options.hooks.iter().for_each(|hooks| hooks.set_workers(count));
         let (timers, pulses) = pulses(options.pulse.as_ref(), count)?;
         let workers: Vec<_> = listeners
             .into_iter()

@@ -47,8 +47,8 @@ impl Proxy {
 }
 
 /// Where applications connect, as the kernel is told; none if it is not asked.
-pub(super) fn gates(options: &Options, workers: usize, checked: &Checked) -> Option<Arc<Gates>> {
-    let gates = Gates::new(options.hooks.clone()?, &options.name, workers, checked);
+pub(super) fn gates(options: &Options, checked: &Checked) -> Option<Arc<Gates>> {
+    let gates = Gates::new(options.hooks.clone()?, &options.name, checked);
     match cookie() {
         Ok(here) => gates.open(here, checked.config.app.listen, "".into(), "".into()),
         Err(error) => tracing::warn!(%error, "applications of this namespace find no sibling when this agent is gone"),
