@@ -364,6 +364,12 @@ impl Member {
     pub fn answered(&self) -> u64 {
         self.took.iter().sum()
     }
+
+    /// How long the answers since an earlier look took on average, in nanoseconds; none if there were none.
+    #[must_use]
+    pub fn mean_since(&self, earlier: &Self) -> Option<u64> {
+        self.sum_ns.saturating_sub(earlier.sum_ns).checked_div(self.answered().saturating_sub(earlier.answered()))
+    }
 }
 
 /// Why a message on a lane was not routed.

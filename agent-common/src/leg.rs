@@ -118,8 +118,8 @@ pub struct Offsets {
     pub file: u32,
     /// `file.f_flags`.
     pub file_flags: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// `sock.sk_err`.
+    pub err: u32,
 }
 
 const _: () = assert!(size_of::<Offsets>() == 32);

@@ -7,6 +7,7 @@
 
 mod counts;
 mod end;
+pub mod failover;
 pub mod frame;
 pub mod lane;
 pub mod latency;
@@ -28,7 +29,7 @@ pub use verdict::{Pass, REASONS, Refusal, Sent, Verdicts};
 
 /// The version of the maps' names, keys and values. One more with every change: pins and objects of another schema are
 /// refused, never reinterpreted.
-pub const SCHEMA: u32 = 4;
+pub const SCHEMA: u32 = 5;
 
 /// How the schema is marked in an object file, in a section of its own: the prefix, then [`SCHEMA`] in little-endian.
 pub const SCHEMA_MARK: [u8; 16] = {

@@ -3,6 +3,7 @@
 
 use crate::{
     Counts, End, Leg, Listener, Offsets, Shared, Verdicts,
+    failover::{Decisions, Diverted, Gate, Peer},
     lane::{Call, Lane, Leave, Member, Route, RouteKey, Routed, Routing},
 };
 
@@ -50,3 +51,15 @@ unsafe impl aya::Pod for Member {}
 
 // SAFETY: as above.
 unsafe impl aya::Pod for Routed {}
+
+// SAFETY: as above.
+unsafe impl aya::Pod for Gate {}
+
+// SAFETY: as above.
+unsafe impl aya::Pod for Peer {}
+
+// SAFETY: as above.
+unsafe impl aya::Pod for Diverted {}
+
+// SAFETY: as above.
+unsafe impl aya::Pod for Decisions {}

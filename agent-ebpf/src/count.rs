@@ -4,12 +4,13 @@ use core::mem::offset_of;
 
 use agent_common::{
     Pass, REASONS, Refusal, Sent, Verdicts,
+    failover::{DECISIONS_MAX, Decision, Decisions},
     lane::{Routed, Unrouted},
 };
 
 use crate::{
     atomic,
-    maps::{ROUTED, VERDICTS},
+    maps::{DECISIONS, ROUTED, VERDICTS},
 };
 
 /// A socket was enrolled.
@@ -66,6 +67,17 @@ pub(crate) fn answered(bytes: u64) {
 pub(crate) fn unrouted(why: Unrouted) {
     const { assert!(Unrouted::ALL.len() <= 32) };
     routed(offset_of!(Routed, unrouted) + (why as usize & 31) * size_of::<u64>());
+}
+
+/// Something was decided about a connect.
+#[inline(always)]
+pub(crate) fn decided(what: Decision) {
+    const { assert!(DECISIONS_MAX.is_power_of_two()) };
+    if let Some(counters) = DECISIONS.get_ptr_mut(0) {
+        let at = offset_of!(Decisions, counts) + (what as usize & (DECISIONS_MAX - 1)) * size_of::<u64>();
+        // SAFETY: as in `add`.
+        unsafe { atomic::add(counters.cast::<u8>().add(at).cast(), 1) };
+    }
 }
 
 /// Adds one to the counter at this offset of [`Routed`].

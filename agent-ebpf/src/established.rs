@@ -3,12 +3,15 @@
 //! The kernel runs it for every TCP socket below the cgroup, whoever's it is. It changes only those of connections to the
 //! agent's own listeners, and of those that the agent opens itself, if both ends are on this machine.
 
-use core::{arch::asm, mem::offset_of};
+use core::mem::offset_of;
 
 use agent_common::{End, LEASE_NS, Leg, Listener, Pass, Refusal, V4_MAPPED, lane::kind, mode, role};
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, bpf_sock, bpf_sock_ops},
+    bindings::{
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTO_CB, BPF_SOCK_OPS_STATE_CB,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock, bpf_sock_ops,
+    },
     helpers::{bpf_get_netns_cookie, bpf_ktime_get_ns, generated::bpf_map_delete_elem},
     macros::sock_ops,
     programs::SockOpsContext,
@@ -17,9 +20,9 @@ use aya_ebpf::{
 use aya_log_ebpf::{debug, warn};
 
 use crate::{
-    atomic, count,
+    atomic, count, diverted,
     maps::{COUNTS, DIALS, EXCLUDED, LISTENERS, SHARED, SOCKS},
-    sock,
+    sock, words,
 };
 
 /// What the kernel says of a map that is full.
@@ -40,12 +43,15 @@ macro_rules! v6 {
     }};
 }
 
-/// Runs at every event of every socket; two of the events matter.
+/// Runs at every event of every socket. Those of connects matter for the ones that went to a sibling.
 #[sock_ops]
 pub(crate) fn established(ctx: SockOpsContext) -> u32 {
     let _ = match ctx.op() {
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&ctx),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&ctx),
+        BPF_SOCK_OPS_TCP_CONNECT_CB => socket(&ctx).map(|sk| diverted::begins(&ctx, sk)),
+        BPF_SOCK_OPS_STATE_CB => socket(&ctx).map(|sk| diverted::changes(&ctx, sk)),
+        BPF_SOCK_OPS_RTO_CB => socket(&ctx).map(|sk| diverted::waits(&ctx, sk)),
         _ => None,
     };
     0
@@ -86,6 +92,7 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
 #[inline(always)]
 fn connected(ctx: &SockOpsContext) -> Option<()> {
     let sk = socket(ctx)?;
+    diverted::succeeded(sk);
     forget_former(ctx, sk);
     let (own, other) = (own_end(ctx)?, other_end(ctx)?);
     // SAFETY: not null.
@@ -297,17 +304,11 @@ fn other_end(ctx: &SockOpsContext) -> Option<Listener> {
     Some(Listener::at(netns(ctx), address, u32::from_be(ctx.remote_port())))
 }
 
-/// Reads the word at an offset of the context. Written out, as the verifier takes only whole words at fixed offsets, and
-/// the compiler merges reads into wider ones, or into one at an offset that it computes.
+/// The word at an offset of the context.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "a word was loaded, with zeros above it")]
 fn word<const OFFSET: usize>(ctx: &SockOpsContext) -> u32 {
-    let value: u64;
     // SAFETY: the offset is that of a word in the context that the kernel passed.
-    unsafe {
-        asm!("{0} = *(u32 *)({1} + {offset})", out(reg) value, in(reg) ctx.ops, offset = const OFFSET, options(readonly, nostack));
-    }
-    value as u32
+    unsafe { words::read::<OFFSET, _>(ctx.ops) }
 }
 
 #[inline(always)]

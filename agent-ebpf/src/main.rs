@@ -6,18 +6,23 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod address;
 mod atomic;
 mod calls;
+mod connect;
 mod count;
+mod diverted;
 mod established;
 mod frame;
 mod lane;
 mod legs;
 mod maps;
+mod peername;
 mod request;
 mod response;
 mod sock;
 mod trace;
+mod words;
 
 /// What a program that panicked would run; the verifier accepts none that can.
 #[cfg(not(test))]

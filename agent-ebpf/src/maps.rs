@@ -2,6 +2,7 @@
 
 use agent_common::{
     Counts, End, Leg, Listener, Shared, Verdicts,
+    failover::{Decisions, Diverted, Failover, Gate, PEERS_MAX, Peer},
     lane::{
         ACCESS_MAX, CALLS_MAX, Call, LANES_MAX, Lane, Leave, MEMBERS_MAX, Member, NAMES_OF_LINE, ROUTES_MAX, Route, RouteKey,
         Routed, Routing, TRACE_BYTES,
@@ -102,22 +103,42 @@ pub(crate) static SLOTS: ProgramArray = ProgramArray::with_max_entries(4, 0);
 
 /// A `Leg` for each socket of ours; a socket that is accepted gets a copy of its listener's.
 #[btf_map]
-pub(crate) static LEGS: Storage = Storage::new();
+pub(crate) static LEGS: Storage<Leg, { (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize }> = Storage::new();
+
+/// Where applications connect to the agent, and where those connects go while it does not take them. Written by the agent.
+#[map]
+pub(crate) static GATES: HashMap<Listener, Gate> = HashMap::with_max_entries(8192, BPF_F_NO_PREALLOC);
+
+/// What is believed of siblings, which the agent maps into its memory.
+#[map]
+pub(crate) static PEERS: Array<Peer> = Array::with_max_entries(PEERS_MAX, BPF_F_MMAPABLE);
+
+/// How the agent does, in the one entry 0, which it maps into its memory.
+#[map]
+pub(crate) static FAILOVER: Array<Failover> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// What was decided about connects to gates, in the one entry 0.
+#[map]
+pub(crate) static DECISIONS: PerCpuArray<Decisions> = PerCpuArray::with_max_entries(1, 0);
+
+/// A `Diverted` for each socket whose connect went to a sibling.
+#[btf_map]
+pub(crate) static DIVERTED: Storage<Diverted, { BPF_F_NO_PREALLOC as usize }> = Storage::new();
 
 /// Storage of sockets, as the loader wants it described. aya's own type has no room for the flag that copies.
 #[repr(C)]
-pub(crate) struct Storage {
+pub(crate) struct Storage<T, const FLAGS: usize> {
     r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
     key: *const i32,
-    value: *const Leg,
+    value: *const T,
     max_entries: *const [i32; 0],
-    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+    map_flags: *const [i32; FLAGS],
 }
 
 // SAFETY: a description for the loader; nobody reads it.
-unsafe impl Sync for Storage {}
+unsafe impl<T, const FLAGS: usize> Sync for Storage<T, FLAGS> {}
 
-impl Storage {
+impl<T, const FLAGS: usize> Storage<T, FLAGS> {
     const fn new() -> Self {
         Self {
             r#type: core::ptr::null(),

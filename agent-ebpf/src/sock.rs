@@ -14,7 +14,7 @@ use crate::maps::LEGS;
 /// takes it for constants.
 #[unsafe(no_mangle)]
 static MOA_OFFSETS: Offsets =
-    Offsets { write_seq: 0, ulp_ops: 0, flags: 0, zerocopy: 0, socket: 0, file: 0, file_flags: 0, reserved: 0 };
+    Offsets { write_seq: 0, ulp_ops: 0, flags: 0, zerocopy: 0, socket: 0, file: 0, file_flags: 0, err: 0 };
 
 /// What the socket's storage holds, if anything.
 ///
@@ -86,6 +86,20 @@ pub(crate) unsafe fn tcp(sk: *mut bpf_sock) -> Option<Tcp> {
             has_ulp: is_set(ptr::read_volatile(tcp.add(at.ulp_ops as usize).cast())),
             zerocopy: (flags >> at.zerocopy) & 1 != 0,
         })
+    }
+}
+
+/// Whether the socket has an error to report.
+///
+/// # Safety
+/// As for [`leg`].
+#[inline(always)]
+pub(crate) unsafe fn has_error(sk: *mut bpf_sock) -> bool {
+    // SAFETY: as in `tcp`.
+    unsafe {
+        let at = ptr::read_volatile(&raw const MOA_OFFSETS);
+        let tcp = bpf_skc_to_tcp_sock(sk.cast::<c_void>()).cast::<u8>();
+        !tcp.is_null() && ptr::read_volatile(tcp.add(at.err as usize).cast::<u32>()) != 0
     }
 }
 

@@ -3,6 +3,7 @@
 //! Rule for changing it: fields are only ever added, with `#[serde(default)]`; a field that changes its meaning
 //! gets a new name; anything else is a new [`VERSION`] under a new path (`/v1/…`).
 
+pub mod failover;
 pub mod routes;
 
 use std::collections::BTreeMap;
@@ -40,6 +41,12 @@ pub struct Status {
     /// The network namespaces; none if none is to be served.
     #[serde(default)]
     pub namespaces: Option<NamespacesStatus>,
+    /// What is left, while it drains.
+    #[serde(default)]
+    pub drain: Option<Drain>,
+    /// How much it has to bear; none from an agent that does not look.
+    #[serde(default)]
+    pub overload: Option<Overload>,
 }
 
 /// Whether an agent takes new calls.
@@ -50,6 +57,62 @@ pub enum State {
     Serving,
     /// Finishing what is in flight.
     Draining,
+}
+
+/// `GET /v1/drain`, `POST /v1/drain`, `POST /v1/drain/cancel`: whether the agent drains, and what it has left to do.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+pub struct Drain {
+    /// Whether it drains.
+    pub draining: bool,
+    /// Whether the process ends afterwards.
+    pub ending: bool,
+    /// Whether applications are moved to siblings.
+    pub to_siblings: bool,
+    /// How long it has been draining.
+    pub since_ms: u64,
+    /// How long a stop waits for what is left (`agent.drain_timeout_ms`).
+    pub timeout_ms: u64,
+    /// What is left.
+    pub remains: Remains,
+}
+
+/// How much an agent has to bear, and which calls it refuses for that.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+pub struct Overload {
+    /// 0: it refuses nothing; 1: calls of low priority; 2: those of normal priority, too; 3: all.
+    pub level: u8,
+    /// The same in a word: `nothing`, `low`, `normal`, `all`.
+    pub shedding: String,
+    /// What is over which limit, if something is.
+    pub reason: Option<String>,
+    /// Calls in flight, in the worker that has most: 1,000 is at the limit, 2,000 at the hard bound.
+    pub calls_per_mille: u32,
+    /// Memory, in the same way.
+    pub memory_per_mille: u32,
+    /// How late workers are, in the same way.
+    pub lag_per_mille: u32,
+    /// How often it had too much to bear.
+    pub raised: u64,
+    /// Calls that were refused for that.
+    pub refused: u64,
+}
+
+/// What an agent has left to do before nobody needs it.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+pub struct Remains {
+    /// Calls in flight that somebody waits for, those that the kernel routes included.
+    pub calls: u64,
+    /// Connections of applications that speak Redis.
+    pub redis: u64,
+    /// Connections of applications that call in frames.
+    pub frames: u64,
+    /// Connections by which services have dialled in.
+    pub services: u64,
+    /// Connections of other agents, which may still wait for answers.
+    pub agents: u64,
 }
 
 /// Where the configuration in force came from.

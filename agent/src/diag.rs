@@ -67,11 +67,14 @@ impl Diag {
     /// # Errors
     /// The kernel cannot look up TCP sockets, or the process may not open another file.
     pub(crate) fn open() -> io::Result<Self> {
-        let protocol = SockProtocol::NetlinkSockDiag;
-        let socket = socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?;
-        // No process can send to a netlink socket that is connected to the kernel.
-        connect(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-        setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(TIMEOUT_MS))?;
+        Self::over(new_socket()?)
+    }
+
+    /// For the network namespace in which a socket was made by [`new_socket`].
+    ///
+    /// # Errors
+    /// The kernel cannot look up TCP sockets.
+    pub(crate) fn over(socket: OwnedFd) -> io::Result<Self> {
         let diag = Self { socket, sequence: Cell::new(0) };
         diag.check()?;
         Ok(diag)
@@ -166,6 +169,19 @@ impl Diag {
         }
         Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel did not answer the look-up of a socket"))
     }
+}
+
+/// A socket that asks about the network namespace of the calling thread.
+///
+/// # Errors
+/// The process may not open another file.
+pub(crate) fn new_socket() -> io::Result<OwnedFd> {
+    let protocol = SockProtocol::NetlinkSockDiag;
+    let socket = socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?;
+    // No process can send to a netlink socket that is connected to the kernel.
+    connect(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+    setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(TIMEOUT_MS))?;
+    Ok(socket)
 }
 
 /// An own address and the peer's, as [`plain`] makes them.

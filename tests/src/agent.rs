@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -43,6 +46,8 @@ pub struct Agent {
     // Before the directory that its log is in.
     process: Process,
     prepared: Prepared,
+    /// Of the agent itself; `process` is its parent.
+    pid: u32,
     /// Whether its log may hold a panic: never, unless the test killed it.
     killed: bool,
 }
@@ -101,8 +106,13 @@ impl Agent {
         &self.prepared.name
     }
 
-    /// Its process id.
+    /// The process id of the agent itself.
     pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The process id of its parent, which an operator has started and sends signals to.
+    pub fn parent_pid(&self) -> u32 {
         self.process.pid()
     }
 
@@ -166,20 +176,42 @@ impl Agent {
         });
     }
 
-    /// Sends it a signal.
+    /// Sends its parent a signal, as an operator does.
     pub fn signal(&self, signal: Signal) {
         self.process.signal(signal);
     }
 
-    /// Stops it with SIGSTOP, and waits until each of its threads stands still.
+    /// Sends a signal to the agent itself.
+    pub fn signal_itself(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid.cast_signed()), signal).unwrap_or_else(|error| panic!("{signal} to the agent: {error}"));
+    }
+
+    /// Stops it with SIGSTOP, and waits until each of its threads stands still. Its parent goes on, and sees it hang.
     pub fn freeze(&self) {
-        self.signal(Signal::SIGSTOP);
+        self.signal_itself(Signal::SIGSTOP);
         let tasks = format!("/proc/{}/task", self.pid());
         let stands_still = |task: fs::DirEntry| {
             let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
             stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
         };
         until_true("each thread to stand still", || fs::read_dir(&tasks).expect("its threads").flatten().all(stands_still));
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal_itself(Signal::SIGCONT);
+    }
+
+    /// Stops it with its parent, as a machine that stands still does.
+    pub fn freeze_all(&self) {
+        self.signal(Signal::SIGSTOP);
+        self.freeze();
+    }
+
+    /// Lets both go on.
+    pub fn thaw_all(&self) {
+        self.thaw();
+        self.signal(Signal::SIGCONT);
     }
 
     /// How it ended, if it did.
@@ -201,14 +233,25 @@ impl Agent {
 
     /// Kills it without notice.
     pub fn kill(&mut self) {
-        self.process.kill();
+        self.end();
         self.killed = true;
+    }
+
+    /// Kills it and waits for its parent, if they have not ended.
+    fn end(&mut self) {
+        if self.process.ended().is_none() {
+            // Its parent may have been stopped, or at this moment come to an end with it.
+            let _ = kill(Pid::from_raw(self.pid.cast_signed()), Signal::SIGKILL);
+            self.process.signal(Signal::SIGCONT);
+            self.process.wait();
+        }
     }
 
     /// Starts it once more after its end: the same name, directories and ports.
     pub fn start_again(&mut self) {
         assert!(self.ended().is_some(), "the agent still runs");
         self.process = self.prepared.serve();
+        self.pid = self.prepared.pid();
         self.killed = false;
     }
 }
@@ -220,7 +263,7 @@ impl Drop for Agent {
         if let Some(status) = self.process.ended().filter(|_| std::thread::panicking()) {
             eprintln!("the agent {} had ended: {status}", self.name());
         }
-        self.process.kill();
+        self.end();
         self.prepared.clean_kernel();
         if std::thread::panicking() || self.killed {
             return;
@@ -317,7 +360,7 @@ impl Prepared {
     /// Starts it, and waits until it serves.
     pub fn start(self) -> Agent {
         let process = self.serve();
-        Agent { prepared: self, process, killed: false }
+        Agent { pid: self.pid(), prepared: self, process, killed: false }
     }
 
     /// Starts it and expects it to give up at once; returns how it ended and what it said.
@@ -353,6 +396,13 @@ impl Prepared {
             client.try_read().ok().filter(|reply| *reply == Reply::Simple("PONG".to_owned()))
         });
         process
+    }
+
+    /// The agent that has the name now.
+    fn pid(&self) -> u32 {
+        let lock = self.run_dir.join(&self.name).join("agent.lock");
+        let pid = fs::read_to_string(&lock).unwrap_or_else(|error| panic!("{}: {error}", lock.display()));
+        pid.trim().parse().unwrap_or_else(|error| panic!("{}: {pid}: {error}", lock.display()))
     }
 
     fn spawn(&self) -> Process {

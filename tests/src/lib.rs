@@ -32,6 +32,7 @@ pub mod resp;
 pub mod routed;
 pub mod seed;
 pub mod several;
+pub mod siblings;
 pub mod transcript;
 pub mod vectors;
 pub mod wait;

@@ -5,10 +5,13 @@
 
 use std::{
     fs::{self, File},
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use agent_common::frame::{Hello, Role};
@@ -24,13 +27,13 @@ use crate::{
 };
 
 /// Where the agent is in each of them.
-pub const AGENT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 13_000);
+pub const AGENT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 13_000);
 
 /// A folder of files of namespaces.
 pub struct Pods {
     folder: TempDir,
     /// Where devices are seen to go.
-    outside: Node,
+    outside: Arc<Node>,
 }
 
 /// A namespace, which is let go when it is dropped. Its file stays.
@@ -42,8 +45,13 @@ pub struct Pod {
 impl Pods {
     /// An empty folder.
     pub fn new() -> Self {
+        Self::on(Arc::new(Node::new()))
+    }
+
+    /// An empty folder, for pods whose devices have their other ends on a node.
+    pub fn on(outside: Arc<Node>) -> Self {
         let folder = tempfile::Builder::new().prefix("moa-pods-").tempdir().expect("a temporary directory");
-        Self { folder, outside: Node::new() }
+        Self { folder, outside }
     }
 
     /// The folder.
@@ -135,6 +143,20 @@ impl Pod {
     /// The name of the device by which it is seen from outside.
     pub fn device(&self) -> &str {
         &self.device
+    }
+
+    /// Gives it an address, by which the node reaches it, and it the node and everything beyond.
+    pub fn join(&self, node: &Node, address: Ipv4Addr) {
+        /// What each pod takes its node for.
+        const GATEWAY: &str = "169.254.1.1";
+        let own = format!("{address}/32");
+        self.node.run("ip", &["address", "add", &own, "dev", "eth9"]);
+        self.node.run("ip", &["link", "set", "eth9", "up"]);
+        node.run("ip", &["link", "set", &self.device, "up"]);
+        node.run("ip", &["address", "add", &format!("{GATEWAY}/32"), "dev", &self.device]);
+        node.run("ip", &["route", "add", &own, "dev", &self.device]);
+        self.node.run("ip", &["route", "add", GATEWAY, "dev", "eth9", "scope", "link"]);
+        self.node.run("ip", &["route", "add", "default", "via", GATEWAY, "dev", "eth9"]);
     }
 
     /// Runs something there.

@@ -209,7 +209,9 @@ fn an_agent_that_was_killed_and_not_waited_for_is_adopted() {
     let fake = FakeMoa::start();
     let first = start_of(&fake, None);
     let look = Look::at(&first);
-    first.signal(Signal::SIGKILL);
+    // Its parent, which would wait for it, stands still.
+    first.signal(Signal::SIGSTOP);
+    first.signal_itself(Signal::SIGKILL);
     until_true("nothing but its number to be left", || {
         let stat = fs::read_to_string(format!("/proc/{}/stat", first.pid())).expect("/proc");
         stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('Z'))

@@ -71,6 +71,10 @@ fn a_call_goes_from_lane_to_lane_and_is_counted() {
         "{status}"
     );
     assert_eq!(metric(&agent, "moa_kernel_routed_calls_total"), 6);
+    // The agent has served none of them, and balances by what the kernel saw.
+    until_true("the instance's latency to be known", || {
+        agent.json(&["services", DEMO])[0]["instances"][0]["ewma_us"].as_u64() > Some(0)
+    });
     await_idle(&agent);
 }
 

@@ -16,7 +16,6 @@ use moa_tests::{
     several::{ONE, by, call_of},
     until_true,
 };
-use nix::sys::signal::Signal;
 use rand::{RngExt, seq::SliceRandom};
 use serde_json::Value;
 
@@ -237,9 +236,9 @@ fn an_agent_that_stalls_still_knows_who_is_slow() {
         for stalls in 1..=8 {
             // So that only others can look slow for the stall.
             until_true("the slow one to be known, and idle", is_known);
-            several.agent.freeze();
+            several.agent.freeze_all();
             thread::sleep(2 * slow);
-            several.agent.signal(Signal::SIGCONT);
+            several.agent.thaw_all();
             go_on(stalls);
         }
     });

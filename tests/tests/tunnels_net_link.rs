@@ -19,7 +19,6 @@ use moa_tests::{
     netns::{Cable, Node},
     seed, until_true,
 };
-use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const LARGE: &str = "/service/large";
@@ -195,7 +194,7 @@ fn an_agent_that_stands_still() {
     let nodes = [Node::new(), Node::new()];
     let cable = Cable::between(&nodes[0], &nodes[1]);
     let mesh = Mesh::start(&nodes, &cable, ["[tunnel]\nkeepalive_ms = 300\nconnect_timeout_ms = 300", ""], "timeout_ms = 60000");
-    mesh.far.freeze();
+    mesh.far.freeze_all();
     let mut client = mesh.client();
     let answer = client.call(&echo("stopped"));
     let text = answer["em"].as_str().unwrap_or_default();
@@ -207,7 +206,7 @@ fn an_agent_that_stands_still() {
     assert_eq!(answer["ec"], 303, "{answer}");
     until_true("the reason to be known", || mesh.tunnel() == (false, "no HELLO within 300 ms".to_owned()));
     assert!(text.contains("agent far"), "{text}");
-    mesh.far.signal(Signal::SIGCONT);
+    mesh.far.thaw_all();
     mesh.await_service();
     let load = mesh.load();
     load.iter().for_each(|load| load.await_calls(100));
@@ -228,9 +227,9 @@ fn an_agent_that_stood_still_itself_blames_nobody() {
     client.send(command(&["GET", &echo("held")]));
     mesh.fake.await_in_flight(1);
     for _ in 0..3 {
-        mesh.near.freeze();
+        mesh.near.freeze_all();
         sleep(Duration::from_secs(1));
-        mesh.near.signal(Signal::SIGCONT);
+        mesh.near.thaw_all();
         assert_eq!(mesh.client().call(&echo("at once"))["result"], "at once");
     }
     gate.open();

@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, num::NonZeroU32};
+use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU32};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -21,6 +21,7 @@ mod id {
     pub(super) const WEIGHT: u8 = 13;
     pub(super) const ENVIRONMENT: u8 = 14;
     pub(super) const LABEL: u8 = 15;
+    pub(super) const SIBLING: u8 = 16;
 }
 
 /// Who speaks.
@@ -99,6 +100,8 @@ pub struct Hello {
     pub lane: Option<Lane>,
     /// From an application that offers services: what is known of it.
     pub traits: Traits,
+    /// From an agent to an application: who takes it when this agent is gone, in order of preference.
+    pub siblings: Vec<SocketAddr>,
 }
 
 /// Why a HELLO is not understood.
@@ -111,6 +114,9 @@ pub enum BadHello {
     /// An entry has a value that it can't have.
     Value(&'static str),
 }
+
+/// Siblings that count; further ones are skipped.
+const SIBLINGS_MAX: usize = 8;
 
 /// A name may be so long, in bytes.
 const NAME_MAX: usize = 255;
@@ -135,6 +141,7 @@ impl Hello {
             calls_max: 0,
             lane: None,
             traits: Traits::default(),
+            siblings: Vec::new(),
         }
     }
 
@@ -165,6 +172,9 @@ impl Hello {
             meta.put(id::LANE_BODY_MAX, &lane.body_max.to_be_bytes());
         }
         self.traits.encode(&mut meta)?;
+        for sibling in &self.siblings {
+            meta.put(id::SIBLING, sibling.to_string().as_bytes());
+        }
         for offer in &self.offers {
             let mut value = offer.uri.clone().into_bytes();
             if !offer.group.is_empty() {
@@ -215,6 +225,12 @@ impl Hello {
                 id::LABEL => {
                     let (name, value) = label_of(value)?;
                     hello.traits.labels.insert(name, value);
+                }
+                id::SIBLING => {
+                    let address = name(value, "sibling")?.parse().map_err(|_| BadHello::Value("sibling"))?;
+                    if hello.siblings.len() < SIBLINGS_MAX {
+                        hello.siblings.push(address);
+                    }
                 }
                 _ => {}
             }
@@ -348,6 +364,7 @@ mod tests {
             environment: "pre".to_owned(),
             labels: [("version", "2"), ("", "")].map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
         };
+        hello.siblings = ["10.0.0.2:13001", "[fd00::2]:13001"].map(|address| address.parse().expect("an address")).into();
         hello
     }
 
@@ -417,6 +434,20 @@ mod tests {
         }
         let too_long = Traits { labels: [("x".repeat(256), String::new())].into(), ..Traits::default() };
         assert_eq!(Hello { traits: too_long, ..hello() }.encode(), None);
+    }
+
+    #[test]
+    fn so_many_siblings_count_and_each_is_an_address() {
+        let mut meta = MetaBuilder::new();
+        for last in 1..=10 {
+            meta.put(id::SIBLING, format!("10.0.0.{last}:13001").as_bytes());
+        }
+        let mut all = hello().encode().expect("it fits")[HEADER_LEN..].to_vec();
+        all.extend_from_slice(meta.as_ref());
+        assert_eq!(Hello::decode(&all).expect("siblings").siblings.len(), SIBLINGS_MAX);
+        for wrong in [&b""[..], b"10.0.0.2", b"host:13001", b"10.0.0.2:70000"] {
+            assert_eq!(with(id::SIBLING, wrong), Err(BadHello::Value("sibling")), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -26,6 +26,9 @@ impl Kind {
     /// Kinds from here on may be skipped by who does not know them; an unknown one below is an error.
     pub const SKIPPABLE: u8 = 128;
 
+    /// How much an agent has to bear. Its `word` is the level that it sheds at.
+    pub const LOAD: u8 = 129;
+
     /// The kind with this number, if there is one.
     #[must_use]
     pub const fn from_u8(number: u8) -> Option<Self> {

@@ -14,7 +14,7 @@ use super::{
     link::{Link, Ticket, lock},
     made::{Answer, Head, Outgoing, Way},
     options::{Options, common_options},
-    pool::Pool,
+    pool::{Agent, Pool},
     state::error_text,
 };
 use crate::frame::status;
@@ -108,7 +108,7 @@ impl Client {
         }
     }
 
-    async fn pick(&self, tried: &[usize]) -> Result<(usize, Link), Error> {
+    async fn pick(&self, tried: &[Arc<Agent>]) -> Result<(Arc<Agent>, Link), Error> {
         let Inner { pool, begun, keepers } = &*self.0;
         begun.call_once(|| {
             let local = tokio::spawn(Arc::clone(pool).keep_local()).abort_handle();

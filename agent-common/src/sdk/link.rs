@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{
-    Error,
+    Address, Error,
     body::{Part, Streamed},
     lane_socket::LaneReader,
     made::{Answer, Begin, Outgoing, Told, Way},
@@ -71,6 +71,11 @@ impl Link {
             driver.wake();
         }
         result
+    }
+
+    /// Who takes this application when the agent is gone, as it says.
+    pub(super) fn siblings(&self) -> Vec<Address> {
+        self.0.peer.siblings.iter().map(|address| Address::Tcp(address.to_string())).collect()
     }
 
     pub(super) fn is_open(&self) -> bool {

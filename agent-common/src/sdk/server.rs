@@ -1,4 +1,9 @@
-use std::{collections::HashMap, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    num::NonZeroU32,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::{
     sync::watch,
@@ -11,7 +16,7 @@ use super::{
     backoff::Backoff,
     driver::Serve,
     handshake::Opening,
-    link::Link,
+    link::{Link, lock},
     options::{Options, common_options},
     serve::Service,
     taken::Terms,
@@ -61,7 +66,8 @@ pub struct StartError(String);
 /// Everything that a connection of a server is opened with.
 struct Registrar {
     options: Options,
-    agents: Vec<Address>,
+    /// Those that the application has named, then the siblings that the first of them has.
+    agents: Mutex<Vec<Address>>,
     offers: Vec<Offer>,
     traits: Traits,
     terms: Terms,
@@ -70,7 +76,7 @@ struct Registrar {
 
 /// The connections of one process to one agent.
 struct Registration {
-    agent: usize,
+    agent: Address,
     links: Vec<Link>,
 }
 
@@ -141,7 +147,7 @@ impl ServerBuilder {
         let serve = Service { handler: Arc::new(handler), body_bytes_max: self.options.body_bytes_max };
         let registrar = Registrar {
             options: self.options,
-            agents,
+            agents: Mutex::new(agents),
             offers: self.offers,
             traits: self.traits,
             terms: Terms { offers: Arc::new(offers) },
@@ -181,7 +187,7 @@ impl Registrar {
         loop {
             tokio::select! {
                 at = registration.lost() => self.replace(registration, at, &mut backoff).await,
-                links = self.local_again(registration.agent) => {
+                links = self.local_again(&registration.agent) => {
                     std::mem::replace(registration, links).leave();
                     backoff.reset();
                 }
@@ -191,7 +197,7 @@ impl Registrar {
 
     /// Another connection for one that was lost: to the same agent, or if that is gone to the first that is not.
     async fn replace(&self, registration: &mut Registration, at: usize, backoff: &mut Backoff) {
-        if let Ok(link) = self.open(registration.agent, at).await {
+        if let Ok(link) = self.open(&registration.agent, at).await {
             registration.links[at] = link;
         } else if let Ok(other) = self.register_anywhere().await {
             std::mem::replace(registration, other).leave();
@@ -203,14 +209,14 @@ impl Registrar {
     }
 
     /// Tries the local agent until it takes connections again.
-    async fn local_again(&self, agent: usize) -> Registration {
-        if agent == 0 {
+    async fn local_again(&self, agent: &Address) -> Registration {
+        let Some(local) = self.agents().into_iter().next().filter(|local| local != agent) else {
             return std::future::pending().await;
-        }
+        };
         let mut backoff = Backoff::new(self.options.backoff_max);
         loop {
             sleep(backoff.next()).await;
-            if let Ok(links) = self.register(0).await {
+            if let Ok(links) = self.register(&local).await {
                 return links;
             }
         }
@@ -218,8 +224,8 @@ impl Registrar {
 
     async fn register_anywhere(&self) -> Result<Registration, String> {
         let mut failures = Vec::new();
-        for agent in 0..self.agents.len() {
-            match self.register(agent).await {
+        for agent in self.agents() {
+            match self.register(&agent).await {
                 Ok(registration) => return Ok(registration),
                 Err(failure) => failures.push(failure),
             }
@@ -228,23 +234,38 @@ impl Registrar {
     }
 
     /// Opens as many connections as the agent says are worth having.
-    async fn register(&self, agent: usize) -> Result<Registration, String> {
+    async fn register(&self, agent: &Address) -> Result<Registration, String> {
         let first = self.open(agent, 0).await?;
+        self.learn(agent, first.siblings());
         let count = usize::from(first.0.peer.connections).clamp(1, CONNECTIONS_MAX);
-        let mut registration = Registration { agent, links: vec![first] };
+        let mut registration = Registration { agent: agent.clone(), links: vec![first] };
         for at in 1..count {
             registration.links.push(self.open(agent, at).await?);
         }
         Ok(registration)
     }
 
-    async fn open(&self, agent: usize, at: usize) -> Result<Link, String> {
+    fn agents(&self) -> Vec<Address> {
+        lock(&self.agents).clone()
+    }
+
+    /// The local agent has these siblings.
+    fn learn(&self, agent: &Address, siblings: Vec<Address>) {
+        let mut agents = lock(&self.agents);
+        if agents.first() == Some(agent) && !siblings.is_empty() {
+            agents.truncate(self.options.agents.len());
+            let new: Vec<_> = siblings.into_iter().filter(|sibling| !agents.contains(sibling)).collect();
+            agents.extend(new);
+        }
+    }
+
+    async fn open(&self, agent: &Address, at: usize) -> Result<Link, String> {
         let calls_max = u32::try_from(self.options.calls_max).unwrap_or(u32::MAX);
         let connection = u16::try_from(at).unwrap_or(u16::MAX);
         let (offers, traits) = (self.offers.clone(), self.traits.clone());
         let hello = Hello { offers, traits, connection: Some(connection), calls_max, ..self.options.hello() };
         let (terms, serve) = (self.terms.clone(), Some(Arc::clone(&self.serve)));
-        Opening { options: &self.options, hello: &hello, terms, serve }.open(&self.agents[agent]).await
+        Opening { options: &self.options, hello: &hello, terms, serve }.open(agent).await
     }
 }
 

@@ -126,23 +126,27 @@ fn hello() -> impl Strategy<Value = Hello> {
     let lane = option::of((array::uniform16(any::<u8>()), any::<u32>()));
     let who = (any::<(u8, u8)>(), role, name(), name(), vec(offer, 0..5));
     let numbers = (size(), size(), any::<u64>(), option::of(any::<u16>()), any::<u16>(), any::<u32>());
-    (who, numbers, lane, traits()).prop_map(|((versions, role, application, instance, offers), numbers, lane, traits)| {
-        let (stream, connection_window, features, connection, connections, calls_max) = numbers;
-        Hello {
-            versions: (versions.0.min(versions.1), versions.0.max(versions.1)),
-            role,
-            application,
-            instance,
-            offers,
-            windows: Windows { stream, connection: connection_window },
-            features,
-            connection,
-            connections,
-            calls_max,
-            lane: lane.map(|(token, body_max)| Lane { token, body_max }),
-            traits,
-        }
-    })
+    let siblings = vec(any::<(std::net::IpAddr, u16)>().prop_map(Into::into), 0..=8);
+    (who, numbers, lane, (traits(), siblings)).prop_map(
+        |((versions, role, application, instance, offers), numbers, lane, (traits, siblings))| {
+            let (stream, connection_window, features, connection, connections, calls_max) = numbers;
+            Hello {
+                versions: (versions.0.min(versions.1), versions.0.max(versions.1)),
+                role,
+                application,
+                instance,
+                offers,
+                windows: Windows { stream, connection: connection_window },
+                features,
+                connection,
+                connections,
+                calls_max,
+                lane: lane.map(|(token, body_max)| Lane { token, body_max }),
+                traits,
+                siblings,
+            }
+        },
+    )
 }
 
 fn traits() -> impl Strategy<Value = Traits> {
@@ -265,7 +269,7 @@ fn hellos_come_back_as_they_were() {
 
 #[test]
 fn entries_of_a_hello_that_are_not_known_are_skipped_wherever_they_are() {
-    let unknown = vec((any::<Index>(), 16..=u8::MAX, vec(any::<u8>(), 0..9)), 1..4);
+    let unknown = vec((any::<Index>(), 17..=u8::MAX, vec(any::<u8>(), 0..9)), 1..4);
     for_all((hello(), unknown), |(hello, unknown)| {
         let frame = hello.encode().unwrap();
         let mut all: Vec<_> =

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::peer::{Agent, Frame, Peer, soon};
+use crate::peer::{Agent, Frame, Peer, agent_hello, soon};
 use agent_common::{
-    frame::{Flags, Kind, MetaBuilder, find, id, status},
-    sdk::{Body, Client, Error, Request, Response},
+    frame::{Flags, Hello, Kind, MetaBuilder, find, id, status},
+    sdk::{Body, Call, Client, Error, Reply, Request, Response, Server},
 };
 use tokio::task::JoinHandle;
 
@@ -264,4 +264,81 @@ async fn an_agent_that_refuses_says_why() {
     peer.send(Frame::new(Kind::GoAway).word(4).meta(meta).end()).await;
     let error = done(connecting).await.unwrap_err().to_string();
     assert!(error.contains("reason 4: too many"), "{error}");
+}
+
+/// What an agent says that has these siblings.
+fn with_siblings(siblings: &[&Agent]) -> Hello {
+    Hello { siblings: siblings.iter().map(|agent| agent.address().parse().unwrap()).collect(), ..agent_hello() }
+}
+
+#[tokio::test]
+async fn the_siblings_that_the_local_agent_names_are_used_when_it_is_gone() {
+    let [local, first, second] = [Agent::listen().await, Agent::listen().await, Agent::listen().await];
+    let client = Client::builder("shop").agents([local.address()]).backoff_max(Duration::from_millis(20)).build().unwrap();
+    let task = call(&client, Request::new("/a"));
+    let mut peer = local.accept().await;
+    peer.greet_with(&with_siblings(&[&first])).await;
+    answer(&mut peer, task).await;
+    // It is kept connected before it is needed.
+    let mut sibling = first.connected().await;
+    let task = call(&client, idempotent("/b"));
+    peer.expect(Kind::Request).await;
+    drop(peer);
+    answer(&mut sibling, task).await;
+    // The local one is back, and has another one.
+    let mut peer = local.accept().await;
+    peer.greet_with(&with_siblings(&[&second])).await;
+    sibling.expect_end().await;
+    let mut sibling = second.connected().await;
+    drop((peer, local));
+    // It may be sent before the client has seen the end.
+    let task = call(&client, idempotent("/c"));
+    answer(&mut sibling, task).await;
+}
+
+#[tokio::test]
+async fn a_sibling_of_a_sibling_is_none_of_ours() {
+    let [local, sibling, other] = [Agent::listen().await, Agent::listen().await, Agent::listen().await];
+    let client = Client::builder("shop").agents([local.address(), sibling.address()]).build().unwrap();
+    let task = call(&client, Request::new("/a"));
+    let mut first = local.connected().await;
+    answer(&mut first, task).await;
+    let mut second = sibling.accept().await;
+    second.greet_with(&with_siblings(&[&other])).await;
+    drop((first, local));
+    // The client has seen that it is gone when this call is sent elsewhere.
+    soon("a call to the sibling", async {
+        loop {
+            let task = call(&client, idempotent("/b"));
+            tokio::select! {
+                frame = second.next() => {
+                    second.send(frame.answer(0).end()).await;
+                    break done(task).await.unwrap();
+                }
+                () = tokio::time::sleep(Duration::from_millis(50)) => task.abort(),
+            }
+        }
+    })
+    .await;
+    drop((second, sibling));
+    let error = soon("an error", client.call(Request::new("/c"))).await.unwrap_err();
+    assert!(!error.text().contains(&other.address()), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_registers_at_the_siblings_that_its_agent_names() {
+    let [local, sibling] = [Agent::listen().await, Agent::listen().await];
+    let server = Server::builder("users").agents([local.address()]).backoff_max(Duration::from_millis(20)).offer("/a");
+    let serving = tokio::spawn(server.serve(|_: Call| async { Reply::new("ok") }));
+    let mut peer = local.accept().await;
+    peer.greet_with(&Hello { connections: 1, ..with_siblings(&[&sibling]) }).await;
+    let handle = done(serving).await.unwrap();
+    drop((peer, local));
+    let mut peer = sibling.accept().await;
+    peer.greet_with(&Hello { connections: 1, ..agent_hello() }).await;
+    assert_eq!(peer.hello.offers.len(), 1);
+    peer.send(Frame::request(1, "/a").end()).await;
+    let frame = peer.expect(Kind::Response).await;
+    assert_eq!(frame.body, "ok");
+    drop(handle);
 }

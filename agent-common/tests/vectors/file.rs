@@ -93,6 +93,8 @@ pub(crate) struct HelloFields {
     pub(crate) environment: String,
     #[serde(default)]
     pub(crate) labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(crate) siblings: Vec<std::net::SocketAddr>,
     /// The reference writes the same with other entries, or in another order.
     #[serde(default)]
     pub(crate) read_only: bool,

@@ -56,7 +56,7 @@ const METADATA: [(u8, &str); 18] = [
 ];
 
 /// The codec keeps these numbers to itself; that they are right is seen by what it reads and writes.
-const HELLO: [(u8, &str); 15] = [
+const HELLO: [(u8, &str); 16] = [
     (1, "versions"),
     (2, "role"),
     (3, "application"),
@@ -72,6 +72,7 @@ const HELLO: [(u8, &str); 15] = [
     (13, "weight"),
     (14, "environment"),
     (15, "label"),
+    (16, "sibling"),
 ];
 
 #[test]
@@ -211,6 +212,7 @@ fn hello(fields: &HelloFields) -> Hello {
         connections: fields.connections,
         calls_max: fields.calls_max,
         lane: fields.lane.as_ref().map(|lane| Lane { token: lane.token.0[..].try_into().unwrap(), body_max: lane.body_max }),
+        siblings: fields.siblings.clone(),
         traits: Traits { weight: fields.weight, environment: fields.environment.clone(), labels: fields.labels.clone() },
     }
 }

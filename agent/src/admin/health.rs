@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::{Router, extract::State, http::StatusCode, routing::get};
 
 use super::Node;
+use crate::api;
 
 pub(super) fn routes(node: Arc<Node>) -> Router {
     Router::new().route("/live", get(live)).route("/ready", get(ready)).with_state(node)
@@ -19,7 +20,14 @@ async fn live(State(node): State<Arc<Node>>) -> (StatusCode, &'static str) {
     }
 }
 
-/// Whether applications should call this agent.
-async fn ready(State(node): State<Arc<Node>>) -> (StatusCode, &'static str) {
-    if node.is_draining() { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") } else { (StatusCode::OK, "ready\n") }
+/// Whether applications, and other agents, should call this agent.
+async fn ready(State(node): State<Arc<Node>>) -> (StatusCode, String) {
+    let api::Overload { level, reason, .. } = node.proxy.overload();
+    if node.is_draining() {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned())
+    } else if level > 0 {
+        (StatusCode::SERVICE_UNAVAILABLE, format!("overloaded: {}\n", reason.unwrap_or_default()))
+    } else {
+        (StatusCode::OK, "ready\n".to_owned())
+    }
 }

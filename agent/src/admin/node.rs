@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -36,7 +36,6 @@ pub struct Node {
     pub(super) spans: Option<Spans>,
     /// The kernel programs, or why there are none.
     kernel: Result<Kernel, String>,
-    draining: AtomicBool,
     /// Ends the latest trace when it is dropped. None once the agent ends.
     trace: Mutex<Option<mpsc::Sender<Infallible>>>,
     loaded: Mutex<Loaded>,
@@ -71,7 +70,6 @@ impl Node {
             taps: telemetry.taps,
             spans: telemetry.spans,
             kernel,
-            draining: AtomicBool::new(false),
             trace: Mutex::new(Some(mpsc::channel(1).0)),
             loaded: Mutex::new(loaded),
             reloads: Reloads::default(),
@@ -114,15 +112,33 @@ impl Node {
         Ok(tracer)
     }
 
-    /// Says from now on that it takes no new calls.
-    pub fn begin_drain(&self) {
-        self.draining.store(true, Relaxed);
+    /// Where connects go when this agent cannot take them, after turning that on or off if that is wanted.
+    pub(super) async fn failover(&self, on: Option<bool>) -> Result<api::failover::Failover, String> {
+        let Some(gates) = self.proxy.gates() else {
+            let reason = self.kernel.as_ref().err().map_or("they are not there", String::as_str);
+            return Err(format!("nobody is diverted without the kernel programs: {reason}"));
+        };
+        if let Some(on) = on {
+            gates.hooks().set_on(on);
+        }
+        Ok(api::failover::Failover { foreign: self.proxy.foreign().await, ..gates.look() })
+    }
+
+    /// Has applications of other agents go home.
+    pub(super) async fn send_home(&self) -> Result<api::failover::Failover, String> {
+        self.proxy.send_home().await;
+        self.failover(None).await
+    }
+
+    /// Says from now on that it takes no new calls, as it ends.
+    pub fn begin_end(&self) {
+        self.proxy.begin_end();
     }
 
     /// Whether it takes no new calls.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Relaxed)
+        self.proxy.drain_now().is_some()
     }
 
     /// The configuration in force.
@@ -146,6 +162,8 @@ impl Node {
             calls: self.proxy.call_stats(),
             kernel: self.kernel_status(),
             namespaces: self.proxy.namespaces_status(),
+            drain: self.proxy.drain_now(),
+            overload: Some(self.proxy.overload()),
         }
     }
 

@@ -12,7 +12,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 
 use super::{Node, Reloader, calls, trace};
-use crate::{api, config::effective, trace::Taps};
+use crate::{api, config::effective, proxy::DrainError, trace::Taps};
 
 /// Connections that are listed unless the caller says how many.
 const CONNS_DEFAULT: usize = 1000;
@@ -39,10 +39,16 @@ pub(super) fn routes(admin: Admin) -> Router {
         .route("/v1/conns", get(conns))
         .route("/v1/namespaces", get(async |State(admin): State<Admin>| Json(admin.node.proxy.namespaces())))
         .route("/v1/calls", get(calls::calls))
-        .route("/v1/kernel", get(async |State(admin): State<Admin>| kernel(admin.node.kernel())))
-        .route("/v1/kernel/on", post(async |State(admin): State<Admin>| kernel(admin.node.switch_kernel(true))))
-        .route("/v1/kernel/off", post(async |State(admin): State<Admin>| kernel(admin.node.switch_kernel(false))))
+        .route("/v1/kernel", get(async |State(admin): State<Admin>| shown(admin.node.kernel())))
+        .route("/v1/kernel/on", post(async |State(admin): State<Admin>| shown(admin.node.switch_kernel(true))))
+        .route("/v1/kernel/off", post(async |State(admin): State<Admin>| shown(admin.node.switch_kernel(false))))
         .route("/v1/kernel/trace", get(trace::trace))
+        .route("/v1/failover", get(async |State(admin): State<Admin>| shown(admin.node.failover(None).await)))
+        .route("/v1/failover/on", post(async |State(admin): State<Admin>| shown(admin.node.failover(Some(true)).await)))
+        .route("/v1/failover/off", post(async |State(admin): State<Admin>| shown(admin.node.failover(Some(false)).await)))
+        .route("/v1/failover/send-home", post(async |State(admin): State<Admin>| shown(admin.node.send_home().await)))
+        .route("/v1/drain", get(async |State(admin): State<Admin>| Json(admin.node.proxy.drain_status().await)).post(drain))
+        .route("/v1/drain/cancel", post(async |State(admin): State<Admin>| drained(admin.node.proxy.cancel_drain().await)))
         .route("/v1/config", get(config))
         .route("/v1/config/reload", post(reload))
         .fallback(no_such_path)
@@ -144,10 +150,31 @@ fn found<T: Serialize>(found: Result<T, String>) -> Response {
     }
 }
 
-fn kernel(kernel: Result<api::Kernel, String>) -> Response {
-    match kernel {
-        Ok(kernel) => Json(kernel).into_response(),
+fn shown<T: Serialize>(shown: Result<T, String>) -> Response {
+    match shown {
+        Ok(shown) => Json(shown).into_response(),
         Err(why) => error(StatusCode::CONFLICT, why),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DrainQuery {
+    #[serde(default)]
+    to_siblings: bool,
+}
+
+async fn drain(State(admin): State<Admin>, query: Result<Query<DrainQuery>, QueryRejection>) -> Response {
+    match query {
+        Ok(Query(query)) => drained(admin.node.proxy.begin_drain(query.to_siblings).await),
+        Err(wrong) => error(StatusCode::BAD_REQUEST, format!("{}; the one parameter is to_siblings=true", wrong.body_text())),
+    }
+}
+
+fn drained(drain: Result<api::Drain, DrainError>) -> Response {
+    match drain {
+        Ok(drain) => Json(drain).into_response(),
+        Err(why) => error(StatusCode::CONFLICT, why.to_string()),
     }
 }
 

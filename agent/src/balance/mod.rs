@@ -13,8 +13,9 @@ pub(crate) mod ketama;
 mod level;
 mod levels;
 mod loads;
-mod murmur3;
+pub(crate) mod murmur3;
 pub(crate) mod outlier;
+pub(crate) mod overload;
 mod rate;
 mod set;
 

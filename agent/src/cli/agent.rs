@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    os::fd::RawFd,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -15,16 +16,19 @@ use tokio::{
     net::{TcpListener, UnixListener},
     runtime,
     signal::unix::{Signal, SignalKind, signal},
-    time::interval,
+    time::{Instant, interval},
 };
 
 use super::Global;
 use crate::{
     admin::{self, Node, Reloader, Server},
+    api,
     config::{self, Checked, Given, KernelMode},
+    failover::Hooks,
     instance::{self, Claim, Name, RunDir},
-    kernel::{self, Kernel},
+    kernel::{self, Kernel, RemoveError},
     logging,
+    parent::{self, Parent, Ports, Pulse},
     proxy::{self, Proxy, Telemetry},
     trace::{self, Exporter, Spans, Taps},
 };
@@ -34,6 +38,9 @@ pub(super) const DEFAULT_CONFIG: &str = "/etc/moa/moa.toml";
 
 /// How often the kernel programs are told that the agent lives, of the ten seconds that they believe it.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// A signal that comes twice within this time came once: many who end a service tell its parent and the agent.
+const TWICE: Duration = Duration::from_millis(250);
 
 /// Run an agent.
 #[derive(Debug, Args)]
@@ -46,6 +53,13 @@ pub(super) struct Agent {
     /// What to log: error, warn, info, debug, trace, or such as info,agent::proxy=debug.
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "MOA_LOG")]
     log: String,
+    /// The descriptor by which the agent's process reaches its parent, which gives it this.
+    #[arg(long, value_name = "NUMBER", hide = true)]
+    parent_fd: Option<RawFd>,
+    /// Run in this very process, without a parent, for tools that look into one: then there are no other namespaces, and nobody
+    /// sees workers that hang.
+    #[arg(long, hide = true, conflicts_with = "parent_fd")]
+    alone: bool,
 }
 
 /// What is stronger than the configuration.
@@ -60,6 +74,9 @@ pub(super) struct Addresses {
     /// Where metrics and health are, whatever the configuration says.
     #[arg(long, value_name = "IP:PORT")]
     metrics_listen: Option<SocketAddr>,
+    /// Where applications of other agents are taken when those are gone, whatever the configuration says.
+    #[arg(long, value_name = "IP:PORT", env = "MOA_FAILOVER_LISTEN")]
+    failover_listen: Option<SocketAddr>,
     /// The first of this agent's thousand ports, unless the configuration says otherwise [default: derived from the name].
     #[arg(long, value_name = "PORT", env = "MOA_PORT_BASE")]
     port_base: Option<u16>,
@@ -94,6 +111,11 @@ struct Servers {
 impl Agent {
     pub(super) fn run(self, global: &Global) -> Result<ExitCode> {
         logging::init(&self.log)?;
+        let parent = match self.parent_fd {
+            None if !self.alone => return Ok(parent::run()?),
+            None => None,
+            Some(number) => Some(parent::adopt(number).context("can't reach the agent's parent")?),
+        };
         let given = self.addresses.given(&global.name)?;
         let path = config_path(self.config.clone());
         let checked = match &path {
@@ -103,7 +125,7 @@ impl Agent {
         raise_file_limit();
         let claim = Claim::take(&RunDir::choose(global.run_dir.clone()), &global.name)?;
         let runtime = runtime::Builder::new_current_thread().enable_all().build().context("can't make a runtime")?;
-        let code = runtime.block_on(self.serve(global.name.clone(), Arc::new(checked), &claim, path, given));
+        let code = runtime.block_on(self.serve(global.name.clone(), Arc::new(checked), (&claim, parent), path, given));
         drop(claim);
         code
     }
@@ -112,12 +134,12 @@ impl Agent {
         &self,
         name: Name,
         checked: Arc<Checked>,
-        claim: &Claim,
+        (claim, parent): (&Claim, Option<Parent>),
         path: Option<PathBuf>,
         given: Given,
     ) -> Result<ExitCode> {
         let mut signals = Signals::new()?;
-        let Bound { admin, metrics, node, exporter } = self.bind(name, checked, claim).await?;
+        let Bound { admin, metrics, node, exporter } = self.bind(name, checked, claim, parent).await?;
         let (reloader, reloads) = admin::reloader(node.clone(), path, given);
         let servers = Servers {
             reloads: tokio::spawn(reloads),
@@ -130,8 +152,8 @@ impl Agent {
             reloader,
         };
         announce(&node, &claim.socket);
-        signals.until_end(&servers.reloader).await;
-        let finished = drain(&node, &mut signals).await;
+        let first = signals.until_end(&servers.reloader).await;
+        let finished = drain(&node, &mut signals, first).await;
         // They have seen the last call, and would hold up the admin socket's end.
         node.end_looking_on();
         servers.stop().await;
@@ -145,7 +167,7 @@ impl Agent {
     }
 
     /// Binds every listener; the data plane, which binds its own, last.
-    async fn bind(&self, name: Name, checked: Arc<Checked>, claim: &Claim) -> Result<Bound> {
+    async fn bind(&self, name: Name, checked: Arc<Checked>, claim: &Claim, parent: Option<Parent>) -> Result<Bound> {
         let admin = admin::bind(&claim.socket)?;
         let address = checked.config.metrics.listen;
         let metrics = TcpListener::bind(address).await;
@@ -159,12 +181,16 @@ impl Agent {
         let taps = Arc::new(Taps::default());
         let (spans, exporter) = export(&name, &checked.config)?.unzip();
         let telemetry = Telemetry { taps, spans };
+        let hooks = kernel.as_ref().ok().map(Kernel::hooks);
         let options = proxy::Options {
             name: format!("{name}@{}", host_name()),
             kernel: path,
             lanes,
             telemetry: telemetry.clone(),
             cgroup2: kernel::cgroup2(),
+            pulse: parent.as_ref().and_then(|_| pulse(&checked, hooks.as_deref())),
+            hooks,
+            parent,
         };
         let proxy = match Proxy::start(checked.clone(), &options) {
             Ok(proxy) => proxy,
@@ -174,8 +200,30 @@ impl Agent {
                 return Err(error.into());
             }
         };
+        watch(&options, &proxy, &checked.config).await;
         let node = Arc::new(Node::new(name, proxy, telemetry, kernel, checked));
         Ok(Bound { admin, metrics, node, exporter })
+    }
+}
+
+/// Where workers say that they live: to the kernel too, if it asks.
+fn pulse(checked: &Checked, hooks: Option<&dyn Hooks>) -> Option<Arc<Pulse>> {
+    let pulse = match hooks {
+        Some(hooks) => hooks.page().and_then(Pulse::over),
+        None => Pulse::new(proxy::worker_count(checked), checked.config.failover.stale()),
+    };
+    pulse.inspect_err(|error| tracing::warn!("nobody sees workers that hang: {error}")).ok().map(Arc::new)
+}
+
+/// Has the parent see workers that hang.
+async fn watch(options: &proxy::Options, proxy: &Proxy, config: &config::Config) {
+    let (Some(parent), Some(pulse)) = (&options.parent, &options.pulse) else { return };
+    let ports = Ports {
+        here: [config.app.listen, config.tunnel.listen].iter().chain(&config.failover.listen).map(SocketAddr::port).collect(),
+        elsewhere: vec![config.namespaces.listen.port()],
+    };
+    if let Err(failed) = parent.watch(pulse, proxy.timers().to_vec(), ports).await {
+        tracing::warn!("nobody sees workers that hang: {failed}");
     }
 }
 
@@ -195,8 +243,21 @@ fn export(name: &Name, config: &config::Config) -> Result<Option<(Spans, Exporte
     Ok(Some(Exporter::start(&options).context("tracing.endpoint")?))
 }
 
-/// Attaches the kernel programs, or says why not.
+/// Attaches the kernel programs, or says why not. Then those that a former process has left at connects must go, which do not
+/// know this one's listeners.
 fn attach(name: &Name, config: &config::Kernel) -> Result<Kernel, String> {
+    let attached = try_attach(name, config);
+    if attached.is_err() {
+        match kernel::unhook(&name.to_string()) {
+            Ok(false) | Err(RemoveError::InUse) => {}
+            Ok(true) => tracing::info!("connects do not go to siblings any more, as the kernel programs are not used"),
+            Err(error) => tracing::warn!("connects may go to siblings though this agent lives: {error}"),
+        }
+    }
+    attached
+}
+
+fn try_attach(name: &Name, config: &config::Kernel) -> Result<Kernel, String> {
     if config.mode == KernelMode::Off {
         return Err("kernel.mode is off".into());
     }
@@ -243,6 +304,7 @@ impl Addresses {
             app_listen: self.app_listen,
             tunnel_listen: self.tunnel_listen,
             metrics_listen: self.metrics_listen,
+            failover_listen: self.failover_listen,
             kernel_mode: self.kernel,
         })
     }
@@ -265,8 +327,8 @@ impl Signals {
         })
     }
 
-    /// Waits for the signal to end, and reloads at every SIGHUP.
-    async fn until_end(&mut self, reloader: &Reloader) {
+    /// Waits for the signal to end, and reloads at every SIGHUP. Gives what it was, and when it came.
+    async fn until_end(&mut self, reloader: &Reloader) -> (SignalKind, Instant) {
         loop {
             tokio::select! {
                 _ = self.hangup.recv() => {
@@ -274,16 +336,22 @@ impl Signals {
                     // The reload itself says how it went.
                     tokio::spawn(async move { drop(reloader.reload().await) });
                 }
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
+                _ = self.terminate.recv() => return (SignalKind::terminate(), Instant::now()),
+                _ = self.interrupt.recv() => return (SignalKind::interrupt(), Instant::now()),
             }
         }
     }
 
-    async fn end(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+    /// Waits for another one than the first.
+    async fn end(&mut self, (first, at): (SignalKind, Instant)) {
+        loop {
+            let kind = tokio::select! {
+                _ = self.terminate.recv() => SignalKind::terminate(),
+                _ = self.interrupt.recv() => SignalKind::interrupt(),
+            };
+            if kind != first || at.elapsed() > TWICE {
+                return;
+            }
         }
     }
 }
@@ -298,18 +366,19 @@ async fn beat(node: Arc<Node>) {
 }
 
 /// Finishes what is in flight; false if some of it was cut.
-async fn drain(node: &Node, signals: &mut Signals) -> bool {
+async fn drain(node: &Node, signals: &mut Signals, first: (SignalKind, Instant)) -> bool {
     let within = Duration::from_millis(node.loaded().checked.config.agent.drain_timeout_ms);
     tracing::info!("finishing calls in flight for at most {within:?}; another signal ends at once");
-    node.begin_drain();
+    node.begin_end();
     let finished = tokio::select! {
         finished = node.proxy.drain(within) => finished,
-        () = signals.end() => false,
+        () = signals.end(first) => false,
     };
     if finished {
         tracing::info!("all calls are finished");
     } else {
-        tracing::warn!("calls in flight are cut");
+        let api::Remains { calls, redis, frames, services, agents } = node.proxy.drain_status().await.remains;
+        tracing::warn!(calls, redis, frames, services, agents, "calls in flight are cut; so much remained");
     }
     finished
 }

@@ -11,6 +11,8 @@ mod completions;
 mod config;
 mod conns;
 mod doctor;
+mod drain;
+mod failover;
 mod growing;
 mod kernel;
 mod namespaces;
@@ -72,8 +74,13 @@ enum Verb {
     Calls(calls::Calls),
     /// Call a service through an agent, as an application does.
     Call(call::Call),
+    /// Have an agent take no new work, finish what is in flight, and say what is left.
+    #[command(after_help = drain::WHAT_IT_DOES)]
+    Drain(drain::Drain),
     /// Show the kernel path, turn it on and off, remove it.
     Kernel(kernel::Kernel),
+    /// Show where applications go when this agent can't take them, turn it on and off, send others' home.
+    Failover(failover::Failover),
     /// Check this machine and the agent, and say how to mend what is wrong.
     Doctor(doctor::Doctor),
     /// Check, show and reload configurations.
@@ -115,7 +122,9 @@ fn run(verb: Verb, global: &Global, out: &Out) -> anyhow::Result<ExitCode> {
         Verb::Namespaces => namespaces::run(global, out),
         Verb::Calls(calls) => calls.run(global, out),
         Verb::Call(call) => call.run(global, out),
+        Verb::Drain(drain) => drain.run(global, out),
         Verb::Kernel(kernel) => kernel.run(global, out),
+        Verb::Failover(failover) => failover.run(global, out),
         Verb::Doctor(doctor) => doctor.run(global, out),
         Verb::Config(config) => config.run(global, out),
         Verb::Completions(completions) => completions.run(out),

@@ -22,6 +22,11 @@ impl Out {
         Self { json }
     }
 
+    /// Whether somebody looks at a screen.
+    pub(super) fn is_terminal(&self) -> bool {
+        stdout().is_terminal()
+    }
+
     /// Prints data: as JSON if that was asked for, else as `text` makes it.
     pub(super) fn show<T: Serialize>(&self, data: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
         if self.json { self.data(data) } else { self.text(&text(data)) }

@@ -10,10 +10,11 @@ use anyhow::Result;
 
 use super::{
     Global, Out,
+    drain::left,
     out::OUT,
     units::{age, bytes, count, micros},
 };
-use crate::api::{AppStatus, CallStats, ConfigSource, KernelStatus, NamespacesStatus, State, Status};
+use crate::api::{AppStatus, CallStats, ConfigSource, Drain, KernelStatus, NamespacesStatus, Overload, State, Status};
 
 pub(super) fn run(global: &Global, out: &Out) -> Result<ExitCode> {
     let status: Status = global.client().get("/v1/status")?;
@@ -38,6 +39,8 @@ fn render(status: &Status, now_ms: u64) -> String {
     }
     lines.extend([("apps", app(&status.app)), ("calls", calls(&status.calls)), ("kernel", kernel(&status.kernel))]);
     lines.extend(status.namespaces.iter().map(|one| ("pods", namespaces(one))));
+    lines.extend(status.drain.iter().map(|one| ("drain", drain(one))));
+    lines.extend(status.overload.iter().filter(|one| one.level > 0 || one.refused > 0).map(|one| ("overload", overload(one))));
     lines.into_iter().fold(String::new(), |mut text, (title, line)| {
         // Padded before it is painted, as colours have no width.
         let _ = writeln!(text, "{}  {line}", OUT.bold(&format!("{title:<8}")));
@@ -101,9 +104,29 @@ fn namespaces(status: &NamespacesStatus) -> String {
     served + &failed + &reason
 }
 
+fn drain(drain: &Drain) -> String {
+    let whither = if drain.to_siblings { ", applications go to siblings" } else { "" };
+    let end = if drain.ending { ", and ends then" } else { "" };
+    // Nobody asks the workers while it ends.
+    let left = if drain.ending { String::new() } else { format!(": {} left", left(&drain.remains)) };
+    format!("for {}{whither}{end}{left}", age(drain.since_ms))
+}
+
+fn overload(overload: &Overload) -> String {
+    let so_far = format!("{} calls refused so far", count(overload.refused));
+    let what = match overload.level {
+        0 => return format!("none now; {so_far}"),
+        3 => "all calls are refused".to_owned(),
+        _ => format!("calls of priority {} are refused", overload.shedding),
+    };
+    let reason = overload.reason.as_deref().unwrap_or_default();
+    format!("{}: {reason}; {so_far}", OUT.bad(&what))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::Remains;
 
     #[test]
     fn everything_is_on_one_screen() {
@@ -139,6 +162,20 @@ mod tests {
             },
             kernel: KernelStatus { reason: Some("no cgroup2".into()), ..KernelStatus::default() },
             namespaces: Some(NamespacesStatus { served: 12, failed: 1, ..NamespacesStatus::default() }),
+            drain: Some(Drain {
+                draining: true,
+                since_ms: 3_000,
+                remains: Remains { calls: 2, ..Remains::default() },
+                ..Drain::default()
+            }),
+            overload: Some(Overload {
+                level: 2,
+                shedding: "normal".into(),
+                reason: Some("its memory has reached overload.memory_bytes_max".into()),
+                raised: 1,
+                refused: 2_345,
+                ..Overload::default()
+            }),
         };
         let expected = "\
 agent     default, serving for 3m12s (version 0.1.0, pid 7, 2 workers)
@@ -149,6 +186,8 @@ apps      127.0.0.1:13000, 12 of 18,976 connections (3,456 accepted, 0 refused),
 calls     1,234,567 answered (1 by the mesh with an error, 2 by services with an error), 3 in flight, 4 retries, p50 87 µs, p99 1.2 ms
 kernel    userspace only: no cgroup2
 pods      12 network namespaces served, 1 not served: see `moa namespaces`
+drain     for 3s: 2 calls in flight left
+overload  calls of priority normal are refused: its memory has reached overload.memory_bytes_max; 2,345 calls refused so far
 ";
         assert_eq!(render(&status, 13_000), expected);
     }

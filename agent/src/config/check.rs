@@ -52,11 +52,17 @@ impl Check<'_, '_> {
         let app = (config.app.listen, "applications");
         let tunnel = (config.tunnel.listen, "other agents");
         let metrics = (config.metrics.listen, "metrics");
-        let pairs: [(&[&str], _, _); 3] = [
+        let mut pairs: Vec<(&[&str], _, _)> = vec![
             (&["metrics.listen", "app.listen"], app, metrics),
             (&["tunnel.listen", "app.listen"], app, tunnel),
             (&["metrics.listen", "tunnel.listen"], tunnel, metrics),
         ];
+        if let Some(failover) = config.failover.listen {
+            let failover = (failover, "applications of other agents");
+            pairs.push((&["failover.listen", "app.listen"], app, failover));
+            pairs.push((&["failover.listen", "tunnel.listen"], tunnel, failover));
+            pairs.push((&["failover.listen", "metrics.listen"], metrics, failover));
+        }
         for (keys, (one, who), (other, who_else)) in pairs {
             if overlap(one, other) {
                 let conflict = Conflict {
@@ -216,5 +222,5 @@ pub(super) fn is_own(config: &Config, address: SocketAddr) -> bool {
     let reaches = |listen: SocketAddr| {
         listen == address || listen.port() == address.port() && listen.ip().is_unspecified() && address.ip().is_loopback()
     };
-    [config.app.listen, config.tunnel.listen, config.metrics.listen].into_iter().any(reaches)
+    [config.app.listen, config.tunnel.listen, config.metrics.listen].into_iter().chain(config.failover.listen).any(reaches)
 }

@@ -58,6 +58,7 @@ pub fn parse(text: &str, file: &str, given: &Given) -> Result<Checked, Report> {
     let mut check = Check { root: &root, problems: &mut problems };
     check.config(&checked.config);
     check.peers(&checked.peers, &checked.config);
+    check.failover(&checked);
     check.services(&checked);
     if problems.is_empty() {
         Ok(Checked { origins: origins(&root, text, given), ..checked })
@@ -88,9 +89,11 @@ fn read_sections(root: &DeTable<'_>, given: &Given, problems: &mut Problems<'_>)
         agent: section(table(root, "agent").unwrap_or(&empty), &top.key("agent"), problems),
         app: section(table(root, "app").unwrap_or(&empty), &top.key("app"), problems),
         tunnel: section(table(root, "tunnel").unwrap_or(&empty), &top.key("tunnel"), problems),
+        overload: section(table(root, "overload").unwrap_or(&empty), &top.key("overload"), problems),
         kernel: section(table(root, "kernel").unwrap_or(&empty), &top.key("kernel"), problems),
         namespaces: section(table(root, "namespaces").unwrap_or(&empty), &top.key("namespaces"), problems),
         cgroups: section(table(root, "cgroups").unwrap_or(&empty), &top.key("cgroups"), problems),
+        failover: section(table(root, "failover").unwrap_or(&empty), &top.key("failover"), problems),
         metrics: section(table(root, "metrics").unwrap_or(&empty), &top.key("metrics"), problems),
         tracing: section(table(root, "tracing").unwrap_or(&empty), &top.key("tracing"), problems),
         defaults: section(defaults, &top.key("defaults"), problems),
@@ -100,6 +103,7 @@ fn read_sections(root: &DeTable<'_>, given: &Given, problems: &mut Problems<'_>)
     config.app.listen = given.app_listen.unwrap_or(default("app", config.app.listen, given.app_default));
     config.tunnel.listen = given.tunnel_listen.unwrap_or(default("tunnel", config.tunnel.listen, given.tunnel_default));
     config.metrics.listen = given.metrics_listen.unwrap_or(default("metrics", config.metrics.listen, given.metrics_default));
+    config.failover.listen = given.failover_listen.or(config.failover.listen);
     config.kernel.mode = given.kernel_mode.unwrap_or(config.kernel.mode);
     let services = table(root, "services").into_iter().flatten();
     let services = services.filter_map(|(name, value)| Some((name.get_ref(), value.get_ref().as_table()?)));
@@ -165,6 +169,7 @@ fn origins(root: &DeTable<'_>, text: &str, given: &Given) -> BTreeMap<String, Or
         ("app.listen", "--app-listen", given.app_listen.is_some()),
         ("tunnel.listen", "--tunnel-listen", given.tunnel_listen.is_some()),
         ("metrics.listen", "--metrics-listen", given.metrics_listen.is_some()),
+        ("failover.listen", "--failover-listen", given.failover_listen.is_some()),
         ("kernel.mode", "--kernel", given.kernel_mode.is_some()),
     ];
     for (key, flag, _) in flags.into_iter().filter(|(_, _, given)| *given) {

@@ -6,9 +6,11 @@
 
 mod check;
 mod effective;
+mod failover;
 mod key;
 mod load;
 mod namespaces;
+mod overload;
 mod peers;
 mod policy;
 mod problem;
@@ -29,9 +31,11 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use check::wrong_uri;
 pub use effective::effective;
+pub use failover::{Failover, FailoverApplication};
 pub use key::KeyPath;
 pub use load::{load, parse};
 pub use namespaces::{Cgroups, Namespaces};
+pub use overload::Overload;
 pub use policy::{Health, HealthCheck, ServicePolicy};
 pub use problem::{ConfigError, Problem, Report};
 pub use reference::{default_file, reference, with_reference};
@@ -51,12 +55,16 @@ pub struct Config {
     pub app: App,
     /// The connections with other agents.
     pub tunnel: Tunnel,
+    /// What the agent bears.
+    pub overload: Overload,
     /// The way through the kernel.
     pub kernel: Kernel,
     /// Network namespaces that are served from inside.
     pub namespaces: Namespaces,
     /// Who calls, by cgroup.
     pub cgroups: Cgroups,
+    /// What becomes of applications whose agent is gone.
+    pub failover: Failover,
     /// Metrics and health for machines.
     pub metrics: Metrics,
     /// Spans of calls for a collector.
@@ -87,6 +95,8 @@ pub struct CheckedPeer {
     pub name: String,
     /// Where it listens for other agents; no two peers share it.
     pub address: SocketAddr,
+    /// Where it takes applications of agents that are gone; none if it takes none.
+    pub failover: Option<SocketAddr>,
     /// Its zone; empty if it is not known.
     pub zone: String,
     /// Its data centre; empty if it is not known.
@@ -186,6 +196,8 @@ pub struct Given {
     pub tunnel_listen: Option<SocketAddr>,
     /// `--metrics-listen`: stronger than the file.
     pub metrics_listen: Option<SocketAddr>,
+    /// `--failover-listen`: stronger than the file.
+    pub failover_listen: Option<SocketAddr>,
     /// `--kernel`: stronger than the file.
     pub kernel_mode: Option<KernelMode>,
 }
@@ -199,6 +211,7 @@ impl Default for Given {
             app_listen: None,
             tunnel_listen: None,
             metrics_listen: None,
+            failover_listen: None,
             kernel_mode: None,
         }
     }

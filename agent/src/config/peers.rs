@@ -20,9 +20,12 @@ pub(super) fn read(root: &DeTable<'_>, problems: &mut Problems<'_>) -> Vec<Check
         let address = section.get_ref().as_table()?.get("address")?.clone();
         let at = section_of(name.get_ref()).key("address");
         let address = value::<Option<_>>(address, &at, problems)?;
+        let failover = section.get_ref().as_table()?.get("failover").cloned();
+        let failover = failover.and_then(|value_of| value(value_of, &section_of(name.get_ref()).key("failover"), problems));
         let text = |key| section.get_ref().as_table()?.get(key)?.get_ref().as_str();
         let text = |key| text(key).unwrap_or_default().to_owned();
-        Some(CheckedPeer { name: name.get_ref().to_string(), address, zone: text("zone"), data_centre: text("data_centre") })
+        let name = name.get_ref().to_string();
+        Some(CheckedPeer { name, address, failover, zone: text("zone"), data_centre: text("data_centre") })
     });
     let mut peers: Vec<_> = peers.collect();
     peers.sort_by(|a, b| a.name.cmp(&b.name));
@@ -47,6 +50,9 @@ impl Check<'_, '_> {
             if let Some(finding) = wrong_address(peer, same, config) {
                 self.push(&section_of(&peer.name).key("address"), finding);
             }
+            if let Some(finding) = wrong_failover(peer, &peers[..n], config) {
+                self.push(&section_of(&peer.name).key("failover"), finding);
+            }
         }
     }
 }
@@ -54,6 +60,25 @@ impl Check<'_, '_> {
 fn is_name(name: &str) -> bool {
     let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
     (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(good) && !name.starts_with(['-', '.'])
+}
+
+/// What is wrong with where a peer takes applications.
+fn wrong_failover(peer: &CheckedPeer, others: &[CheckedPeer], config: &Config) -> Option<Finding> {
+    let address = peer.failover?;
+    let same = others.iter().find(|other| other.failover == Some(address));
+    let (found, advice) = if let Some(other) = same {
+        (format!("{address}, which is that of `{}`", other.name), "correct one of the two".into())
+    } else if is_own(config, address) {
+        (format!("{address}, where this agent itself listens"), "applications would come back to it: remove the key".into())
+    } else if address == peer.address {
+        let advice = "write its `failover.listen`, usually port 13001".into();
+        (format!("{address}, where it listens for other agents"), advice)
+    } else if address.ip().is_unspecified() {
+        (address.to_string(), "write the address of its node".into())
+    } else {
+        return None;
+    };
+    Some(Finding { found, expected: "the `failover.listen` of that agent, as it is reached from here".into(), advice })
 }
 
 /// What is wrong with a peer's address; `same` is another one that has it, too.

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     check::Conflict,
     schema::{COUNT_MAX, DAY_MS, REDIS_BULK_MAX},
-    traffic::{Access, Balance, Breaker, Concurrency, Fault, Hedge, Locality, Outlier, Rate, Retry, Route, Shadow, Stress},
+    traffic::{
+        Access, Balance, Breaker, Concurrency, Fault, Hedge, Locality, Outlier, Priority, Rate, Retry, Route, Shadow, Stress,
+    },
 };
 use crate::wire::envelope::scan_request;
 
@@ -17,6 +19,8 @@ const EXAMPLE_CALL: &str = r#"{"action":"/service/user","params":{"m":"ping","ar
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServicePolicy {
+    /// How much its calls matter when the agent has too much to bear (`[overload]`): those that matter least are refused first.
+    pub priority: Priority,
     /// How long a call may take; a late one is answered with 304.
     #[schemars(range(min = 1, max = DAY_MS))]
     pub timeout_ms: u64,
@@ -180,6 +184,7 @@ fn wrong_call(call: &str) -> Option<String> {
 impl Default for ServicePolicy {
     fn default() -> Self {
         Self {
+            priority: Priority::default(),
             timeout_ms: 4_500,
             pipelined: false,
             pipeline_max: 1024,

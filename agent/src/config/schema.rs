@@ -6,7 +6,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, js
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Agent, App, Cgroups, CheckedInstance, Kernel, Metrics, Namespaces, ServicePolicy, Tracing, Traits, Tunnel};
+use super::{
+    Agent, App, Cgroups, CheckedInstance, Failover, Kernel, Metrics, Namespaces, Overload, ServicePolicy, Tracing, Traits, Tunnel,
+};
 
 /// The format of an address in the schema.
 pub(super) const ADDRESS: &str = "ip:port";
@@ -72,9 +74,11 @@ struct File {
     agent: Agent,
     app: App,
     tunnel: Tunnel,
+    overload: Overload,
     kernel: Kernel,
     namespaces: Namespaces,
     cgroups: Cgroups,
+    failover: Failover,
     metrics: Metrics,
     tracing: Tracing,
     /// What every service has unless its own section says otherwise.
@@ -93,6 +97,11 @@ struct Peer {
     /// The other agent's `tunnel.listen`, as it is reached from here.
     #[schemars(schema_with = "address_schema", example = "10.0.0.2:13100")]
     address: SocketAddr,
+    /// The other agent's `failover.listen`, as it is reached from here: where applications of this node go when this agent is gone.
+    /// Without it, they never go there.
+    #[serde(default)]
+    #[schemars(schema_with = "address_schema", example = "10.0.0.2:13001")]
+    failover: Option<SocketAddr>,
     /// The zone that it is in.
     #[serde(default)]
     zone: String,

@@ -93,7 +93,7 @@ fn every_problem_of_shape_says_where_it_is_and_what_to_do() {
         ),
         (
             "[colour]\n",
-            "moa.toml:1:2: colour: found the unknown key `colour`, expected one of agent, app, tunnel, kernel, namespaces, cgroups, metrics, \
+            "moa.toml:1:2: colour: found the unknown key `colour`, expected one of agent, app, tunnel, overload, kernel, namespaces, cgroups, metrics, \
              tracing, defaults, peers, services; remove it",
         ),
         (

@@ -81,7 +81,7 @@ fn find(bytes: &[u8]) -> Result<Offsets, BtfError> {
         socket: types.offset("sock", &["sk_socket"])?,
         file: types.offset("socket", &["file"])?,
         file_flags: types.offset("file", &["f_flags"])?,
-        reserved: 0,
+        err: types.offset("sock", &["sk_err"])?,
     })
 }
 
@@ -278,7 +278,7 @@ mod tests {
             made.add("sock_flags", ENUM << 24 | 2, 4, &names);
             let flags = made.structure("", UNION, 0, &[("skc_flags", 1, 0), ("skc_listener", 2, 0)]);
             let common = made.structure("sock_common", STRUCT, 0, &[("skc_family", 1, 0), ("", flags, 96 * 8)]);
-            made.structure("sock", STRUCT, 0, &[("__sk_common", common, 0), ("sk_socket", 2, 600 * 8)]);
+            made.structure("sock", STRUCT, 0, &[("__sk_common", common, 0), ("sk_socket", 2, 600 * 8), ("sk_err", 1, 700 * 8)]);
             made.structure("socket", STRUCT, 0, &[("file", 2, 16 * 8)]);
             made.structure("file", STRUCT, 0, &[("f_flags", 1, 64 * 8)]);
             let mut inner = made.structure("", STRUCT, WIDTHS, &[("a", 1, 3 << 24 | 5), ("icsk_ulp_ops", 2, 1224 * 8)]);
@@ -333,16 +333,7 @@ mod tests {
     fn follows_nested_nameless_and_qualified_types() {
         assert_eq!(
             find(&Made::with(16 * 8).bytes()).unwrap(),
-            Offsets {
-                write_seq: 2020,
-                ulp_ops: 1232,
-                flags: 96,
-                zerocopy: 18,
-                socket: 600,
-                file: 16,
-                file_flags: 64,
-                reserved: 0
-            }
+            Offsets { write_seq: 2020, ulp_ops: 1232, flags: 96, zerocopy: 18, socket: 600, file: 16, file_flags: 64, err: 700 }
         );
     }
 

@@ -14,7 +14,7 @@ use aya::{
 };
 
 use super::{Kernel, ReadError, legs::lock};
-use crate::api;
+use crate::{api, failover::Hooks as _};
 
 impl Kernel {
     /// The kernel path in detail, but for what only the agent knows.
@@ -64,6 +64,7 @@ impl Kernel {
         let entries = match name.as_str() {
             "SOCKS" => self.enrolled().ok().map(|count| count as u64),
             "READS" => Some(lock(&self.legs.reads).keys().flatten().count() as u64),
+            "GATES" => Some(self.gates.gates().len() as u64),
             "LISTENERS" => Some(lock(&self.legs.listeners).keys().flatten().count() as u64),
             _ => None,
         };

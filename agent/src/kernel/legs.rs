@@ -3,7 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -17,7 +17,7 @@ use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use super::shared::SharedPage;
 use crate::{
     diag::Diag,
-    netns::thread::{cookie, cookie_of_socket},
+    netns::thread::cookie_of_socket,
     proxy::{Enrolled, Fallback, KernelPath},
 };
 
@@ -74,9 +74,9 @@ impl KernelPath for Legs {
         lock(&self.listeners).insert(Listener::new(netns, address), WATCHED, 0).map_err(io::Error::other)
     }
 
-    fn enter(&self) -> io::Result<()> {
-        let (cookie, diag) = (cookie()?, Diag::open()?);
-        lock(&self.diags).insert(cookie, diag);
+    fn enter(&self, netns: u64, diag: OwnedFd) -> io::Result<()> {
+        let diag = Diag::over(diag)?;
+        lock(&self.diags).insert(netns, diag);
         Ok(())
     }
 

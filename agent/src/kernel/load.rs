@@ -25,6 +25,7 @@ use tracing::level_filters::LevelFilter;
 use super::{
     AttachError, Kernel, Options, btf,
     cgroup::Cgroup,
+    connects,
     lanes::{Calls, Lanes, Places, Ring, Routes, Switch, Table},
     legs::Legs,
     owner::Owner,
@@ -65,6 +66,7 @@ fn try_load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options
     for name in stub.into_iter().chain(SLOTS.map(|(_, name)| name)) {
         program::<SkMsg>(&mut programs, name)?.load().map_err(|error| AttachError::program(name, error))?;
     }
+    connects::load(&mut programs)?;
     // Without it nothing is lost but words.
     let log = EbpfLogger::init(&mut programs).ok();
     let shared = shared_page(&mut programs)?;
@@ -90,13 +92,16 @@ fn try_load(object: &[u8], cgroup: Cgroup, pins: Option<Pins>, options: &Options
     let (counts, verdicts) = (take(&mut programs, "COUNTS")?, take(&mut programs, "VERDICTS")?);
     let legs = Arc::new(legs);
     let lanes = Arc::new(lanes(&mut programs, legs.clone())?);
+    let gates = Arc::new(connects::gates(&mut programs)?);
     let link = attach_established(&mut programs, &cgroup, pins.as_ref())?;
+    connects::attach(&mut programs, &cgroup, pins.as_ref())?;
     Ok(Kernel {
         counts,
         verdicts,
         socks: view,
         legs,
         lanes,
+        gates,
         cgroup: cgroup.path,
         pinned: pins.zip(link),
         stub,
@@ -162,7 +167,7 @@ fn exclude(programs: &mut Ebpf, namespaces: &[std::path::PathBuf]) -> Result<(),
     Ok(())
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(programs: &mut Ebpf, name: &'static str) -> Result<T, AttachError> {
+pub(super) fn take<T: TryFrom<Map, Error = MapError>>(programs: &mut Ebpf, name: &'static str) -> Result<T, AttachError> {
     let map = programs.take_map(name).ok_or(AttachError::Incomplete { what: name })?;
     map.try_into().map_err(|error| AttachError::map(name, error))
 }
@@ -254,7 +259,7 @@ fn attach_established(programs: &mut Ebpf, cgroup: &Cgroup, pins: Option<&Pins>)
     link.pin(pins.link()).map(Some).map_err(|source| AttachError::pin(&pins.link(), source))
 }
 
-fn program<'a, P>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, AttachError>
+pub(super) fn program<'a, P>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, AttachError>
 where
     &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
 {

@@ -15,7 +15,7 @@ use nix::{
 };
 
 /// The mapped entries.
-pub(super) struct Mapped {
+pub(crate) struct Mapped {
     memory: NonNull<c_void>,
     len: NonZeroUsize,
 }
@@ -27,7 +27,7 @@ unsafe impl Sync for Mapped {}
 
 impl Mapped {
     /// Maps so many bytes of the entries. The kernel has whole pages of them.
-    pub(super) fn map(map: impl AsFd, bytes: usize) -> io::Result<Self> {
+    pub(crate) fn map(map: impl AsFd, bytes: usize) -> io::Result<Self> {
         /// The smallest there is.
         const PAGE: usize = 4096;
         let len = NonZeroUsize::new(bytes.next_multiple_of(PAGE)).ok_or(io::ErrorKind::InvalidInput)?;
@@ -37,14 +37,14 @@ impl Mapped {
     }
 
     /// The word at an offset.
-    pub(super) fn u64(&self, offset: usize) -> &AtomicU64 {
+    pub(crate) fn u64(&self, offset: usize) -> &AtomicU64 {
         self.check::<AtomicU64>(offset);
         // SAFETY: inside the mapping and aligned, as was checked, and mapped for as long as `self` lives.
         unsafe { AtomicU64::from_ptr(self.memory.as_ptr().cast::<u8>().add(offset).cast()) }
     }
 
     /// The half word at an offset.
-    pub(super) fn u32(&self, offset: usize) -> &AtomicU32 {
+    pub(crate) fn u32(&self, offset: usize) -> &AtomicU32 {
         self.check::<AtomicU32>(offset);
         // SAFETY: as above.
         unsafe { AtomicU32::from_ptr(self.memory.as_ptr().cast::<u8>().add(offset).cast()) }

@@ -5,12 +5,15 @@
 
 mod btf;
 mod cgroup;
+mod connects;
 mod describe;
 mod error;
+mod gates;
 mod lanes;
 mod legs;
+mod link;
 mod load;
-mod mapped;
+pub(crate) mod mapped;
 mod mounts;
 mod object;
 mod owner;
@@ -44,9 +47,10 @@ use aya_log::EbpfLogger;
 
 pub use self::{
     error::{AttachError, ReadError},
-    remove::{RemoveError, uninstall},
+    remove::{RemoveError, unhook, uninstall},
 };
 use self::{
+    gates::Gates,
     lanes::Lanes,
     legs::{Legs, lock, sum},
     owner::Owner,
@@ -56,7 +60,11 @@ use self::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::proxy::{KernelPath, LanePath};
+use crate::{
+    clock::now_ns,
+    failover::Hooks,
+    proxy::{KernelPath, LanePath},
+};
 
 /// How the kernel programs are attached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -82,6 +90,7 @@ pub struct Kernel {
     socks: SockHash<MapData, End>,
     legs: Arc<Legs>,
     lanes: Arc<Lanes>,
+    gates: Arc<Gates>,
     cgroup: PathBuf,
     pinned: Option<(Pins, PinnedLink)>,
     /// The directions that are redirected when the path is on.
@@ -116,6 +125,7 @@ impl Kernel {
         kernel.legs.clear_listeners().map_err(|error| AttachError::map("LISTENERS", error))?;
         kernel.legs.clear_ended().map_err(|error| AttachError::map("READS", error))?;
         kernel.lanes.forget_former().map_err(|source| AttachError::Lanes { source })?;
+        kernel.gates.begin();
         kernel.legs.shared.set_bound(options.bound);
         kernel.sweep_former();
         kernel.beat();
@@ -135,11 +145,17 @@ impl Kernel {
         self.lanes.clone()
     }
 
+    /// The part of it that sends connects to siblings. It is off until it is turned on.
+    #[must_use]
+    pub fn hooks(&self) -> Arc<dyn Hooks> {
+        self.gates.clone()
+    }
+
     /// Says that the agent lives; without it for some seconds, nothing more is enrolled. And looks whether the kernel is short
     /// of memory: while it is, everything goes by TCP.
     pub fn beat(&self) {
         self.relieve();
-        self.legs.shared.set_alive(owner::now_ns());
+        self.legs.shared.set_alive(now_ns());
     }
 
     fn relieve(&self) {
@@ -275,7 +291,8 @@ impl Kernel {
         &self.cgroup
     }
 
-    /// Detaches the programs and removes what is pinned.
+    /// Detaches the programs and removes what is pinned. If connects could go to siblings, all stays as after a kill, but
+    /// turned off: connects go to siblings while nobody is there.
     ///
     /// # Errors
     /// Somebody had not read everything after `within`: then all stays pinned, as removing it would lose those bytes.
@@ -286,6 +303,9 @@ impl Kernel {
         self.legs.shared.set_owner(Owner { start: 0, pid: 0, pidns: 0 });
         let Some((pins, link)) = self.pinned else { return Ok(()) };
         drop(link);
+        if self.gates.have_siblings() {
+            return Ok(());
+        }
         remove::remove(pins.folder(), &lock(&self.legs.diags), within, false)?;
         Ok(pins.remove()?)
     }

@@ -6,7 +6,8 @@
 use std::{fs, io, os::linux::fs::MetadataExt, path::Path};
 
 use agent_common::LEASE_NS;
-use nix::time::{ClockId, clock_gettime};
+
+use crate::clock::now_ns;
 
 /// A process, for all time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,13 +36,6 @@ impl Owner {
             _ => now_ns() < alive_ns.saturating_add(LEASE_NS),
         }
     }
-}
-
-/// Nanoseconds of the clock that the kernel programs read.
-pub(super) fn now_ns() -> u64 {
-    // A clock that cannot be read is one that the kernel does not have.
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from).unwrap_or_default();
-    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn start(pid: u32) -> io::Result<u64> {

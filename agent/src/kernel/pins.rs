@@ -11,13 +11,13 @@ use nix::{
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
-use super::AttachError;
+use super::{AttachError, link::Link};
 
 /// Where bpffs is.
 pub(super) const BPFFS: &str = "/sys/fs/bpf";
 
 /// The maps that are pinned. What is not among them is made anew with every load: the log, and constants.
-pub(super) const MAPS: [&str; 22] = [
+pub(super) const MAPS: [&str; 27] = [
     "LISTENERS",
     "EXCLUDED",
     "COUNTS",
@@ -40,7 +40,18 @@ pub(super) const MAPS: [&str; 22] = [
     "ROUTING",
     "ROUTED",
     "TRACE",
+    "GATES",
+    "PEERS",
+    "FAILOVER",
+    "DECISIONS",
+    "DIVERTED",
 ];
+
+/// The programs at connects, whose links are pinned by their names. While one that diverts is there, so is one that hides it.
+pub(super) const CONNECTS: [&str; 4] = ["getpeername4", "getpeername6", "connect4", "connect6"];
+
+/// The program that enrols, whose link is pinned by its name.
+const ESTABLISHED: &str = "established";
 
 /// The folder of one agent's pins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +87,7 @@ impl Pins {
 
     /// The link of the program that enrols.
     pub(super) fn link(&self) -> PathBuf {
-        self.folder.join("established")
+        self.folder.join(ESTABLISHED)
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -88,7 +99,7 @@ impl Pins {
         fs::read_dir(&self.folder).is_ok_and(|mut entries| entries.next().is_some())
     }
 
-    /// Removes what is pinned in this schema, the link first: nothing is enrolled while the rest goes.
+    /// Removes what is pinned in this schema, links first: nothing is diverted or enrolled while the rest goes.
     pub(super) fn remove(&self) -> io::Result<()> {
         remove_folder(&self.folder)?;
         // Other schemas may be there, and other agents.
@@ -108,11 +119,28 @@ impl Pins {
 
 /// Removes a folder of pins.
 pub(super) fn remove_folder(folder: &Path) -> io::Result<()> {
-    let link = folder.join("established");
-    if link.exists() {
-        fs::remove_file(link)?;
-    }
+    remove_links(folder)?;
     match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+/// Removes the links in a folder of pins: from now on nothing is diverted or enrolled.
+pub(super) fn remove_links(folder: &Path) -> io::Result<()> {
+    remove_connects(folder)?;
+    remove_link(&folder.join(ESTABLISHED))
+}
+
+/// Removes those of the programs at connects.
+pub(super) fn remove_connects(folder: &Path) -> io::Result<()> {
+    CONNECTS.iter().rev().try_for_each(|name| remove_link(&folder.join(name)))
+}
+
+fn remove_link(path: &Path) -> io::Result<()> {
+    // If that fails, it goes a moment later.
+    let _ = Link::open(path).and_then(Link::detach);
+    match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed,
     }

@@ -16,7 +16,7 @@ use agent_common::End;
 use aya::maps::{Map, MapData, SockHash};
 
 use super::{
-    pins::{BPFFS, Pins, remove_folder},
+    pins::{BPFFS, CONNECTS, Pins, remove_connects, remove_folder, remove_links},
     shared::SharedPage,
 };
 use crate::{
@@ -75,13 +75,27 @@ pub fn uninstall(name: &str, within: Duration, force: bool) -> Result<bool, Remo
     Ok(true)
 }
 
+/// Lets connects go where they are going: an agent of this name serves without the programs, which would not find its
+/// listeners, and send everything to its siblings. False if there was nothing to remove.
+///
+/// # Errors
+/// An agent lives that uses them, or the kernel refused.
+pub fn unhook(name: &str) -> Result<bool, RemoveError> {
+    let pins = Pins::of(Path::new(BPFFS), name);
+    if MapData::from_pin(pins.map("SHARED")).is_ok_and(|shared| is_in_use(&shared)) {
+        return Err(RemoveError::InUse);
+    }
+    let former = pins.former();
+    let folders: Vec<&Path> = former.iter().map(Path::new).chain([pins.folder()]).collect();
+    let any = folders.iter().any(|folder| CONNECTS.iter().any(|name| folder.join(name).exists()));
+    folders.into_iter().try_for_each(remove_connects)?;
+    Ok(any)
+}
+
 /// Removes the pins in one folder once everything was read, as far as `diags` can see: one for each namespace, by cookie.
 pub(super) fn remove(folder: &Path, diags: &HashMap<u64, Diag>, within: Duration, force: bool) -> Result<(), RemoveError> {
-    // Without it, nobody else is enrolled meanwhile.
-    match std::fs::remove_file(folder.join("established")) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
+    // Without them, nobody else is enrolled meanwhile, and no connect is decided for an agent that nobody waits for.
+    remove_links(folder)?;
     if !force && let Some(socks) = open_socks(folder) {
         wait_until_read(&socks, diags, within)?;
     }

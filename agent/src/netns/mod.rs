@@ -3,14 +3,13 @@
 //! A namespace lives as long as anything of it is open: a socket, its file, a thread that is in it. So everything here that
 //! holds one is let go as soon as its file goes.
 
-mod helper;
 mod namespaces;
 mod scan;
+pub(crate) mod sockets;
 mod state;
 pub(crate) mod thread;
 mod watch;
 
-pub(crate) use helper::Helper;
 pub(crate) use namespaces::{Namespace, Namespaces, absent};
 pub(crate) use scan::{Sources, host, open};
 pub(crate) use state::{Action, Names, Policy, State};

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::Helper;
+use crate::parent::Parent;
 
 /// The namespaces that are served, by the names of their files.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(crate) struct Namespace {
     /// What it is called in lists and errors.
     pub(crate) name: Arc<str>,
     application: Mutex<Arc<str>>,
-    helper: Helper,
+    parent: Parent,
     /// Its file, until it goes.
     file: Mutex<Option<Arc<OwnedFd>>>,
     gone: watch::Sender<bool>,
@@ -62,9 +62,9 @@ impl Namespaces {
 }
 
 impl Namespace {
-    pub(crate) fn new((cookie, name, application): (u64, Arc<str>, Arc<str>), file: Arc<OwnedFd>, helper: Helper) -> Arc<Self> {
+    pub(crate) fn new((cookie, name, application): (u64, Arc<str>, Arc<str>), file: Arc<OwnedFd>, parent: Parent) -> Arc<Self> {
         let (application, file) = (Mutex::new(application), Mutex::new(Some(file)));
-        Arc::new(Self { cookie, name, application, helper, file, gone: watch::Sender::new(false) })
+        Arc::new(Self { cookie, name, application, parent, file, gone: watch::Sender::new(false) })
     }
 
     /// Who is in it.
@@ -76,13 +76,13 @@ impl Namespace {
         *lock(&self.application) = application;
     }
 
-    /// Runs something in it that does not wait for anything.
+    /// A socket in it for a connection by TCP.
     ///
     /// # Errors
-    /// It is gone, can't be entered, or what runs there fails.
-    pub(crate) async fn inside<T: Send + 'static>(&self, run: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    /// It is gone, can't be entered, or there are too many sockets.
+    pub(crate) async fn socket(&self, v6: bool) -> io::Result<OwnedFd> {
         let file = lock(&self.file).clone().ok_or_else(|| self.why_gone())?;
-        self.helper.inside(file, run).await
+        Ok(self.parent.socket(file, v6).await?)
     }
 
     /// Lets it go: nobody makes sockets in it any more, and whoever has some is told to close them.

@@ -3,6 +3,7 @@
 use std::{
     future::poll_fn,
     io,
+    net::IpAddr,
     rc::Rc,
     task::{Context, Poll},
     time::Duration,
@@ -14,10 +15,11 @@ use tokio::{
     task::coop::unconstrained,
     time::sleep,
 };
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{
     frames::Side,
+    listen::BACKLOG,
     place::{Place, Source},
     socket::{Peer, Socket},
     worker::Worker,
@@ -25,6 +27,9 @@ use super::{
 
 /// A pause after an error that concerns the whole process, like a lack of descriptors, which trying at once would not mend.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// How often in a row listening is begun again without a connection in between.
+const AGAIN_MAX: u32 = 10;
 
 /// Where connections come in.
 pub(crate) enum Listener {
@@ -39,26 +44,54 @@ impl Listener {
             Self::Unix(unix) => unix.poll_accept(cx).map_ok(|(stream, _)| (Socket::Unix(stream), Peer::Unix)),
         }
     }
+
+    /// Begins to listen again, on the same socket. It is still bound, and what the kernel path knows of it stays.
+    fn listen_again(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(tcp) => SockRef::from(tcp).listen(BACKLOG),
+            Self::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+}
+
+/// Who comes in.
+pub(crate) enum Door {
+    /// Anybody.
+    Any(Side),
+    /// Applications that are in one place.
+    Place(Rc<Place>),
+    /// Applications of other agents, by their addresses.
+    Foreign,
+}
+
+impl Door {
+    fn place(&self) -> Option<&Place> {
+        if let Self::Place(place) = self { Some(place) } else { None }
+    }
 }
 
 /// Accepts until the worker drains; then the backlog is taken too, so that nobody who is connected is reset. In a namespace that
 /// goes, nobody is left.
-pub(crate) async fn run(worker: Rc<Worker>, listener: Listener, side: Side, place: Option<Rc<Place>>) {
-    let from = |peer| Source { peer, side, place: place.clone() };
-    let mut warned = false;
+pub(crate) async fn run(worker: Rc<Worker>, listener: Listener, door: Door) {
+    let (mut warned, mut again) = (false, 0);
     loop {
         let accepted = tokio::select! {
             biased;
-            () = leaving(place.as_deref()) => return,
+            () = leaving(door.place()) => return,
             accepted = poll_fn(|cx| listener.poll_accept(cx)) => accepted,
             () = worker.stopping() => break,
         };
         match accepted {
             Ok((stream, peer)) => {
-                warned = false;
-                take(&worker, stream, from(peer));
+                (warned, again) = (false, 0);
+                take(&worker, stream, peer, &door);
             }
             Err(error) if concerns_one_connection(&error) => {}
+            // The parent took it from this worker, as it seemed to hang, so that the others get what is new.
+            Err(error) if does_not_listen(&error) && again < AGAIN_MAX && listener.listen_again().is_ok() => {
+                again += 1;
+                warn!(worker = worker.id(), "listening again: this worker had seemed to hang");
+            }
             Err(error) => {
                 if !std::mem::replace(&mut warned, true) {
                     warn!(%error, "can't accept connections for now");
@@ -70,7 +103,7 @@ pub(crate) async fn run(worker: Rc<Worker>, listener: Listener, side: Side, plac
     // Without the runtime's budget, which would end this in the middle of the backlog.
     while let Poll::Ready(accepted) = unconstrained(poll_fn(|cx| Poll::Ready(listener.poll_accept(cx)))).await {
         match accepted {
-            Ok((stream, peer)) => take(&worker, stream, from(peer)),
+            Ok((stream, peer)) => take(&worker, stream, peer, &door),
             Err(error) if concerns_one_connection(&error) => {}
             Err(_) => break,
         }
@@ -84,8 +117,21 @@ async fn leaving(place: Option<&Place>) {
     }
 }
 
-fn take(worker: &Rc<Worker>, socket: Socket, from: Source) {
+fn take(worker: &Rc<Worker>, socket: Socket, peer: Peer, door: &Door) {
     worker.turn_begins();
+    let from = match (door, peer) {
+        (Door::Any(side), _) => Source { peer, side: *side, place: None },
+        (Door::Place(place), _) => Source { peer, side: Side::App, place: Some(place.clone()) },
+        (Door::Foreign, Peer::Tcp(address)) => match worker.foreign_at(address.ip()) {
+            Some(application) => {
+                worker.counters.foreign_accepted.add(1);
+                Source { peer, side: Side::App, place: Some(Place::foreign(address.ip(), application)) }
+            }
+            None => return turn_away(worker, &socket, address.ip()),
+        },
+        // That door is none of a unix socket.
+        (Door::Foreign, Peer::Unix) => return,
+    };
     // A socket that refuses this is already reset. Keepalive finds peers that vanished without a word.
     let usable =
         socket.tcp().is_none_or(|tcp| tcp.set_nodelay(true).and_then(|()| SockRef::from(tcp).set_keepalive(true)).is_ok());
@@ -98,10 +144,26 @@ fn take(worker: &Rc<Worker>, socket: Socket, from: Source) {
     }
 }
 
+/// Tells an application of another agent that nobody knows it here.
+fn turn_away(worker: &Worker, socket: &Socket, address: IpAddr) {
+    // Other agents only look whether anybody answers.
+    if !worker.is_agent(address) {
+        worker.counters.foreign_refused.add(1);
+        debug!(%address, "an application that belongs elsewhere was turned away");
+    }
+    let text = format!("-ERR MOA Mesh: {address} belongs to no application here: add it to failover.applications\r\n");
+    // Best effort, as below.
+    let _ = socket.try_write(text.as_bytes());
+}
+
 /// Tells an application that there are too many, as Redis does.
 pub(crate) fn refuse(socket: &Socket) {
     // Best effort: the buffer of a new connection takes it, and if not, the close says enough.
     let _ = socket.try_write(b"-ERR max number of clients reached\r\n");
+}
+
+fn does_not_listen(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidInput
 }
 
 fn concerns_one_connection(error: &io::Error) -> bool {

@@ -84,7 +84,9 @@ impl Call {
     /// It has gone to another place. Returns the former one.
     pub(super) fn moves(&mut self, place: Place, now: Instant) -> Place {
         if self.place.slot() == place.slot() {
-            return std::mem::replace(&mut self.place, place);
+            let former = std::mem::replace(&mut self.place, place);
+            self.tries();
+            return former;
         }
         self.leaves_place();
         self.bounded.1 = false;
@@ -96,6 +98,7 @@ impl Call {
         if let Some(slot) = self.place.slot() {
             self.service.loads.begin(slot);
         }
+        self.tries();
         if self.counted
             && self.service.route.policy.breaker.instance_calls_max > 0
             && let Some(instance) = self.place.instance()
@@ -104,6 +107,13 @@ impl Call {
             self.bounded.1 = true;
         }
         former
+    }
+
+    /// It may be the one by which an agent is tried that has come back.
+    fn tries(&self) {
+        if let Some(agent) = self.place.instance().filter(|instance| instance.is_agent()) {
+            agent.health.tries();
+        }
     }
 
     fn leaves_place(&self) {
@@ -117,6 +127,9 @@ impl Call {
             && let Some(instance) = self.place.instance()
         {
             instance.in_flight.fetch_sub(1, Relaxed);
+        }
+        if let Some(agent) = self.place.instance().filter(|instance| instance.is_agent()) {
+            agent.health.tried();
         }
     }
 
@@ -209,6 +222,9 @@ impl Call {
     fn succeeded_at(&self, slot: u32, instance: &Instance, (took, late): (Duration, Duration), now: Instant) {
         let average = self.service.loads.observe_late(slot, took, late, now.into_std());
         self.notes_average(average);
+        if instance.is_agent() {
+            instance.health.proves();
+        }
         if self.counted {
             instance.record.succeeded();
         }

@@ -59,6 +59,8 @@ pub(crate) struct App {
     shared: Rc<Shared>,
     pub(crate) task: Task,
     close: Cell<Option<CloseReason>>,
+    /// It is to go between two calls.
+    to_leave: Cell<bool>,
     /// Backends that hold back answers until this application has taken some.
     paused: Waiters,
     stalled: Cell<bool>,
@@ -85,6 +87,7 @@ impl App {
             shared,
             task: Task::default(),
             close: Cell::new(None),
+            to_leave: Cell::new(false),
             paused: Waiters::default(),
             stalled: Cell::new(false),
             blocked_since: Cell::new(None),
@@ -186,10 +189,25 @@ impl App {
         self.place.as_ref().is_some_and(|place| place.has_left())
     }
 
+    /// What its connection is closed for then.
+    pub(crate) fn why_left(&self) -> CloseReason {
+        if self.place.as_ref().is_some_and(|place| place.is_foreign()) { CloseReason::Drain } else { CloseReason::Namespace }
+    }
+
     /// The application at the other end, if it is known or says so.
     pub(crate) fn name(&self) -> Option<String> {
         let known = self.place.as_ref().and_then(|place| place.application()).map(|known| known.to_string());
         known.or_else(|| self.session.borrow().as_ref().and_then(|session| session.name()))
+    }
+
+    /// Has its connection end between two calls, or not.
+    pub(crate) fn set_to_leave(&self, to_leave: bool) {
+        self.to_leave.set(to_leave);
+        self.task.wake();
+    }
+
+    pub(crate) fn is_to_leave(&self) -> bool {
+        self.to_leave.get()
     }
 
     /// Where it comes from.

@@ -129,11 +129,16 @@ impl AppConn {
                 Poll::Ready(Ok(data)) => self.feed(data),
                 Poll::Ready(Err(_)) => return Poll::Ready(Some(CloseReason::Peer)),
                 Poll::Pending if self.last.is_some() => {}
-                Poll::Pending if self.app.is_idle() && self.worker.is_draining() => self.last = Some(CloseReason::Drain),
-                Poll::Pending if self.app.is_idle() && self.app.has_left() => self.last = Some(CloseReason::Namespace),
+                Poll::Pending if self.app.is_idle() && self.is_to_leave() => self.last = Some(CloseReason::Drain),
+                Poll::Pending if self.app.is_idle() && self.app.has_left() => self.last = Some(self.app.why_left()),
                 Poll::Pending => return Poll::Pending,
             }
         }
+    }
+
+    /// Whether its connection ends between two calls.
+    fn is_to_leave(&self) -> bool {
+        self.worker.is_draining() || self.app.is_to_leave()
     }
 
     /// Says that nothing more comes. What an application goes on sending after an error is read and dropped, as closing

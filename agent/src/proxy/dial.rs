@@ -1,8 +1,13 @@
 //! Connections that the agent opens, in its own network namespace or from inside another.
 
-use std::{fmt, io, net::SocketAddr, os::fd::AsFd, sync::Arc};
+use std::{
+    fmt, io,
+    net::{SocketAddr, TcpStream as StdStream},
+    os::fd::AsFd,
+    sync::Arc,
+};
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 use tracing::debug;
 
@@ -43,8 +48,8 @@ impl Server {
         let is_absent = || io::Error::new(io::ErrorKind::NotFound, absent(name));
         let namespace = namespaces.find(name).ok_or_else(is_absent)?;
         let connected = async {
-            let socket = namespace.inside(move || new_socket(address)).await?;
-            open(TcpSocket::from_std_stream(socket.into()), address, kernel).await
+            let socket = namespace.socket(address.is_ipv6()).await?;
+            open(TcpSocket::from_std_stream(StdStream::from(socket)), address, kernel).await
         };
         let stream = tokio::select! {
             biased;
@@ -76,9 +81,4 @@ async fn open(socket: TcpSocket, address: SocketAddr, kernel: Option<&dyn Kernel
     stream.set_nodelay(true)?;
     SockRef::from(&stream).set_keepalive(true)?;
     Ok(stream)
-}
-
-/// A socket of the namespace that the calling thread is in.
-fn new_socket(address: SocketAddr) -> io::Result<Socket> {
-    Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))
 }

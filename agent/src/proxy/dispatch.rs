@@ -1,6 +1,8 @@
 //! The life of a call: an instance is picked, the call is sent, and it ends exactly once: with the service's answer or
 //! with the mesh's own. How long it may take is in `deadlines`; what only frames need is in `frames`.
 
+pub(crate) mod code;
+
 use std::{borrow::Cow, ops::Range, rc::Rc, time::Duration};
 
 use agent_common::frame::{HEAD_MAX, Header, Kind, Message};
@@ -26,26 +28,6 @@ use super::{
     worker::Worker,
 };
 use crate::{config::traffic::RetryOn, wire::reply::error_envelope};
-
-/// MOA's error codes that the mesh itself answers with.
-pub(crate) mod code {
-    /// The service failed in a way that has no code here.
-    pub(crate) const FAILED: u16 = 300;
-    /// The call is not what a MOA server can read, or too large for it.
-    pub(crate) const SERIALIZATION: u16 = 302;
-    /// No instance could be reached, or the connection broke.
-    pub(crate) const REMOTING: u16 = 303;
-    /// No answer in time.
-    pub(crate) const TIMEOUT: u16 = 304;
-    /// The call names no service.
-    pub(crate) const NO_URI: u16 = 401;
-    /// The service is not known.
-    pub(crate) const SERVICE_NOT_FOUND: u16 = 501;
-    /// A bound was reached.
-    pub(crate) const POOL_FULL: u16 = 504;
-    /// The caller may not make the call.
-    pub(crate) const NOT_ALLOWED: u16 = 506;
-}
 
 /// How long a call may take.
 #[derive(Debug, Clone, Copy)]
@@ -222,6 +204,7 @@ impl Worker {
         }
         match calls.insert(call, self.tick_of(deadline)) {
             Ok(key) => {
+                self.counters.in_flight.set(calls.len() as u64);
                 drop(calls);
                 self.queued_add(bytes);
                 self.ensure_timer();
@@ -572,7 +555,12 @@ impl Worker {
     }
 
     pub(super) fn remove(&self, key: CallKey) -> Option<Call> {
-        let call = self.calls.borrow_mut().remove(key)?;
+        let call = {
+            let mut calls = self.calls.borrow_mut();
+            let call = calls.remove(key)?;
+            self.counters.in_flight.set(calls.len() as u64);
+            call
+        };
         self.queued_sub(call.bytes);
         call.leaves();
         if let Place::Framed(_, conn, _) = &call.place {

@@ -21,6 +21,9 @@ impl Worker {
     /// Takes no more connections and calls, and resolves when all that were under way have ended. Services are let go when no worker
     /// has callers any more, which is where the barrier is.
     pub(super) async fn drain(&self, no_callers: &Barrier) {
+        // They have others to call, and stop at once.
+        self.retreating.set(true);
+        self.part_with_agents();
         self.stopping.set(true);
         self.stop.notify_waiters();
         sleep(LAST_CALLS).await;
@@ -33,7 +36,7 @@ impl Worker {
         // The ways to others are still needed by the calls that are under way.
         for conn in frames.iter().filter(|conn| conn.is_usable() && conn.was_accepted()) {
             self.pause_lane(conn);
-            conn.say_goodbye();
+            conn.ask_to_go();
             // Services stay as long as there are callers.
             if !conn.is_service() {
                 conn.leave();

@@ -123,7 +123,7 @@ pub(super) struct Refused {
 }
 
 /// A bound was reached.
-fn full(reason: String) -> Refused {
+pub(super) fn full(reason: String) -> Refused {
     Refused { code: code::POOL_FULL, reason }
 }
 
@@ -304,6 +304,9 @@ impl Worker {
     /// Decides about a call.
     pub(super) fn govern(&self, service: &Rc<Service>, call: &impl Says, origin: &Origin<'_>) -> Result<Begun, Refused> {
         let (governed, route) = (&service.governed, &service.route);
+        if origin.scope != Scope::Worker {
+            self.can_bear(service).inspect_err(|refused| self.report_refused(service, call, origin, refused))?;
+        }
         let method = call.get(&Name::Method).unwrap_or_default();
         let number = governed.methods.number(&method, route);
         let mut begun =

@@ -1,11 +1,17 @@
 //! The data plane's handle: starts it, changes its configuration, asks it, stops it.
 
+mod retreat;
+mod siblings;
+
 use std::{
     collections::HashMap,
     convert::Infallible,
     fs, io,
     net::SocketAddr,
-    os::unix::net::UnixListener,
+    os::{
+        fd::{AsFd, AsRawFd, RawFd},
+        unix::net::UnixListener,
+    },
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -16,28 +22,43 @@ use std::{
 };
 
 use agent_common::frame::service_hash;
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::{
+    resource::{Resource, getrlimit},
+    timerfd::TimerFd,
+};
 use tokio::{
-    sync::{Barrier, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, timeout, timeout_at},
 };
 
+use self::retreat::Retreat;
 use super::{
     board::{Board, lock, register},
     cgroups::Cgroups,
     describe,
     explain::{Explained, View},
-    lanes::{Keeper, LanePath, Lanes, Routed, Tracer, Unrouted, Verdicts},
+    lanes::{Event, Keeper, LanePath, Lanes, Routed, Tracer, Unrouted, Verdicts},
     listen::{self, Listeners},
-    namespaces::{NamespaceKeeper, Report},
+    namespaces::{NamespaceKeeper, Paths, Report},
     outliers,
+    overload::Pressure,
     path::KernelPath,
     report::Telemetry,
     routes::{Offers, Routes, ServiceRoute},
     stats::{CloseReason, Histogram, Snapshot, WorkerCounters},
+    timer,
     worker::{self, Control, Start},
 };
-use crate::{api, config::Checked, netns::Namespaces, rules};
+use crate::{
+    api,
+    config::Checked,
+    failover::{Gates, Hooks},
+    netns::Namespaces,
+    parent::{Parent, Pulse},
+    rules,
+};
+
+pub use self::retreat::DrainError;
 
 /// Descriptors that are kept for everything that is not an application's connection, unless the limit is lower than four times that.
 const DESCRIPTORS_KEPT: u64 = 1024;
@@ -57,6 +78,12 @@ pub struct Options {
     pub telemetry: Telemetry,
     /// Where cgroup2 is mounted, if it is.
     pub cgroup2: Option<PathBuf>,
+    /// What is asked of the kernel about connects to this agent, if it is asked.
+    pub hooks: Option<Arc<dyn Hooks>>,
+    /// What opens sockets in other network namespaces; without it there are none.
+    pub(crate) parent: Option<Parent>,
+    /// Where workers say that they live, if anybody wants to know.
+    pub(crate) pulse: Option<Arc<Pulse>>,
 }
 
 /// Why the data plane does not start.
@@ -85,6 +112,17 @@ pub enum StartError {
         "can't listen on {address} for other agents: {source}; is another agent running? Use another --name or tunnel.listen"
     )]
     Tunnel {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The address of other agents' applications can't be listened on.
+    #[error(
+        "can't listen on {address} for applications of other agents: {source}; is another agent running? Use another failover.listen"
+    )]
+    Foreign {
         /// The address.
         address: SocketAddr,
         /// Why.
@@ -125,14 +163,26 @@ pub struct Proxy {
     unix: Option<PathBuf>,
     workers: Vec<WorkerHandle>,
     board: Arc<Board>,
-    tasks: Vec<tokio::task::JoinHandle<()>>,
-    lanes: Option<(Arc<Lanes>, Arc<Verdicts>)>,
-    /// What the keeper of the namespaces follows, and what it tells.
+    lanes: Option<RoutedLanes>,
+    /// What the keeper of the namespaces follows.
     configured: watch::Sender<Arc<Checked>>,
-    namespaces: Arc<Report>,
     cgroups: Arc<Cgroups>,
+    beside: Beside,
     open: Arc<AtomicUsize>,
     connections_max: usize,
+    /// The number of a timer in each worker's epoll, if workers say that they live.
+    timers: Vec<RawFd>,
+}
+
+/// The lanes, and what is known of routing by them.
+type RoutedLanes = (Arc<Lanes>, Arc<Verdicts>);
+
+/// What runs beside the workers.
+struct Beside {
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    retreat: Arc<Retreat>,
+    gates: Option<Arc<Gates>>,
+    namespaces: Arc<Report>,
 }
 
 struct WorkerHandle {
@@ -143,6 +193,33 @@ struct WorkerHandle {
 
 /// Connections on their way to one worker.
 const HANDOFFS_MAX: usize = 1024;
+
+impl Beside {
+    fn start(
+        options: &Options,
+        (board, workers): (&Arc<Board>, &[WorkerHandle]),
+        (lanes, events): (Option<&RoutedLanes>, Option<mpsc::UnboundedReceiver<Event>>),
+        (pressure, namespaces): (Arc<Pressure>, Arc<Namespaces>),
+        configured: &watch::Sender<Arc<Checked>>,
+    ) -> Self {
+        let routed = lanes.map(|(lanes, _)| lanes.clone());
+        let (retreat, monitor) = Retreat::start((options.hooks.clone(), pressure.clone()), board, workers, routed);
+        let mut tasks = vec![tokio::spawn(outliers::watch(board.clone())), monitor];
+        if let (Some((lanes, verdicts)), Some(events)) = (lanes, events) {
+            tasks.push(tokio::spawn(Keeper::new(lanes.clone(), board.clone(), (verdicts.clone(), pressure)).run(events)));
+        }
+        let report = Arc::<Report>::default();
+        let gates = siblings::gates(options, &configured.borrow());
+        let paths = Paths { kernel: options.kernel.clone(), gates: gates.clone(), parent: options.parent.clone() };
+        let keeper = NamespaceKeeper::new((namespaces, report.clone()), controls(workers), paths);
+        tasks.push(tokio::spawn(keeper.run(configured.subscribe())));
+        Self { tasks, retreat, gates, namespaces: report }
+    }
+}
+
+fn controls(workers: &[WorkerHandle]) -> Vec<mpsc::Sender<Control>> {
+    workers.iter().map(|worker| worker.control.clone()).collect()
+}
 
 impl Proxy {
     /// Binds every listener, then starts the workers. Health checks run on the runtime that this is called in.
@@ -162,13 +239,18 @@ impl Proxy {
         let (told, tells) = mpsc::unbounded_channel();
         let (posts, letters): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
         let (lanes, events) = options.lanes.clone().map(|path| Lanes::new(path, posts)).unzip();
+        let pressure = Arc::<Pressure>::default();
         let instance: Arc<str> = instance_text(&options.name).into();
+        // Before any of them beats, as that begins anew.
+        options.hooks.iter().for_each(|hooks| hooks.set_workers(count));
+        let (timers, pulses) = pulses(options.pulse.as_ref(), count)?;
         let workers: Vec<_> = listeners
             .into_iter()
             .zip(handoffs)
             .zip(letters)
+            .zip(pulses)
             .enumerate()
-            .map(|(id, ((listeners, handoffs), letters))| {
+            .map(|(id, (((listeners, handoffs), letters), pulse))| {
                 let (control, receiver) = mpsc::channel(16);
                 let counters = Arc::new(WorkerCounters::default());
                 let start = Start {
@@ -192,23 +274,19 @@ impl Proxy {
                     letters,
                     spans: options.telemetry.spans.clone(),
                     unknown: options.telemetry.taps.watch(""),
+                    pulse,
+                    pressure: pressure.clone(),
                 };
                 let thread = spawn(start).map_err(|source| StartError::Thread { worker: id, source })?;
                 Ok(WorkerHandle { control, counters, thread: Mutex::new(Some(thread)) })
             })
             .collect::<Result<_, StartError>>()?;
-        let controls: Vec<_> = workers.iter().map(|worker| worker.control.clone()).collect();
-        let board = Arc::new(Board::new(routes, controls.clone(), (options.telemetry.taps.clone(), namespaces.clone())));
-        let mut tasks = vec![tokio::spawn(register(board.clone(), tells)), tokio::spawn(outliers::watch(board.clone()))];
+        let board = Arc::new(Board::new(routes, controls(&workers), (options.telemetry.taps.clone(), namespaces.clone())));
         let lanes = lanes.map(|lanes| (lanes, Arc::<Verdicts>::default()));
-        if let (Some((lanes, verdicts)), Some(events)) = (&lanes, events) {
-            tasks.push(tokio::spawn(Keeper::new(lanes.clone(), board.clone(), verdicts.clone()).run(events)));
-        }
-        let report = Arc::<Report>::default();
-        let keeper = NamespaceKeeper::new((namespaces, report.clone()), controls, options.kernel.clone());
-        tasks.push(tokio::spawn(keeper.run(configured.subscribe())));
-        let namespaces = report;
-        Ok(Self { listen, unix, workers, board, tasks, lanes, configured, cgroups, namespaces, open, connections_max })
+        let mut beside =
+            Beside::start(options, (&board, &workers), (lanes.as_ref(), events), (pressure, namespaces), &configured);
+        beside.tasks.push(tokio::spawn(register(board.clone(), tells)));
+        Ok(Self { listen, unix, workers, board, lanes, configured, cgroups, beside, open, connections_max, timers })
     }
 
     /// Takes over a new configuration without dropping a call, or refuses it as a whole.
@@ -218,6 +296,9 @@ impl Proxy {
     pub async fn apply(&self, checked: Arc<Checked>) -> Result<(), ApplyError> {
         check_fixed(&self.routes().checked, &checked)?;
         self.cgroups.configure(&checked.config.cgroups.applications);
+        if let Some(gates) = &self.beside.gates {
+            gates.configure(&checked);
+        }
         let applied = self.board.apply(Some(checked.clone())).await;
         // It is in force even if a worker is late.
         self.configured.send_replace(checked);
@@ -228,6 +309,11 @@ impl Proxy {
     #[must_use]
     pub fn workers(&self) -> usize {
         self.workers.len()
+    }
+
+    /// The number of a timer in each worker's epoll, by which that is found; none if nobody watches them.
+    pub(crate) fn timers(&self) -> &[RawFd] {
+        &self.timers
     }
 
     /// The side of the applications.
@@ -247,13 +333,13 @@ impl Proxy {
     /// The network namespaces that are served, and those that are not.
     #[must_use]
     pub fn namespaces(&self) -> Vec<api::Namespace> {
-        lock(&self.namespaces.served).clone()
+        lock(&self.beside.namespaces.served).clone()
     }
 
     /// The same in numbers; none if none is to be served.
     #[must_use]
     pub fn namespaces_status(&self) -> Option<api::NamespacesStatus> {
-        self.namespaces.status()
+        self.beside.namespaces.status()
     }
 
     /// Bytes read and written on all connections.
@@ -335,12 +421,7 @@ impl Proxy {
 
     /// Asks the first worker; none if it does not answer in time.
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Control) -> Option<T> {
-        let (reply, answered) = oneshot::channel();
-        let answer = async {
-            self.workers.first()?.control.send(question(reply)).await.ok()?;
-            answered.await.ok()
-        };
-        timeout(ANSWER_WITHIN, answer).await.ok().flatten()
+        ask(self.workers.first()?, question).await
     }
 
     /// Calls that named no known service, by code.
@@ -438,30 +519,9 @@ impl Proxy {
         true
     }
 
-    /// Takes no new connections and finishes what is in flight. False if some of it was not finished in time.
-    pub async fn drain(&self, within: Duration) -> bool {
-        let deadline = Instant::now() + within;
-        let mut pending = Vec::new();
-        let no_callers = Arc::new(Barrier::new(self.workers.len()));
-        for worker in &self.workers {
-            let (done, drained) = oneshot::channel();
-            if timeout_at(deadline, worker.control.send(Control::Drain(no_callers.clone(), done)))
-                .await
-                .is_ok_and(|sent| sent.is_ok())
-            {
-                pending.push(drained);
-            }
-        }
-        let mut finished = pending.len() == self.workers.len();
-        for drained in pending {
-            finished &= timeout_at(deadline, drained).await.is_ok_and(|done| done.is_ok());
-        }
-        finished
-    }
-
     /// Ends the workers and waits for them.
     pub fn stop(self) {
-        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        self.beside.tasks.iter().for_each(tokio::task::JoinHandle::abort);
         for worker in self.workers {
             while let Err(mpsc::error::TrySendError::Full(_)) = worker.control.try_send(Control::Stop) {
                 thread::sleep(Duration::from_millis(1));
@@ -479,6 +539,27 @@ impl Proxy {
     fn routes(&self) -> Arc<Routes> {
         self.board.routes()
     }
+}
+
+/// Asks a worker; none if it does not answer in time.
+async fn ask<T>(worker: &WorkerHandle, question: impl FnOnce(oneshot::Sender<T>) -> Control) -> Option<T> {
+    let (reply, answered) = oneshot::channel();
+    let answer = async {
+        worker.control.send(question(reply)).await.ok()?;
+        answered.await.ok()
+    };
+    timeout(ANSWER_WITHIN, answer).await.ok().flatten()
+}
+
+type WorkerPulse = Option<(Arc<Pulse>, TimerFd)>;
+
+/// What each worker says by that it lives, with the numbers of their timers.
+fn pulses(pulse: Option<&Arc<Pulse>>, workers: usize) -> Result<(Vec<RawFd>, Vec<WorkerPulse>), StartError> {
+    let Some(pulse) = pulse else { return Ok((Vec::new(), (0..workers).map(|_| None).collect())) };
+    let timer = |worker| timer::descriptor().map_err(|source| StartError::Thread { worker, source });
+    let timers: Vec<TimerFd> = (0..workers).map(timer).collect::<Result<_, _>>()?;
+    let numbers = timers.iter().map(|timer| timer.as_fd().as_raw_fd()).collect();
+    Ok((numbers, timers.into_iter().map(|timer| Some((pulse.clone(), timer))).collect()))
 }
 
 /// A text that no other process has.
@@ -499,11 +580,17 @@ fn bind(checked: &Checked, workers: usize, kernel: Option<&dyn KernelPath>) -> R
             Some(bound.map_err(|source| StartError::Unix { path: path.clone(), source })?)
         }
     };
+    let mut foreign = match checked.config.failover.listen {
+        None => Vec::new(),
+        // Not by way of the kernel: they come from other nodes.
+        Some(address) => listen::bind(address, workers, None).map_err(|source| StartError::Foreign { address, source })?,
+    };
     let listeners = apps.into_iter().zip(agents).map(|(app, agents)| {
         // Each worker has a descriptor of its own of the same socket.
         let unix = unix.as_ref().map(UnixListener::try_clone).transpose();
         let path = checked.config.app.unix.clone().unwrap_or_default();
-        Ok(Listeners { app, agents, unix: unix.map_err(|source| StartError::Unix { path, source })? })
+        let unix = unix.map_err(|source| StartError::Unix { path, source })?;
+        Ok(Listeners { app, agents, unix, foreign: foreign.pop() })
     });
     listeners.collect()
 }
@@ -514,6 +601,7 @@ fn check_fixed(former: &Checked, checked: &Checked) -> Result<(), ApplyError> {
         ("app.listen", was.app.listen == is.app.listen),
         ("app.unix", was.app.unix == is.app.unix),
         ("tunnel.listen", was.tunnel.listen == is.tunnel.listen),
+        ("failover.listen", was.failover.listen == is.failover.listen),
         ("agent.workers", was.agent.workers == is.agent.workers),
         ("app.connections_max", was.app.connections_max == is.app.connections_max),
         ("tracing.endpoint", was.tracing.endpoint == is.tracing.endpoint),
@@ -539,7 +627,8 @@ fn spawn(start: Start) -> io::Result<JoinHandle<()>> {
     })
 }
 
-fn worker_count(checked: &Checked) -> usize {
+/// How many workers there are with a configuration.
+pub(crate) fn worker_count(checked: &Checked) -> usize {
     match checked.config.agent.workers {
         0 => thread::available_parallelism().map_or(1, usize::from),
         count => count,

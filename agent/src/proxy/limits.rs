@@ -5,7 +5,11 @@ use std::time::Duration;
 use agent_common::frame::Windows;
 
 use super::{frames::Bounds, routes::Routes};
-use crate::{config, wire::resp};
+use crate::{
+    balance::overload::Places,
+    config::{self, Checked, traffic::Priority},
+    wire::resp,
+};
 
 /// Calls that may wait for a tunnel which is being opened.
 const TUNNEL_QUEUE_MAX: usize = 1024;
@@ -14,6 +18,8 @@ const TUNNEL_QUEUE_MAX: usize = 1024;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WorkerLimits {
     pub(crate) calls_in_flight_max: usize,
+    /// Where calls are refused that matter less.
+    pub(crate) places: Places,
     pub(crate) worker_queued_bytes_max: usize,
     pub(crate) queued_bytes_max: usize,
     pub(crate) pipeline_max: usize,
@@ -42,8 +48,10 @@ pub(crate) struct TunnelLimits {
 impl WorkerLimits {
     pub(super) fn of(routes: &Routes, workers: usize) -> Self {
         let config = &routes.checked.config;
+        let (calls_in_flight_max, places) = places(&routes.checked, workers);
         Self {
-            calls_in_flight_max: (config.agent.calls_in_flight_max / workers).max(1),
+            calls_in_flight_max,
+            places,
             // At least one argument of any size must fit.
             worker_queued_bytes_max: (config.agent.queued_bytes_max / workers).max(config.app.argument_bytes_max),
             queued_bytes_max: config.app.queued_bytes_max,
@@ -65,6 +73,15 @@ impl WorkerLimits {
             },
         }
     }
+}
+
+/// Calls that a worker may have in flight, and where those are refused that matter less.
+pub(super) fn places(checked: &Checked, workers: usize) -> (usize, Places) {
+    let config = &checked.config;
+    let max = (config.agent.calls_in_flight_max / workers.max(1)).max(1);
+    let matters = |priority| priority == Priority::High;
+    let keeps = matters(config.defaults.priority) || checked.services.iter().any(|service| matters(service.policy.priority));
+    (max, Places::new(max, config.overload.calls_percent, keeps))
 }
 
 impl TunnelLimits {

@@ -14,13 +14,18 @@ use std::{
     path::Path,
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::Socket;
 use tracing::warn;
 
-use super::{accept::Listener, frames::Side, path::KernelPath};
+use super::{
+    accept::{Door, Listener},
+    frames::Side,
+    path::KernelPath,
+};
+use crate::netns::sockets::bound;
 
 /// The kernel cuts it to `net.core.somaxconn`.
-const BACKLOG: i32 = 65_535;
+pub(super) const BACKLOG: i32 = 65_535;
 
 /// The listening sockets of one worker.
 #[derive(Debug)]
@@ -28,15 +33,20 @@ pub(crate) struct Listeners {
     pub(crate) app: TcpListener,
     pub(crate) agents: TcpListener,
     pub(crate) unix: Option<UnixListener>,
+    /// For applications of other agents.
+    pub(crate) foreign: Option<TcpListener>,
 }
 
 impl Listeners {
     /// Gives them to the worker that this is called in.
-    pub(crate) fn fasten(self) -> io::Result<Vec<(Listener, Side)>> {
+    pub(crate) fn fasten(self) -> io::Result<Vec<(Listener, Door)>> {
         let tcp = |listener| tokio::net::TcpListener::from_std(listener).map(Listener::Tcp);
-        let mut listeners = vec![(tcp(self.app)?, Side::App), (tcp(self.agents)?, Side::AgentIn)];
+        let mut listeners = vec![(tcp(self.app)?, Door::Any(Side::App)), (tcp(self.agents)?, Door::Any(Side::AgentIn))];
         if let Some(unix) = self.unix {
-            listeners.push((Listener::Unix(tokio::net::UnixListener::from_std(unix)?), Side::App));
+            listeners.push((Listener::Unix(tokio::net::UnixListener::from_std(unix)?), Door::Any(Side::App)));
+        }
+        if let Some(foreign) = self.foreign {
+            listeners.push((tcp(foreign)?, Door::Foreign));
         }
         Ok(listeners)
     }
@@ -58,42 +68,19 @@ pub(super) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 /// Binds an address once for each worker; the kernel spreads connections over them.
 pub(super) fn bind(address: SocketAddr, workers: usize, kernel: Option<&dyn KernelPath>) -> io::Result<Vec<TcpListener>> {
     // SO_REUSEPORT would let another agent of the same user share the port in silence: see first that it is free.
-    drop(socket(address, false, false)?);
-    bind_shared(address, workers, kernel, false)
+    drop(bound(address, false, false)?);
+    let sockets = (0..workers).map(|_| bound(address, true, false));
+    listen(sockets.collect::<io::Result<_>>()?, address, kernel)
 }
 
-/// As [`bind`], in the namespace of the calling thread, whose loopback may not be up yet.
-pub(super) fn bind_inside(address: SocketAddr, workers: usize, kernel: Option<&dyn KernelPath>) -> io::Result<Vec<TcpListener>> {
-    drop(socket(address, false, true)?);
-    bind_shared(address, workers, kernel, true)
-}
-
-fn bind_shared(
-    address: SocketAddr,
-    workers: usize,
-    kernel: Option<&dyn KernelPath>,
-    early: bool,
-) -> io::Result<Vec<TcpListener>> {
-    let listener = || {
-        let socket = socket(address, true, early)?;
+/// Listens with sockets that are bound to an address.
+pub(super) fn listen(sockets: Vec<Socket>, address: SocketAddr, kernel: Option<&dyn KernelPath>) -> io::Result<Vec<TcpListener>> {
+    let listener = |socket: Socket| {
         if let Some(Err(error)) = kernel.map(|kernel| kernel.listening(socket.as_fd(), address)) {
             warn!(%address, %error, "its connections do not go by way of the kernel");
         }
         socket.listen(BACKLOG)?;
         Ok(socket.into())
     };
-    (0..workers).map(|_| listener()).collect()
-}
-
-/// A socket that is bound, if `early` even if nobody has the address yet.
-fn socket(address: SocketAddr, shared: bool, early: bool) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(shared)?;
-    match address {
-        SocketAddr::V4(_) => socket.set_freebind_v4(early)?,
-        SocketAddr::V6(_) => socket.set_freebind_v6(early)?,
-    }
-    socket.bind(&address.into())?;
-    Ok(socket)
+    sockets.into_iter().map(listener).collect()
 }

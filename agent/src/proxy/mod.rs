@@ -7,6 +7,7 @@ mod account;
 mod again;
 mod app;
 mod app_conn;
+mod away;
 mod backend;
 mod board;
 mod caller;
@@ -32,6 +33,7 @@ mod listen;
 mod namespaces;
 mod out;
 mod outliers;
+mod overload;
 mod path;
 mod place;
 mod places;
@@ -40,6 +42,7 @@ mod read;
 mod replies;
 mod report;
 mod request;
+mod retreat;
 mod routes;
 mod says;
 mod service;
@@ -51,7 +54,8 @@ mod timer;
 mod turn;
 mod worker;
 
-pub use handle::{ApplyError, Options, Proxy, StartError};
+pub(crate) use handle::worker_count;
+pub use handle::{ApplyError, DrainError, Options, Proxy, StartError};
 pub use lanes::{
     Decision, LaneId, LaneLook, LanePath, LaneRoute, LaneTrace, Pick, Routed, RoutedCall, RoutedMember, TraceLine, Traced,
     Tracer, Unrouted,

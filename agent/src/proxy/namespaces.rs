@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -11,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use socket2::Socket;
 use tokio::{
     sync::{mpsc, watch},
     time::{sleep, timeout},
@@ -21,7 +23,9 @@ use super::{board::lock, handle::ANSWER_WITHIN, listen, path::KernelPath, places
 use crate::{
     api,
     config::Checked,
-    netns::{self, Action, Helper, Id, Names, Namespace, Namespaces, Policy, Sources, State, Watcher},
+    failover::Gates,
+    netns::{self, Action, Id, Names, Namespace, Namespaces, Policy, Sources, State, Watcher, thread::cookie_of_socket},
+    parent::{Failed, Parent, Tried},
 };
 
 /// What happens at once is looked at together.
@@ -57,16 +61,25 @@ impl Report {
     }
 }
 
+/// What concerns sockets in namespaces.
+pub(super) struct Paths {
+    pub(super) kernel: Option<Arc<dyn KernelPath>>,
+    pub(super) gates: Option<Arc<Gates>>,
+    /// Opens them.
+    pub(super) parent: Option<Parent>,
+}
+
 /// Serves namespaces.
 pub(super) struct NamespaceKeeper {
     namespaces: Arc<Namespaces>,
     workers: Vec<mpsc::Sender<Control>>,
     kernel: Option<Arc<dyn KernelPath>>,
+    gates: Option<Arc<Gates>>,
     report: Arc<Report>,
     state: State,
     open: HashMap<Id, Arc<Namespace>>,
-    /// Started when it is first needed.
-    helper: Option<Helper>,
+    /// Opens sockets in namespaces.
+    parent: Option<Parent>,
     watcher: Option<Watcher>,
 }
 
@@ -74,10 +87,10 @@ impl NamespaceKeeper {
     pub(super) fn new(
         (namespaces, report): (Arc<Namespaces>, Arc<Report>),
         workers: Vec<mpsc::Sender<Control>>,
-        kernel: Option<Arc<dyn KernelPath>>,
+        Paths { kernel, gates, parent }: Paths,
     ) -> Self {
         let state = State::new(netns::host().ok());
-        Self { namespaces, workers, kernel, report, state, open: HashMap::new(), helper: None, watcher: None }
+        Self { namespaces, workers, kernel, gates, report, state, open: HashMap::new(), parent, watcher: None }
     }
 
     /// Follows the files, and the configuration, until it is aborted.
@@ -89,6 +102,7 @@ impl NamespaceKeeper {
             if !is_on && self.open.is_empty() {
                 self.state = State::new(netns::host().ok());
                 lock(&self.report.served).clear();
+                self.sweep_gates();
                 if config.changed().await.is_err() {
                     return;
                 }
@@ -127,6 +141,7 @@ impl NamespaceKeeper {
                     self.act(action, config.listen).await;
                 }
                 self.tell(config.listen);
+                self.sweep_gates();
             }
             Err(trouble) => {
                 // What is served stays: nothing is known of it.
@@ -157,7 +172,10 @@ impl NamespaceKeeper {
             Action::Change { id, names, application } => {
                 let Some(namespace) = self.open.get(&id) else { return };
                 info!(namespace = %namespace.name, %application, "a namespace is called otherwise now");
-                namespace.set_application(application);
+                namespace.set_application(application.clone());
+                if let Some((gates, (name, _))) = self.gates.as_ref().zip(names.first_key_value()) {
+                    gates.open(namespace.cookie, listen, application, name.clone());
+                }
                 self.namespaces.set(namespace, names.into_keys());
                 for worker in &self.workers {
                     let _ = timeout(ANSWER_WITHIN, worker.send(Control::Namespaces(Change::Renew))).await;
@@ -178,11 +196,12 @@ impl NamespaceKeeper {
     async fn open(&mut self, id: Id, names: &Names, application: Arc<str>, listen: SocketAddr) -> Result<Arc<Namespace>, String> {
         let (name, path) = names.first_key_value().ok_or("it has no file")?;
         let file = Arc::new(netns::open(path, id).map_err(|error| format!("its file can't be opened: {error}"))?);
-        let helper = self.helper().map_err(|error| format!("there is no thread that could enter it: {error}"))?;
-        let (workers, kernel) = (self.workers.len(), self.kernel.clone());
-        let entered = helper.inside(file.clone(), move || Ok(bind(listen, workers, kernel.as_deref()))).await;
-        let (cookie, listeners) = entered.map_err(|error| why_not_entered(&error))??;
-        let namespace = Namespace::new((cookie, name.clone(), application), file, helper);
+        let parent = self.parent.clone().ok_or("the agent has no parent that could enter it")?;
+        let (cookie, listeners) = self.listen(&parent, &file, listen).await?;
+        let namespace = Namespace::new((cookie, name.clone(), application.clone()), file, parent);
+        if let Some(gates) = &self.gates {
+            gates.open(cookie, listen, application, name.clone());
+        }
         self.namespaces.set(&namespace, names.keys().cloned());
         for (worker, listener) in self.workers.iter().zip(listeners) {
             let serve = Control::Namespaces(Change::Serve(namespace.clone(), listener));
@@ -193,19 +212,45 @@ impl NamespaceKeeper {
         Ok(namespace)
     }
 
-    fn helper(&mut self) -> io::Result<Helper> {
-        if let Some(helper) = &self.helper {
-            return Ok(helper.clone());
+    /// What a former process served and this one does not.
+    fn sweep_gates(&self) {
+        if let Some(gates) = &self.gates {
+            gates.sweep();
         }
-        let helper = Helper::start()?;
-        self.helper = Some(helper.clone());
-        Ok(helper)
+    }
+
+    /// Listeners in a namespace, and its cookie.
+    async fn listen(&self, parent: &Parent, file: &Arc<OwnedFd>, listen: SocketAddr) -> Result<Bound, String> {
+        let sockets = parent.listen(file, listen, self.workers.len()).await.map_err(|failed| why_not(&failed, listen))?;
+        let cookie = sockets.first().ok_or(io::ErrorKind::InvalidData.into()).and_then(|socket| cookie_of_socket(socket.as_fd()));
+        let cookie = cookie.map_err(|error| format!("its cookie can't be read: {error}"))?;
+        let mut kernel = self.kernel.as_deref();
+        if let Some(path) = kernel {
+            let entered = match parent.diag(file.clone()).await {
+                Ok(diag) => path.enter(cookie, diag),
+                Err(failed) => Err(failed.into()),
+            };
+            // Without it, its connections go by TCP.
+            kernel = entered.inspect_err(|error| warn!(%error, "not by way of the kernel")).ok().map(|()| path);
+        }
+        match listen::listen(sockets.into_iter().map(Socket::from).collect(), listen, kernel) {
+            Ok(listeners) => Ok((cookie, listeners)),
+            Err(error) => {
+                if let Some(kernel) = kernel {
+                    kernel.leave(cookie);
+                }
+                Err(why_not_bound(&error, listen))
+            }
+        }
     }
 
     /// Has everything in a namespace closed.
     async fn close(&self, namespace: Arc<Namespace>) {
         self.namespaces.remove(&namespace);
         namespace.leave();
+        if let Some(gates) = &self.gates {
+            gates.close(namespace.cookie);
+        }
         if let Some(kernel) = &self.kernel {
             kernel.leave(namespace.cookie);
         }
@@ -249,22 +294,16 @@ async fn changed(watcher: Option<&Watcher>) {
 
 type Bound = (u64, Vec<std::net::TcpListener>);
 
-/// Listens in the namespace of the calling thread.
-fn bind(listen: SocketAddr, workers: usize, kernel: Option<&dyn KernelPath>) -> Result<Bound, String> {
-    let cookie = netns::thread::cookie().map_err(|error| format!("its cookie can't be read: {error}"))?;
-    // Without it, its connections go by TCP.
-    let kernel = kernel.filter(|kernel| kernel.enter().inspect_err(|error| warn!(%error, "not by way of the kernel")).is_ok());
-    match listen::bind_inside(listen, workers, kernel) {
-        Ok(listeners) => Ok((cookie, listeners)),
-        Err(error) => {
-            if let Some(kernel) = kernel {
-                kernel.leave(cookie);
-            }
-            Err(format!(
-                "can't listen on {listen} there: {error}; end who listens there (see `ss -ltnp`), or use another namespaces.listen"
-            ))
-        }
+fn why_not(Failed { tried, source }: &Failed, listen: SocketAddr) -> String {
+    match tried {
+        Tried::Enter => why_not_entered(source),
+        Tried::Bind => why_not_bound(source, listen),
+        _ => format!("{}: {source}", tried.what()),
     }
+}
+
+fn why_not_bound(error: &io::Error, listen: SocketAddr) -> String {
+    format!("can't listen on {listen} there: {error}; end who listens there (see `ss -ltnp`), or use another namespaces.listen")
 }
 
 fn why_not_entered(error: &io::Error) -> String {

@@ -1,6 +1,10 @@
 //! What the data plane asks of the kernel path, and tells it. Without one, all of this is TCP.
 
-use std::{io, net::SocketAddr, os::fd::BorrowedFd};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{BorrowedFd, OwnedFd},
+};
 
 pub use agent_common::End;
 
@@ -12,11 +16,12 @@ pub trait KernelPath: Send + Sync {
     /// The kernel refused: its connections go by TCP.
     fn listening(&self, socket: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()>;
 
-    /// Says that the agent is about to have sockets in the network namespace that the calling thread is in.
+    /// Says that the agent is about to have sockets in the network namespace with this cookie, and gives it one that asks about
+    /// those of others there (`sock_diag`).
     ///
     /// # Errors
     /// The kernel refused: what is written there goes by TCP at the bound.
-    fn enter(&self) -> io::Result<()>;
+    fn enter(&self, netns: u64, diag: OwnedFd) -> io::Result<()>;
 
     /// Says that nobody connects to the agent's listeners in the namespace with this cookie any more, and lets it go.
     fn leave(&self, netns: u64);

@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    net::IpAddr,
     rc::Rc,
     sync::Arc,
 };
@@ -27,6 +28,8 @@ pub(crate) enum Whence {
     Namespace(Arc<Namespace>),
     /// The cgroup with this number.
     Cgroup(u64),
+    /// Another node, whose agent is gone: an address that belongs to an application.
+    Foreign(IpAddr),
     /// Somewhere that the kernel did not say.
     Unknown,
 }
@@ -50,6 +53,10 @@ impl Place {
         Self::new(Whence::Cgroup(id), application)
     }
 
+    pub(crate) fn foreign(address: IpAddr, application: Arc<str>) -> Rc<Self> {
+        Self::new(Whence::Foreign(address), Some(application))
+    }
+
     /// Of a caller that has no name, whatever it says.
     pub(crate) fn unknown() -> Rc<Self> {
         Self::new(Whence::Unknown, Some("".into()))
@@ -67,6 +74,11 @@ impl Place {
     /// Somebody else is there.
     pub(crate) fn set_application(&self, application: Option<Arc<str>>) {
         self.application.replace(application);
+    }
+
+    /// Whether it is another node, whose agent is gone.
+    pub(crate) fn is_foreign(&self) -> bool {
+        matches!(self.whence, Whence::Foreign(_))
     }
 
     pub(crate) fn namespace(&self) -> Option<&Arc<Namespace>> {

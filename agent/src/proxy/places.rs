@@ -3,15 +3,22 @@
 //! A socket keeps its namespace alive, so everything that is open there is closed: what is idle at once, the rest after a
 //! moment in which it may finish.
 
-use std::{io, net::TcpListener, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{SocketAddr, TcpListener},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
-use agent_common::frame::status::reason;
+use agent_common::frame::{Hello, status::reason};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    accept::{self, Listener},
+    accept::{self, Door, Listener},
     app::App,
-    frames::{FrameConn, Side},
+    frames::FrameConn,
     place::{Place, Whence},
     pool::Pool,
     stats::CloseReason,
@@ -52,7 +59,7 @@ impl Worker {
     fn serve_namespace(self: &Rc<Self>, namespace: &Arc<Namespace>, listener: TcpListener) -> io::Result<()> {
         if let Some(place) = self.place_of(namespace) {
             let listener = Listener::Tcp(tokio::net::TcpListener::from_std(listener)?);
-            tokio::task::spawn_local(accept::run(self.clone(), listener, Side::App, Some(place)));
+            tokio::task::spawn_local(accept::run(self.clone(), listener, Door::Place(place)));
         }
         Ok(())
     }
@@ -74,13 +81,16 @@ impl Worker {
         self.renew_lanes();
     }
 
-    /// Looks again who is in which cgroup.
-    pub(super) fn renew_cgroups(&self) {
+    /// Looks again who is in which cgroup, and who comes from other nodes.
+    pub(super) fn renew_sources(&self) {
         let (apps, frames) = (self.apps.borrow(), self.frames.borrow());
         let places = apps.iter().filter_map(|(_, app)| app.place.as_ref());
         for place in places.chain(frames.values().filter_map(|conn| conn.place.as_ref())) {
-            if let Whence::Cgroup(id) = place.whence {
-                place.set_application(self.cgroups.known(id).flatten());
+            match place.whence {
+                Whence::Cgroup(id) => place.set_application(self.cgroups.known(id).flatten()),
+                // Who belongs nowhere any more has no name.
+                Whence::Foreign(address) => place.set_application(Some(self.foreign_at(address).unwrap_or_default())),
+                _ => {}
             }
         }
         drop((apps, frames));
@@ -92,6 +102,7 @@ impl Worker {
         match whence {
             Whence::Namespace(namespace) => self.place_of(&namespace),
             Whence::Cgroup(id) => Some(Place::in_cgroup(id, self.cgroups.known(id).flatten())),
+            Whence::Foreign(address) => Some(Place::foreign(address, self.foreign_at(address).unwrap_or_default())),
             Whence::Unknown => Some(Place::unknown()),
         }
     }
@@ -123,6 +134,43 @@ impl Worker {
         }
         for link in self.pools().iter().flat_map(|pool| pool.links_in(&namespace)) {
             link.stop(why.clone());
+        }
+    }
+
+    /// Who takes an application when this agent is gone; none for one that is another agent's.
+    pub(super) fn siblings_of(&self, conn: &FrameConn, hello: &Hello) -> Vec<SocketAddr> {
+        let place = conn.place.as_deref();
+        if place.is_some_and(Place::is_foreign) {
+            return Vec::new();
+        }
+        let whence = place.and_then(Place::namespace).map(|namespace| namespace.name.clone()).unwrap_or_default();
+        let siblings = self.siblings.borrow();
+        siblings.of(&conn.application(hello), &whence).into_iter().map(|(_, address)| address).collect()
+    }
+
+    /// How many connections come from other nodes, by application.
+    pub(super) fn foreign_conns(&self) -> BTreeMap<String, u64> {
+        let mut counts = BTreeMap::new();
+        let (apps, frames) = (self.apps.borrow(), self.frames.borrow());
+        let places = apps.iter().filter_map(|(_, app)| app.place.as_deref());
+        for place in places.chain(frames.values().filter_map(|conn| conn.place.as_deref())).filter(|place| place.is_foreign()) {
+            *counts.entry(place.application().unwrap_or_default().to_string()).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Has all connections from other nodes closed, each between two calls: they find their own agent, if it is back.
+    pub(super) fn send_home(&self) {
+        let is_foreign = |place: &&Rc<Place>| place.is_foreign();
+        for (_, app) in self.apps.borrow().iter() {
+            if let Some(place) = app.place.as_ref().filter(is_foreign) {
+                place.leave();
+                app.task.wake();
+            }
+        }
+        for conn in self.frames.borrow().values().filter(|conn| conn.place.as_ref().filter(is_foreign).is_some()) {
+            conn.say_goodbye();
+            conn.leave();
         }
     }
 

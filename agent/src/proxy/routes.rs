@@ -1,5 +1,6 @@
 //! Services and their instances, as an immutable snapshot that all workers share.
 
+mod health;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ use std::{
 use agent_common::frame::Offer;
 use tokio::sync::Notify;
 
+pub(crate) use self::health::Health;
 use super::{
     dial::Server,
     stats::{CallCounters, CallSums, MethodSet, PolicySet},
@@ -27,6 +29,7 @@ use super::{
 use crate::{
     balance::{Limiter, RateLimits, Ring},
     config::{Checked, CheckedInstance, CheckedPeer, CheckedService, ServicePolicy, Traits, traffic::BalancePolicy},
+    failover::Foreign,
     rules::{Plan, Subset},
     trace::{Taps, Watch},
 };
@@ -42,6 +45,8 @@ pub(crate) struct Routes {
     pub(crate) agents: Vec<Arc<AgentRoute>>,
     /// Counts whenever an instance can be used, or can't any more.
     pub(crate) changes: Changes,
+    /// Whose connections come from other nodes.
+    pub(crate) foreign: Arc<Foreign>,
 }
 
 /// Counts how often it changed which instances can be used: who remembers a count knows whether to look again.
@@ -300,44 +305,6 @@ impl CounterSet {
     }
 }
 
-/// What is known of an instance's health. Its checker writes, workers read.
-#[derive(Debug)]
-pub(crate) struct Health {
-    healthy: AtomicBool,
-    /// How often it became healthy again.
-    recoveries: AtomicU32,
-    reason: Mutex<String>,
-    changes: Changes,
-}
-
-impl Health {
-    fn healthy(reason: &str, changes: &Changes) -> Self {
-        let reason = Mutex::new(reason.to_owned());
-        Self { healthy: AtomicBool::new(true), recoveries: AtomicU32::new(0), reason, changes: changes.clone() }
-    }
-
-    pub(crate) fn is_healthy(&self) -> bool {
-        self.healthy.load(Relaxed)
-    }
-
-    pub(crate) fn set(&self, healthy: bool, reason: impl Into<String>) {
-        *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = reason.into();
-        if self.healthy.swap(healthy, Relaxed) != healthy {
-            self.recoveries.fetch_add(u32::from(healthy), Relaxed);
-            self.changes.note();
-        }
-    }
-
-    /// How often it became healthy again.
-    pub(crate) fn recoveries(&self) -> u32 {
-        self.recoveries.load(Relaxed)
-    }
-
-    pub(crate) fn reason(&self) -> String {
-        self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
 impl Routes {
     /// The routes of a configuration and of what is offered; `former` gives what lives on.
     pub(crate) fn new(checked: Arc<Checked>, offers: &Offers, former: Option<&Self>, taps: &Taps) -> Self {
@@ -366,7 +333,8 @@ impl Routes {
             let plan = plans.remove(&key).unwrap_or_else(|| draft.plan());
             Arc::new(draft.finish(key, (plan, former), &changes, taps))
         });
-        Self { services: services.collect(), checked, agents, changes }
+        let foreign = Arc::new(Foreign::new(&checked));
+        Self { services: services.collect(), checked, agents, changes, foreign }
     }
 
     /// What was counted for the services and instances that `next` has no more.
@@ -597,6 +565,11 @@ impl Instance {
         });
         let record = Record { changes: changes.clone(), ..Record::default() };
         Arc::new(Self { endpoint, name, health, record, counters: CounterSet::default(), in_flight: AtomicUsize::new(0) })
+    }
+
+    /// Whether it is another agent.
+    pub(crate) fn is_agent(&self) -> bool {
+        matches!(self.endpoint, Endpoint::Agent(_))
     }
 
     /// Whether calls may go to it.

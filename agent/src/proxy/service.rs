@@ -1,7 +1,7 @@
 //! A service as one worker sees it: its instances in turn, with the ways to them.
 
 use std::{
-    cell::{OnceCell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::{HashMap, HashSet},
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -19,6 +19,7 @@ use super::{
     dispatch::code,
     frames::{Remote, Scope},
     govern::Governed,
+    overload::sheds,
     pool::Pool,
     routes::{Endpoint, Instance, Member, Routes, ServiceRoute},
     stats::CallCounters,
@@ -182,13 +183,36 @@ impl Service {
     pub(crate) fn pick(&self, aim: Aim<'_>, tried: &[u32], dice: &mut SmallRng) -> Option<Upstream> {
         let Aim { choice, scope, now } = aim;
         let fit = |slot: u32| if tried.contains(&slot) { Fit::No } else { self.fit(slot, scope, now) };
+        let spared = Cell::new(false);
+        let spares = |slot: u32| match fit(slot) {
+            Fit::No => Fit::No,
+            _ if self.is_spared(slot) => {
+                spared.set(true);
+                Fit::No
+            }
+            fit => fit,
+        };
         if choice.pin != 0
             && let Some(pinned) = self.pinned(choice.pin).filter(|pinned| fit(pinned.slot()) != Fit::No)
         {
             return Some(pinned);
         }
-        let slot = self.sets.borrow_mut().pick(self, (choice, scope, now), dice, fit)?;
+        let mut sets = self.sets.borrow_mut();
+        let mut picked = sets.pick(self, (choice, scope, now), dice, spares);
+        if picked.is_none() && spared.get() {
+            // Where nobody else can take it, it goes there all the same.
+            picked = sets.pick(self, (choice, scope, now), dice, fit);
+        }
+        drop(sets);
+        let slot = picked?;
         self.upstream(self.entry(slot)?, slot).cloned()
+    }
+
+    /// Whether others should take a call, if others can: the instance in this slot is another agent, which has come back and is
+    /// tried by one call, or which has said that it would refuse this one.
+    fn is_spared(&self, slot: u32) -> bool {
+        let agent = self.entry(slot).map(|entry| &entry.instance).filter(|instance| instance.is_agent());
+        agent.is_some_and(|agent| agent.health.is_tried() || sheds(agent.health.load(), self.route.policy.priority))
     }
 
     /// The instance that another worker has picked.
@@ -289,6 +313,15 @@ impl Service {
         let reasons: Vec<_> = chosen.iter().take(3).map(why).collect();
         let more = if chosen.len() > 3 { format!(", and {} more", chosen.len() - 3) } else { String::new() };
         (code::REMOTING, format!("no instance is available: {}{more}", reasons.join("; ")))
+    }
+
+    /// The kernel has seen an instance take so long for what it routed there.
+    pub(crate) fn was_seen(&self, instance: &Arc<Instance>, took: Duration, now: std::time::Instant) {
+        let Some((slot, entry)) = self.slots().find(|(_, entry)| Arc::ptr_eq(&entry.instance, instance)) else { return };
+        let average = self.loads.observe(slot, took, now);
+        if let Some(upstream) = entry.upstream.get() {
+            upstream.counters().set_ewma(average);
+        }
     }
 
     fn slots(&self) -> impl Iterator<Item = (u32, &Entry)> {

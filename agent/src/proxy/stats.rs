@@ -371,11 +371,21 @@ pub struct InstanceSnapshot {
 pub(crate) struct WorkerCounters {
     pub(crate) accepted: Counter,
     pub(crate) refused: Counter,
+    /// Connections of applications of other agents.
+    pub(crate) foreign_accepted: Counter,
+    /// Connections that belong to no such application.
+    pub(crate) foreign_refused: Counter,
     pub(crate) queued_bytes: Counter,
     /// Read and written on all connections.
     pub(crate) bytes: Counter,
     /// Frames of calls that were over already.
     pub(crate) frames_dropped: Counter,
+    /// Calls in flight.
+    pub(crate) in_flight: Counter,
+    /// Calls that were refused as the agent had too much to bear.
+    pub(crate) shed: Counter,
+    /// How late it was.
+    pub(crate) lag: LagCounters,
     /// Calls without a service, which no other counter has.
     pub(crate) unrouted: UnroutedCounters,
     pub(crate) closed: [Counter; CloseReason::ALL.len()],
@@ -386,6 +396,37 @@ impl WorkerCounters {
     pub(crate) fn moved(&self, bytes: usize) -> usize {
         self.bytes.add(bytes as u64);
         bytes
+    }
+}
+
+/// How late a worker was each time that it wanted to run at a certain time.
+#[derive(Debug)]
+pub(crate) struct LagCounters {
+    /// How often it wanted to.
+    begun: Counter,
+    /// How often it did, by how late it was.
+    ended: Box<[Counter]>,
+}
+
+impl Default for LagCounters {
+    fn default() -> Self {
+        Self { begun: Counter::default(), ended: (0..BUCKETS).map(|_| Counter::default()).collect() }
+    }
+}
+
+impl LagCounters {
+    pub(crate) fn begins(&self) {
+        self.begun.add(1);
+    }
+
+    pub(crate) fn ended(&self, late: Duration) {
+        self.ended[Took::from(late).bucket].add(1);
+    }
+
+    /// How often it wanted to run, and how often it did by how late it was, in the buckets of a [`Histogram`].
+    pub(crate) fn look(&self) -> (u64, Vec<u64>) {
+        let begun = self.begun.get();
+        (begun, self.ended.iter().map(Counter::get).collect())
     }
 }
 

@@ -23,11 +23,20 @@ impl AsRawFd for Descriptor {
     }
 }
 
+/// What a timer is made of, in any thread.
+pub(crate) fn descriptor() -> io::Result<TimerFd> {
+    Ok(TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?)
+}
+
 impl Timer {
     /// A timer of the runtime that this is called in.
-    #[expect(deprecated, reason = "it is so for descriptors that may be closed too early: `TimerFd` owns its own")]
     pub(crate) fn new() -> io::Result<Self> {
-        let descriptor = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
+        Self::over(descriptor()?)
+    }
+
+    /// A timer of the runtime that this is called in, with a descriptor of its own.
+    #[expect(deprecated, reason = "it is so for descriptors that may be closed too early: `TimerFd` owns its own")]
+    pub(crate) fn over(descriptor: TimerFd) -> io::Result<Self> {
         Ok(Self(AsyncFd::with_interest(Descriptor(descriptor), Interest::READABLE)?))
     }
 

@@ -1,9 +1,12 @@
 //! A worker: one thread with its own runtime, listener, connections and calls. Nothing of it is shared on the way of a call.
 
+mod control;
+
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     io,
+    net::IpAddr,
     rc::Rc,
     sync::{
         Arc,
@@ -14,14 +17,16 @@ use std::{
 };
 
 use bytes::BytesMut;
+use nix::sys::timerfd::TimerFd;
 use rand::rngs::SmallRng;
 use slab::Slab;
 use tokio::{
     runtime,
-    sync::{Barrier, Notify, mpsc, oneshot},
+    sync::{Notify, mpsc},
     time::Instant,
 };
 
+pub(crate) use self::control::Control;
 use super::{
     accept,
     app::{App, Shared},
@@ -29,15 +34,14 @@ use super::{
     calls::CallTable,
     cgroups::Cgroups,
     dispatch::Call,
-    explain::{Explained, View},
     frames::{self, Bounds, FrameConn, Handoff, Side, Told, Tunnel},
     lag::Lag,
     lanes::{Lanes, Letter},
     limits::{TunnelLimits, WorkerLimits},
     listen::Listeners,
+    overload::Pressure,
     path::KernelPath,
     place::{Place, Source},
-    places::Change,
     pool::Pool,
     read::ReadBuffers,
     routes::{AgentRoute, Member, Routes},
@@ -49,10 +53,10 @@ use super::{
     timer::Timer,
 };
 use crate::{
-    api,
     diag::Diag,
+    failover::{Foreign, Siblings},
     netns::Namespaces,
-    rules,
+    parent::Pulse,
     trace::{Spans, Watch},
     wire::resp,
 };
@@ -66,27 +70,6 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 const CROWDED_OUTPUT: usize = 64 * 1024;
 /// A command that is taken even when the worker holds as many bytes as it may.
 const SHORT_COMMAND: usize = 8 * 1024;
-
-/// What a worker is told by the rest of the process.
-pub(crate) enum Control {
-    /// Take over new routes and bounds.
-    Apply(Arc<Routes>, oneshot::Sender<()>),
-    /// List connections, at most this many.
-    Conns(usize, oneshot::Sender<Vec<api::Conn>>),
-    /// Say what becomes of a call to the service with this key; none if there is none.
-    Explain(Arc<str>, rules::Told, oneshot::Sender<Option<Explained>>),
-    /// Say how the subsets of the service with this key look that calls without a rule go to.
-    Views(Arc<str>, oneshot::Sender<Vec<View>>),
-    /// Answer, to show that the worker is alive.
-    Ping(oneshot::Sender<()>),
-    /// Follow a change of the namespaces.
-    Namespaces(Change),
-    /// Take no new connections, finish what is in flight, say when it is done. Services are let go when no worker has
-    /// callers any more, which is where the barrier is.
-    Drain(Arc<Barrier>, oneshot::Sender<()>),
-    /// End.
-    Stop,
-}
 
 /// What a worker begins with.
 pub(crate) struct Start {
@@ -113,6 +96,9 @@ pub(crate) struct Start {
     pub(crate) letters: mpsc::UnboundedReceiver<Letter>,
     pub(crate) spans: Option<Spans>,
     pub(crate) unknown: Watch,
+    /// Where it says that it lives, and what wakes it for that.
+    pub(crate) pulse: Option<(Arc<Pulse>, TimerFd)>,
+    pub(crate) pressure: Arc<Pressure>,
 }
 
 /// Another agent, and the way to it.
@@ -145,6 +131,10 @@ pub(crate) struct Worker {
     told: mpsc::UnboundedSender<Told>,
     pub(super) namespaces: Arc<Namespaces>,
     pub(super) cgroups: Arc<Cgroups>,
+    /// Whose connections come from other nodes.
+    foreign: RefCell<Arc<Foreign>>,
+    /// Who takes applications when this agent is gone.
+    pub(super) siblings: RefCell<Siblings>,
     /// Made when it is first needed.
     pub(super) diag: RefCell<Option<Diag>>,
     open: Arc<AtomicUsize>,
@@ -155,6 +145,7 @@ pub(crate) struct Worker {
     spans: Option<Spans>,
     /// Whoever looks on at calls of services that nobody knows.
     pub(super) unknown: Watch,
+    pressure: Arc<Pressure>,
     dice: RefCell<SmallRng>,
     started: Instant,
     now: Cell<Instant>,
@@ -162,6 +153,8 @@ pub(crate) struct Worker {
     timer: Notify,
     timing: Cell<bool>,
     pub(super) draining: Cell<bool>,
+    /// Other agents are turned away, but the worker goes on.
+    pub(super) retreating: Cell<bool>,
     pub(super) app_gone: Notify,
     pub(super) stopping: Cell<bool>,
     pub(super) stop: Notify,
@@ -177,10 +170,13 @@ pub(crate) fn run(start: Start) -> io::Result<()> {
         tokio::task::spawn_local(deadlines(worker.clone(), Timer::new()?));
         tokio::task::spawn_local(housekeeping(worker.clone(), Timer::new()?));
         tokio::task::spawn_local(signs_of_life(worker.clone(), Timer::new()?));
+        if let Some((pulse, timer)) = start.pulse {
+            tokio::task::spawn_local(beat(pulse, start.id, Timer::over(timer)?));
+        }
         tokio::task::spawn_local(take_over(worker.clone(), start.handoffs));
         tokio::task::spawn_local(deliver(worker.clone(), start.letters));
-        for (listener, side) in start.listeners.fasten()? {
-            tokio::task::spawn_local(accept::run(worker.clone(), listener, side, None));
+        for (listener, door) in start.listeners.fasten()? {
+            tokio::task::spawn_local(accept::run(worker.clone(), listener, door));
         }
         obey(&worker, start.control).await;
         Ok(())
@@ -205,10 +201,21 @@ async fn obey(worker: &Rc<Worker>, mut control: mpsc::Receiver<Control>) {
             Control::Views(key, reply) => {
                 let _ = reply.send(worker.views(&key));
             }
+            Control::Foreign(reply) => {
+                let _ = reply.send(worker.foreign_conns());
+            }
+            Control::SendHome => worker.send_home(),
             Control::Ping(reply) => {
                 let _ = reply.send(());
             }
             Control::Namespaces(change) => worker.follow_namespaces(change),
+            Control::Retreat(ways) => worker.retreat(ways.as_deref()),
+            Control::LetServicesGo(ways) => worker.let_services_go(&ways),
+            Control::Advance => worker.return_to_serving(),
+            Control::Pressed => worker.tell_agents(),
+            Control::Remains(reply) => {
+                let _ = reply.send(worker.remains());
+            }
             Control::Stop => return,
             Control::Drain(no_callers, done) => {
                 let worker = worker.clone();
@@ -226,8 +233,11 @@ async fn deadlines(worker: Rc<Worker>, timer: Timer) {
     loop {
         worker.timer.notified().await;
         while !worker.calls.borrow().is_empty() {
-            worker.lag.wants(Some(Instant::now() + TICK));
+            let due = Instant::now() + TICK;
+            worker.lag.wants(Some(due));
+            worker.counters.lag.begins();
             timer.sleep(TICK).await;
+            worker.counters.lag.ended(due.elapsed());
             worker.expire();
         }
         worker.lag.wants(None);
@@ -251,6 +261,22 @@ async fn signs_of_life(worker: Rc<Worker>, timer: Timer) {
         worker.turn_begins();
         worker.look_after_frames(limits.tunnel.keepalive, limits.stall_timeout);
         timer.sleep(limits.tunnel.keepalive.min(HOUSEKEEPING)).await;
+    }
+}
+
+/// Says that the worker lives, for as long as its runtime does. A worker that is held up says nothing, as it is its own thread
+/// that says it.
+async fn beat(pulse: Arc<Pulse>, worker: usize, timer: Timer) {
+    struct Rests(Arc<Pulse>, usize);
+    impl Drop for Rests {
+        fn drop(&mut self) {
+            self.0.rest(self.1);
+        }
+    }
+    let Rests(pulse, worker) = &Rests(pulse, worker);
+    loop {
+        pulse.beat(*worker);
+        timer.sleep(pulse.interval()).await;
     }
 }
 
@@ -295,6 +321,8 @@ impl Worker {
             told: start.told.clone(),
             namespaces: start.namespaces.clone(),
             cgroups: start.cgroups.clone(),
+            foreign: RefCell::default(),
+            siblings: RefCell::default(),
             diag: RefCell::default(),
             open: start.open.clone(),
             connections_max: start.connections_max,
@@ -303,6 +331,7 @@ impl Worker {
             lanes: start.lanes.clone(),
             spans: start.spans.clone(),
             unknown: start.unknown.clone(),
+            pressure: start.pressure.clone(),
             dice: RefCell::new(rand::make_rng()),
             started: now,
             now: Cell::new(now),
@@ -310,6 +339,7 @@ impl Worker {
             timer: Notify::new(),
             timing: Cell::new(false),
             draining: Cell::new(false),
+            retreating: Cell::new(false),
             app_gone: Notify::new(),
             stopping: Cell::new(false),
             stop: Notify::new(),
@@ -331,7 +361,9 @@ impl Worker {
             pool.retire();
         }
         self.retired.borrow_mut().extend(gone);
-        self.renew_cgroups();
+        *self.foreign.borrow_mut() = routes.foreign.clone();
+        *self.siblings.borrow_mut() = Siblings::new(self.name.clone(), &routes.checked);
+        self.renew_sources();
         self.look_after_pools();
     }
 
@@ -372,6 +404,11 @@ impl Worker {
     /// What decides by chance.
     pub(super) fn dice<T>(&self, with: impl FnOnce(&mut SmallRng) -> T) -> T {
         with(&mut self.dice.borrow_mut())
+    }
+
+    /// How much the agent has to bear.
+    pub(super) fn pressure(&self) -> &Pressure {
+        &self.pressure
     }
 
     /// Where spans go, if anywhere.
@@ -527,6 +564,16 @@ impl Worker {
         };
         let stream = Stream::new(socket, self.counters.clone(), self.kernel());
         tokio::task::spawn_local(AppConn::new(self.clone(), app, stream));
+    }
+
+    /// The application that an address of another node belongs to.
+    pub(super) fn foreign_at(&self, address: IpAddr) -> Option<Arc<str>> {
+        self.foreign.borrow().application(address)
+    }
+
+    /// Whether another agent is at an address.
+    pub(super) fn is_agent(&self, address: IpAddr) -> bool {
+        self.foreign.borrow().is_agent(address)
     }
 
     /// What was taken for a Redis client speaks frames.

@@ -120,7 +120,9 @@ fn word(reader: &mut impl BufRead) -> Option<Vec<u8>> {
 
 /// An agent.
 pub(crate) struct Agent {
+    /// Its parent.
     child: Child,
+    pid: u32,
     pub(crate) files: TempDir,
     pub(crate) app: SocketAddr,
     pub(crate) tunnel: SocketAddr,
@@ -139,13 +141,15 @@ impl Agent {
     pub(crate) fn start_in(files: TempDir) -> Self {
         let (app, tunnel, metrics) = (free_address(), free_address(), free_address());
         let child = command(files.path(), app, tunnel, metrics).spawn().expect("the binary runs");
-        let mut agent = Self { child, files, app, tunnel, metrics };
+        let mut agent = Self { child, pid: 0, files, app, tunnel, metrics };
         until("the agent to serve", || {
             if let Some(status) = agent.child.try_wait().expect("a child") {
                 panic!("the agent ended with {status}: {}", agent.log());
             }
             agent.moa(&["status"]).code.filter(|code| *code == 0)
         });
+        let pid = fs::read_to_string(agent.files.path().join("run/test/agent.lock")).expect("the file of its name");
+        agent.pid = pid.trim().parse().expect("its number");
         agent
     }
 
@@ -172,10 +176,12 @@ impl Agent {
         fs::read_to_string(self.files.path().join("log")).unwrap_or_default()
     }
 
+    /// Of the agent itself.
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 
+    /// Sends its parent a signal, as an operator does.
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("it runs");
     }
@@ -188,7 +194,7 @@ impl Agent {
 
     /// Kills it, and gives what it left.
     pub(crate) fn kill(mut self) -> TempDir {
-        self.signal(Signal::SIGKILL);
+        kill(Pid::from_raw(self.pid.cast_signed()), Signal::SIGKILL).expect("it runs");
         self.wait();
         std::mem::replace(&mut self.files, tempfile::tempdir().expect("a folder"))
     }

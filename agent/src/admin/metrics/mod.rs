@@ -1,5 +1,6 @@
 //! `/metrics`, in the OpenMetrics format or in Prometheus' own, as the scraper accepts.
 
+mod burden;
 mod namespaces;
 mod policy;
 mod process;
@@ -45,7 +46,8 @@ fn scrape(node: &Node) -> Scrape {
         calls: node.proxy.snapshot(),
         app: node.proxy.app_status(),
         workers: node.proxy.workers(),
-        draining: node.is_draining(),
+        drain: node.proxy.drain_now(),
+        overload: node.proxy.overload(),
         config: node.loaded().source,
         reloads_taken: node.reloads.taken.load(Relaxed),
         reloads_refused: node.reloads.refused.load(Relaxed),

@@ -31,7 +31,8 @@ pub(super) struct Scrape {
     pub(super) calls: Snapshot,
     pub(super) app: api::AppStatus,
     pub(super) workers: usize,
-    pub(super) draining: bool,
+    pub(super) drain: Option<api::Drain>,
+    pub(super) overload: api::Overload,
     pub(super) config: api::ConfigSource,
     pub(super) reloads_taken: u64,
     pub(super) reloads_refused: u64,
@@ -77,7 +78,7 @@ impl Scrape {
         let version: Labels<'_, 1> = [("version", env!("CARGO_PKG_VERSION"))];
         out.family("moa_build", "The version of the agent", None, MetricType::Info)?.encode_info(&version)?;
         out.gauge("moa_workers", "Worker threads", None, self.workers as u64)?;
-        out.gauge("moa_draining", "1 if the agent takes no new calls", None, u64::from(self.draining))
+        self.burden(out)
     }
 
     fn connections(&self, out: &mut Out<'_>) -> Result<(), Error> {

@@ -18,6 +18,7 @@ fn a_service_is_served_by_instances_and_agents_or_by_who_offers_it() {
         "#,
     );
     let peer = |name: &str, text| CheckedPeer {
+        failover: None,
         name: name.into(),
         address: address(text),
         zone: String::new(),

@@ -7,6 +7,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::schema::COUNT_MAX;
 
+/// How much the calls of a service matter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Refused first.
+    Low,
+    /// Refused when that is not enough.
+    #[default]
+    Normal,
+    /// Refused at the hard bounds only.
+    High,
+}
+
 /// Bounds on what is under way at once, in the whole agent; one more is answered with 504. 0 is no bound.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

@@ -8,7 +8,7 @@ mod resilience;
 mod rules;
 mod spread;
 
-pub use limits::{Breaker, Concurrency, Rate};
+pub use limits::{Breaker, Concurrency, Priority, Rate};
 pub use resilience::{Hedge, Outlier, Retry, RetryOn};
 pub use rules::{Access, AccessMode, AccessRule, Fault, Patterns, Route, Shadow, Split, Stress, To, Verdict, When};
 pub use spread::{Balance, BalancePolicy, LocalPreference, Locality};

@@ -1,5 +1,6 @@
 //! The programs in the real kernel, on a cgroup of our own. Needs root, and fails without it.
 
+mod connects;
 mod lanes;
 
 use std::{

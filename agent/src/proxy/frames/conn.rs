@@ -1,5 +1,7 @@
 //! A connection that speaks frames, as its calls see it.
 
+mod end;
+
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -9,7 +11,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use agent_common::frame::{Flags, Frame, Header, Hello, Kind, Message, MetaBuilder, Outbox, Released, Role, Windows, id, status};
+use agent_common::frame::{Flags, Frame, Header, Hello, Kind, Message, Outbox, Released, Role, Windows, status};
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 use tokio::{sync::Notify, time::Instant};
@@ -23,6 +25,7 @@ use crate::proxy::{
     calls::CallKey,
     out::SLICES_MAX,
     place::{Place, Source},
+    routes::Health,
     socket::Peer,
     stats::CloseReason,
     stream::Stream,
@@ -100,6 +103,8 @@ pub(crate) struct FrameConn {
     ending: RefCell<Ending>,
     /// An agent was asked for no more calls, and may have sent some before it knew: it ends the connection.
     peer_ends: Cell<bool>,
+    /// The peer was told that the agent drains.
+    asked_to_go: Cell<bool>,
     closed: Cell<bool>,
     /// Its end has taken long enough.
     killed: Cell<bool>,
@@ -120,6 +125,8 @@ pub(crate) struct FrameConn {
     pub(super) routed: RefCell<HashMap<u64, Begun, RandomState>>,
     /// Such answers that go to this peer, by the `via` that it gave their calls.
     pub(super) relayed: RefCell<HashMap<u64, Relay, RandomState>>,
+    /// Of the agent that it leads to.
+    health: RefCell<Option<Arc<Health>>>,
     /// Answers to PINGs that wait until its lane is certainly given no more calls.
     pongs: RefCell<Option<Vec<Header>>>,
 }
@@ -157,6 +164,7 @@ impl FrameConn {
             outgoing: Cell::new(0),
             ending: RefCell::new(Ending::Open),
             peer_ends: Cell::new(false),
+            asked_to_go: Cell::new(false),
             closed: Cell::new(false),
             killed: Cell::new(false),
             late: Cell::new(false),
@@ -169,6 +177,7 @@ impl FrameConn {
             tie: Cell::default(),
             routed: RefCell::default(),
             relayed: RefCell::default(),
+            health: RefCell::default(),
             pongs: RefCell::default(),
         }
     }
@@ -259,6 +268,16 @@ impl FrameConn {
     /// Since when answers wait that the peer gives no credit for, though no call is in flight that could end it.
     pub(crate) fn starved_since(&self) -> Option<Instant> {
         self.starved_since.get().filter(|_| self.is_idle())
+    }
+
+    /// It leads to the agent of which this is known.
+    pub(super) fn leads_to(&self, health: &Arc<Health>) {
+        self.health.replace(Some(health.clone()));
+    }
+
+    /// What is known of the agent that it leads to.
+    pub(super) fn health(&self) -> Option<Arc<Health>> {
+        self.health.borrow().clone()
     }
 
     // Calls.
@@ -461,161 +480,6 @@ impl FrameConn {
                     self.change(|out| out.advance(written));
                 }
             }
-        }
-    }
-
-    // The end.
-
-    /// Asks the peer for no more calls, and makes none; the connection ends when all are over.
-    pub(crate) fn leave(&self) {
-        let mut ending = self.ending.borrow_mut();
-        if let Ending::Open = *ending {
-            *ending = Ending::Leaving;
-            drop(ending);
-            self.task.wake();
-            self.changed();
-        }
-    }
-
-    /// Says that no more calls are wanted.
-    pub(crate) fn say_goodbye(&self) {
-        self.peer_ends.set(self.side == Side::AgentIn);
-        self.control(&Header::new(Kind::GoAway), &[]);
-    }
-
-    /// The peer makes no more calls.
-    pub(crate) fn peer_leaves(&self) {
-        self.peer_ends.set(false);
-        self.leave();
-    }
-
-    /// Whether it ends as soon as its calls have.
-    pub(crate) fn is_leaving(&self) -> bool {
-        matches!(*self.ending.borrow(), Ending::Leaving) && !self.peer_ends.get()
-    }
-
-    /// Ends it at once; the peer is told why.
-    pub(crate) fn close(&self, why: CloseReason, reason: u32, text: &str) {
-        let mut ending = self.ending.borrow_mut();
-        if !matches!(*ending, Ending::Now(..)) {
-            *ending = Ending::Now(why, reason, text.into());
-        }
-        drop(ending);
-        self.task.wake();
-        self.changed();
-    }
-
-    /// Why it is to end at once.
-    pub(crate) fn ends_now(&self) -> Option<(CloseReason, Rc<str>)> {
-        match &*self.ending.borrow() {
-            Ending::Now(why, _, text) => Some((*why, text.clone())),
-            _ => None,
-        }
-    }
-
-    /// The last frame, if the peer is to be told something.
-    pub(crate) fn farewell(&self, last_stream: u32) -> Option<(Header, Bytes)> {
-        let ending = self.ending.borrow();
-        let (reason, text) = match &*ending {
-            Ending::Now(CloseReason::Peer, ..) => return None,
-            Ending::Now(_, reason, text) => (*reason, &**text),
-            Ending::Leaving | Ending::Open => (status::reason::DRAIN, ""),
-        };
-        let mut meta = MetaBuilder::new();
-        if !text.is_empty() {
-            meta.put(id::ERROR_TEXT, text.as_bytes());
-        }
-        let meta = meta.finish();
-        let header = Header { flags: Flags::END_STREAM, stream: last_stream, word: reason, ..Header::new(Kind::GoAway) };
-        Some((sized(header, meta.len(), 0), meta))
-    }
-
-    /// It takes no more calls, as it has ended.
-    pub(crate) fn set_ended(&self) {
-        self.closed.set(true);
-    }
-
-    /// It is closed, and none of its calls is left.
-    pub(crate) fn set_closed(&self) {
-        self.closed.set(true);
-        self.change(|out| *out = Outbox::new(Windows { stream: 0, connection: 0 }));
-        self.paused.wake();
-        self.changed();
-    }
-
-    /// It was to end a while ago already.
-    pub(crate) fn overdue(&self) {
-        if self.late.replace(true) {
-            self.kill();
-        }
-    }
-
-    /// Something has come.
-    pub(crate) fn has_read(&self, now: Instant) {
-        self.last_read.set(now);
-        self.pings.set(0);
-    }
-
-    /// Asks for a sign of life.
-    pub(crate) fn ping(&self) {
-        self.pings.set(self.pings.get() + 1);
-        self.control(&Header::new(Kind::Ping), &[]);
-    }
-
-    /// How often it was asked for a sign of life since there was one.
-    pub(crate) fn pings(&self) -> u32 {
-        self.pings.get()
-    }
-
-    /// Has it end without waiting for the peer any more.
-    pub(crate) fn kill(&self) {
-        self.killed.set(true);
-        self.task.wake();
-    }
-
-    pub(crate) fn is_killed(&self) -> bool {
-        self.killed.get()
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.get()
-    }
-
-    /// Resolves when it takes no more calls.
-    pub(crate) async fn until_unusable(&self) {
-        self.until(|| self.closed.get() || !matches!(*self.ending.borrow(), Ending::Open)).await;
-    }
-
-    /// Resolves when it is closed.
-    pub(crate) async fn until_closed(&self) {
-        self.until(|| self.closed.get()).await;
-    }
-
-    /// Resolves when the peer has said who it is; false if it is to end before.
-    pub(crate) async fn until_greeted(&self) -> bool {
-        let ends = || self.closed.get() || matches!(*self.ending.borrow(), Ending::Now(..));
-        self.until(|| ends() || self.hello.borrow().is_some()).await;
-        !ends()
-    }
-
-    async fn until(&self, is_so: impl Fn() -> bool) {
-        loop {
-            let changed = self.changed.notified();
-            if is_so() {
-                return;
-            }
-            changed.await;
-        }
-    }
-
-    fn changed(&self) {
-        self.changed.notify_waiters();
-    }
-
-    /// Has the task look whether it is over.
-    fn look_at_end(&self) {
-        if !matches!(*self.ending.borrow(), Ending::Open) && self.is_idle() {
-            self.task.wake();
         }
     }
 }

@@ -94,14 +94,22 @@ impl Worker {
             };
             return conn.close(CloseReason::Protocol, reason::REFUSED, text);
         }
+        if conn.side == Side::AgentIn && self.takes_no_agents() {
+            // In the place of a HELLO, so that it is not taken for a way for calls.
+            return conn.close(CloseReason::Drain, reason::DRAIN, "this agent drains");
+        }
         let hello = Rc::new(hello);
         if conn.side == Side::Out {
             return conn.greeted(hello);
         }
         own.lane = self.lane_for(conn);
+        if conn.side == Side::App {
+            own.siblings = self.siblings_of(conn, &hello);
+        }
         if conn.side != Side::App || hello.offers.is_empty() {
             conn.greeted(hello);
             conn.say(&own);
+            self.tell_agent(conn);
             return self.part_with(conn);
         }
         if let Some(wrong) = hello.offers.iter().find_map(|offer| wrong_uri(&offer.uri)) {
@@ -137,7 +145,7 @@ impl Worker {
     /// Who comes while this worker drains is asked to go at once, as nobody asks again.
     fn part_with(&self, conn: &FrameConn) {
         if self.is_draining() && conn.was_accepted() {
-            conn.say_goodbye();
+            conn.ask_to_go();
             conn.leave();
         }
     }

@@ -19,12 +19,15 @@ use super::{
     conn::{FrameConn, Side},
     task::Incoming,
 };
-use crate::proxy::{
-    dispatch::code,
-    lanes::{BODY_MAX, Event, LaneId, Letter, RoutedCall, now_ns},
-    service::Upstream,
-    stats::CloseReason,
-    worker::Worker,
+use crate::{
+    clock::now_ns,
+    proxy::{
+        dispatch::code,
+        lanes::{BODY_MAX, Event, LaneId, Letter, RoutedCall},
+        service::Upstream,
+        stats::CloseReason,
+        worker::Worker,
+    },
 };
 
 /// What ties a connection of an application to its other one.
@@ -156,7 +159,7 @@ impl Worker {
         if !conn.has_lane() {
             return false;
         }
-        let ends_itself = self.is_draining() && !conn.is_service();
+        let ends_itself = conn.was_asked_to_go() && !conn.is_service();
         ends_itself || lanes.of_conn(conn.id).is_some_and(|lane| lanes.is_busy(lane))
     }
 
@@ -291,6 +294,14 @@ impl Worker {
             Letter::Control(id, header) => {
                 if let Some(conn) = conn(id) {
                     conn.control(&header, &[]);
+                }
+            }
+            Letter::Seen(all) => {
+                let (services, now) = (self.services(), self.now().into_std());
+                for seen in all.iter() {
+                    if let Some(service) = services.by_key(&seen.service) {
+                        service.was_seen(&seen.instance, seen.took, now);
+                    }
                 }
             }
         }

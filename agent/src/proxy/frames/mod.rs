@@ -4,6 +4,7 @@ mod answers;
 mod conn;
 mod greet;
 mod lane;
+mod load;
 mod relay;
 mod requests;
 mod streams;

@@ -355,7 +355,9 @@ impl FrameTask {
             Some(Kind::Ping) => conn.pinged(header),
             Some(Kind::Credit) if !conn.credited(header) => return Err(Violation::Credit { stream: header.stream }),
             Some(Kind::GoAway) => worker.told_to_go(conn, frame),
-            Some(Kind::Hello | Kind::Pong | Kind::Credit) | None => {}
+            Some(Kind::Pong) => conn.health().into_iter().for_each(|health| health.proves()),
+            None if header.kind == Kind::LOAD => conn.told_load(header),
+            Some(Kind::Hello | Kind::Credit) | None => {}
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ use super::{
     upstream::{Remote, Waiting, least_loaded},
 };
 use crate::{
-    balance::backoff,
+    balance::{backoff, overload::Level},
     proxy::{
         calls::CallKey,
         dial::connect,
@@ -130,7 +130,7 @@ impl Tunnel {
         self.conns.borrow_mut().push(conn.clone());
         if let To::Agent { name, address, health } = &self.to {
             info!(agent = %name, %address, "tunnel is open");
-            health.set(true, "connected");
+            health.is_back("connected");
         }
         for (key, remote, request) in self.take_waiting() {
             worker.send_waiting(key, &remote, conn, &request);
@@ -161,6 +161,7 @@ impl Tunnel {
                 warn!(agent = %name, %address, reason, "tunnel is down");
             }
             health.set(false, reason);
+            health.set_load(Level::Calm);
         }
         reason.clone_into(&mut self.last_failure.borrow_mut());
     }
@@ -221,7 +222,11 @@ async fn open(tunnel: &Rc<Tunnel>, worker: &Rc<Worker>, nth: usize) -> Result<Rc
         };
         socket.send_in_turns()?;
         let stream = Stream::new(socket, worker.counters.clone(), kernel);
-        Ok::<_, io::Error>(task::start_out(worker, stream, peer, nth))
+        let conn = task::start_out(worker, stream, peer, nth);
+        if let To::Agent { health, .. } = &tunnel.to {
+            conn.leads_to(health);
+        }
+        Ok::<_, io::Error>(conn)
     };
     let late = || format!("can't connect within {} ms", within.as_millis());
     let connected = timeout(within, connect).await.map_err(|_| late())?;

@@ -7,8 +7,12 @@ use std::{
 
 use super::{LaneId, Pick, keeper::address_of, lacking::Lacking};
 use crate::{
+    balance::overload::Level,
     config::traffic::{BalancePolicy, LocalPreference, RetryOn},
-    proxy::routes::{Endpoint, Instance, Member, ServiceRoute},
+    proxy::{
+        overload::sheds,
+        routes::{Endpoint, Instance, Member, ServiceRoute},
+    },
 };
 
 /// An instance that calls may be routed to.
@@ -25,7 +29,7 @@ const PARTS: u32 = 840;
 /// out, unless it lacks one for too long: that is said of it by its address in memory.
 pub(super) fn eligible(
     route: &ServiceRoute,
-    lanes: &HashMap<u64, LaneId>,
+    (lanes, level): (&HashMap<u64, LaneId>, Level),
     lacking: &mut Lacking<usize>,
 ) -> Result<Vec<Eligible>, &'static str> {
     let is_local = |member: &&Member| !matches!(member.instance.endpoint, Endpoint::Agent(_));
@@ -42,6 +46,9 @@ pub(super) fn eligible(
         return Err("no instance has a lane");
     }
     by_policy(route)?;
+    if sheds(level, route.policy.priority) {
+        return Err("the agent has too much to bear");
+    }
     let usable: Vec<_> = local.iter().copied().filter(|member| member.instance.is_usable()).collect();
     if usable.is_empty() {
         return Err("no instance on this node can be used");

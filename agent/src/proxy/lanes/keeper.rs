@@ -11,7 +11,6 @@ use agent_common::{
     lane::MEMBERS_MAX,
 };
 use bytes::Bytes;
-use nix::time::{ClockId, clock_gettime};
 use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval},
@@ -22,14 +21,19 @@ use super::{
     LaneId, LaneRoute, RoutedCall, RoutedMember,
     eligible::{Eligible, eligible, pick_of},
     lacking::Lacking,
-    registry::{Event, Lanes, callee, caller, refusal},
+    registry::{Event, Lanes, Seen, callee, caller, refusal},
     share,
 };
-use crate::proxy::{
-    board::Board,
-    dispatch::code,
-    routes::{Instance, Routes, ServiceRoute},
-    stats::{CallCounters, Histogram},
+use crate::{
+    balance::overload::Level,
+    clock::now_ns,
+    proxy::{
+        board::Board,
+        dispatch::code,
+        overload::Pressure,
+        routes::{Instance, Routes, ServiceRoute},
+        stats::{CallCounters, Histogram},
+    },
 };
 
 /// How often it is looked whose time is over.
@@ -58,6 +62,7 @@ pub(crate) struct Keeper {
     lanes: Arc<Lanes>,
     board: Arc<Board>,
     verdicts: Arc<Verdicts>,
+    pressure: Arc<Pressure>,
     /// What was published last.
     published: Vec<LaneRoute>,
     /// The services of it that the kernel does not take.
@@ -77,6 +82,8 @@ struct Looked {
     routes: Arc<Routes>,
     /// [`crate::proxy::routes::Changes::count`].
     changes: u64,
+    /// How much the agent has to bear.
+    level: Level,
     /// For each service, whether somebody looks on at its calls.
     watched: Vec<bool>,
 }
@@ -115,11 +122,12 @@ impl Ends {
 }
 
 impl Keeper {
-    pub(crate) fn new(lanes: Arc<Lanes>, board: Arc<Board>, verdicts: Arc<Verdicts>) -> Self {
+    pub(crate) fn new(lanes: Arc<Lanes>, board: Arc<Board>, (verdicts, pressure): (Arc<Verdicts>, Arc<Pressure>)) -> Self {
         Self {
             lanes,
             board,
             verdicts,
+            pressure,
             published: Vec::new(),
             refused: Vec::new(),
             members: HashMap::new(),
@@ -288,9 +296,10 @@ impl Keeper {
 
     // What is counted.
 
-    /// Adds what the programs have counted to the counters of the instances.
+    /// Adds what the programs have counted to the counters of the instances, and shows the workers how long they took.
     fn count(&mut self) {
         let path = self.lanes.path();
+        let mut seen = Vec::new();
         for (number, member) in &mut self.members {
             let Some(now) = path.member(*number) else { continue };
             if now.answered() != member.counted.answered() {
@@ -298,9 +307,14 @@ impl Keeper {
                 let mut known = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
                 known.answered.entry(member.service.clone()).or_default().add_routed(&member.counted, &now);
                 drop(known);
+                let took = now.mean_since(&member.counted).map(Duration::from_nanos);
+                seen.extend(took.map(|took| Seen { service: member.service.clone(), instance: member.instance.clone(), took }));
                 member.counted = now;
                 member.instance.record.succeeded();
             }
+        }
+        if !seen.is_empty() {
+            self.lanes.show(seen);
         }
         let had_free = self.free.len();
         let (members, numbers, free) = (&mut self.members, &mut self.numbers, &mut self.free);
@@ -340,23 +354,31 @@ impl Keeper {
     fn look(&mut self) {
         let now = Instant::now();
         let is_due = self.lacking.next().is_some_and(|due| due <= now);
-        if is_due || self.looked.as_ref().is_none_or(|looked| *looked != Looked::at(self.board.routes())) {
+        if is_due || self.looked.as_ref().is_none_or(|looked| *looked != self.at(self.board.routes())) {
             self.publish(now);
         }
+    }
+
+    fn at(&self, routes: Arc<Routes>) -> Looked {
+        // First of all: what is looked at afterwards is at least as new.
+        let changes = routes.changes.count();
+        let watched = routes.services.iter().map(|route| route.watch.is_on()).collect();
+        Looked { routes, changes, level: self.pressure.level(), watched }
     }
 
     /// Publishes what may be routed now, if that is not what is published.
     fn publish(&mut self, now: Instant) {
         let routes = self.board.routes();
         // What changes from here on is another change.
-        let looked = Looked::at(routes.clone());
+        let looked = self.at(routes.clone());
         self.lacking.begin(now);
         let lanes = self.lanes.by_conn();
         let mut published = Vec::new();
         let mut verdicts = HashMap::new();
         let mut used = HashSet::new();
         for route in routes.services.iter().filter(|_| !lanes.is_empty()) {
-            let route_of = eligible(route, &lanes, &mut self.lacking).and_then(|instances| self.route(&routes, route, instances));
+            let seen = (&lanes, looked.level);
+            let route_of = eligible(route, seen, &mut self.lacking).and_then(|instances| self.route(&routes, route, instances));
             verdicts.insert(route.key.clone(), route_of.as_ref().err().copied());
             if let Ok(route_of) = route_of {
                 used.extend(route_of.instances.iter().map(|(.., member)| *member));
@@ -426,18 +448,12 @@ impl Keeper {
     }
 }
 
-impl Looked {
-    fn at(routes: Arc<Routes>) -> Self {
-        // First of all: what is looked at afterwards is at least as new.
-        let changes = routes.changes.count();
-        let watched = routes.services.iter().map(|route| route.watch.is_on()).collect();
-        Self { routes, changes, watched }
-    }
-}
-
 impl PartialEq for Looked {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.routes, &other.routes) && self.changes == other.changes && self.watched == other.watched
+        Arc::ptr_eq(&self.routes, &other.routes)
+            && self.changes == other.changes
+            && self.level == other.level
+            && self.watched == other.watched
     }
 }
 
@@ -454,10 +470,4 @@ fn hash_of(route: &ServiceRoute) -> u64 {
 
 pub(super) fn address_of(instance: &Arc<Instance>) -> usize {
     Arc::as_ptr(instance).addr()
-}
-
-/// The clock of the programs.
-pub(crate) fn now_ns() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
-    now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     os::fd::BorrowedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use agent_common::frame::{Flags, Header, Kind};
@@ -11,6 +12,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::{LaneId, LanePath, RoutedCall};
+use crate::proxy::routes::Instance;
 
 /// Labels that callers can have.
 const LABELS_MAX: usize = 4_096;
@@ -83,6 +85,18 @@ pub(crate) enum Letter {
     GivenUp(u64, u64, u32),
     /// A frame to a callee that needs no credit.
     Control(u64, Header),
+    /// How long instances took for the calls that were routed to them.
+    Seen(Arc<[Seen]>),
+}
+
+/// How long one instance took lately.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    /// The key of its service.
+    pub(crate) service: Arc<str>,
+    pub(crate) instance: Arc<Instance>,
+    /// The mean over its latest answers.
+    pub(crate) took: Duration,
 }
 
 /// What the keeper is told.
@@ -231,6 +245,12 @@ impl Lanes {
     }
 
     // Calls that the agent ends.
+
+    /// Tells all workers what the kernel saw of instances, as they balance the calls that it does not route.
+    pub(super) fn show(&self, seen: Vec<Seen>) {
+        let seen: Arc<[Seen]> = seen.into();
+        (0..self.letters.len()).for_each(|worker| self.post(worker, Letter::Seen(seen.clone())));
+    }
 
     /// Answers a call that was claimed, and whose caller's lane is not forgotten yet.
     pub(super) fn refuse(&self, call: &RoutedCall, header: Header, meta: Bytes, body: Bytes) {

@@ -14,7 +14,8 @@ use agent_common::lane::NOBODY;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::{LaneId, LaneTrace, Traced, keeper::now_ns, registry::Lanes};
+use super::{LaneId, LaneTrace, Traced, registry::Lanes};
+use crate::clock::now_ns;
 
 /// A line of `GET /v1/kernel/trace`.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]

@@ -25,6 +25,8 @@ pub(crate) struct PolicyCounters {
     pub(crate) rate_limited: Counter,
     pub(crate) broken: Counter,
     pub(crate) shed: Counter,
+    /// Calls that were refused as the agent had too much to bear.
+    pub(crate) overload: Counter,
     /// What the adaptive limit is.
     pub(crate) limit: Counter,
     /// Calls with the mark of a stress test.
@@ -33,7 +35,7 @@ pub(crate) struct PolicyCounters {
 
 impl PolicyCounters {
     /// The counters that only grow, each by its name.
-    pub(crate) fn all(&self) -> [(&'static str, &Counter); 12] {
+    pub(crate) fn all(&self) -> [(&'static str, &Counter); 13] {
         [
             ("retries", &self.retries),
             ("hedges", &self.hedges),
@@ -46,6 +48,7 @@ impl PolicyCounters {
             ("rate_limited", &self.rate_limited),
             ("breaker_open", &self.broken),
             ("shed", &self.shed),
+            ("overload", &self.overload),
             ("stress_calls", &self.stress),
         ]
     }

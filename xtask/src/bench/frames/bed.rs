@@ -137,7 +137,10 @@ impl<'a> FrameBed<'a> {
         let Some(counts) = &self.counts else { return Ok(program) };
         let mut args = vec!["--tool=callgrind".to_owned(), format!("--callgrind-out-file={}", counts.display())];
         args.push(program.file.display().to_string());
+        // The count is of one process, which is the agent's own if it has no parent.
+        let is_agent = program.args.first().is_some_and(|verb| verb == "agent");
         args.extend(program.args);
+        args.extend(is_agent.then(|| "--alone".to_owned()));
         Ok(Program { file: installed("valgrind")?, args })
     }
 }

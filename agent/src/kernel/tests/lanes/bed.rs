@@ -68,7 +68,7 @@ impl Bed {
         let (beating, until) = (kernel.clone(), stopped.clone());
         thread::spawn(move || {
             while !until.load(Relaxed) {
-                beating.legs.shared.set_alive(crate::kernel::owner::now_ns());
+                beating.legs.shared.set_alive(crate::clock::now_ns());
                 thread::sleep(Duration::from_millis(200));
             }
         });
