@@ -17,8 +17,10 @@ use agent::{
     proxy::Fallback,
 };
 use moa_tests::{
+    PATIENCE,
     leg::{AgentReader, AgentWriter, Inside, Legs, Pair, Stamps, Took},
     seed, until_true,
+    wait::poll_within,
 };
 use rand::RngExt;
 
@@ -179,7 +181,8 @@ fn programs_are_replaced_under_load() {
             legs.mark_listener(&marked);
             let now = legs.verdicts().unwrap();
             assert_eq!(now.enrolled, 2 * round);
-            until_true("bytes to flow by the new programs", || flow(&before, &legs.verdicts().unwrap()));
+            let flows = poll_within(PATIENCE, || flow(&before, &legs.verdicts().unwrap()));
+            assert!(flows, "in round {round} no bytes flow by the new programs: {:?}", legs.verdicts().unwrap());
             before = legs.verdicts().unwrap();
             // A new connection is enrolled by them.
             let Pair { mut app, mut agent } = Pair::accept(&listener, "127.0.0.1");

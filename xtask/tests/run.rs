@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::Path,
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
@@ -38,6 +38,7 @@ impl Task {
         let folder = tempfile::tempdir().unwrap();
         let mut task = Command::new(env!("CARGO_BIN_EXE_xtask"));
         task.args(["run", "--requests-per-second", "200", "--port", &port.to_string()]).args(args);
+        let task = task.stdin(Stdio::piped());
         let mut child = task.env("TMPDIR", folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         Self { child, output, folder, port }
@@ -54,6 +55,10 @@ impl Task {
         let mut errors = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
         panic!("it ended without {text:?}:\n{all}{errors}");
+    }
+
+    fn press(&mut self, key: u8) {
+        self.child.stdin.as_mut().unwrap().write_all(&[key]).unwrap();
     }
 
     fn signal(&self, signal: Signal) {
@@ -119,6 +124,30 @@ fn calls_a_frame_service_on_another_node() {
     let (said, status) = task.end();
     assert!(status.success(), "{said}");
     assert!(said.contains("by its tunnel to the agent") && said.contains("errors 0"), "{said}");
+    task.nothing_runs();
+    assert!(is_empty(task.folder.path()));
+}
+
+#[test]
+fn an_agent_that_is_killed_by_a_key_is_stood_in_for() {
+    let mut task = Task::start(&["--nodes", "2"]);
+    let said = task.until("calls/s");
+    assert!(said.contains("k kills the agent"), "{said}");
+    task.press(b'k');
+    task.until("the agent is killed");
+    // A second that began before may have calls of before; the one after that has none.
+    task.until("calls/s");
+    let said = task.until("calls/s");
+    assert!(!said.contains(" 0 calls/s"), "{said}");
+    task.press(b'r');
+    task.until("the agent is back");
+    task.until("calls/s");
+    task.signal(Signal::SIGINT);
+    let (rest, status) = task.end();
+    assert!(status.success() && rest.ends_with("stopped: nothing is left behind\n"), "{status}\n{rest}");
+    let errors: u64 = rest.lines().rev().find_map(|line| line.split_once(" errors ")?.1.parse().ok()).unwrap();
+    // Its four connections were reset.
+    assert!(errors <= 8, "{rest}");
     task.nothing_runs();
     assert!(is_empty(task.folder.path()));
 }

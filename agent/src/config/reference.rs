@@ -238,7 +238,7 @@ mod tests {
         let set: String = default_file()
             .lines()
             .map(|line| {
-                if ["#call =", "#unix =", "#endpoint =", "#folder ="].iter().any(|key| line.starts_with(key)) {
+                if ["#call =", "#unix =", "#endpoint =", "#folder =", "#listen = \"10."].iter().any(|key| line.starts_with(key)) {
                     line
                 } else {
                     line.strip_prefix('#').filter(|key| !key.starts_with(' ')).unwrap_or(line)
@@ -249,11 +249,11 @@ mod tests {
         let checked = parse(&set, "default", &Given::default()).unwrap_or_else(|report| panic!("{report}\n{set}"));
         assert_eq!(checked.config, Config::default());
         assert_eq!((checked.peers.len(), checked.services.len()), (1, 1));
-        // As many keys as the sections have fields: `app.unix`, `health.call`, `tracing.endpoint` and `namespaces.folder` are those
-        // without a default.
+        // As many keys as the sections have fields: `app.unix`, `health.call`, `tracing.endpoint`, `namespaces.folder` and
+        // `failover.listen` are those without a default.
         let all = serde_json::to_value(&checked.config).expect("plain data");
         let own = |key: &&String| !key.starts_with("peers") && !key.starts_with("services");
-        assert_eq!(checked.origins.keys().filter(own).count() + 4, leaves(&all));
+        assert_eq!(checked.origins.keys().filter(own).count() + 5, leaves(&all));
     }
 
     fn leaves(value: &Value) -> usize {

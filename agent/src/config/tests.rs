@@ -93,8 +93,8 @@ fn every_problem_of_shape_says_where_it_is_and_what_to_do() {
         ),
         (
             "[colour]\n",
-            "moa.toml:1:2: colour: found the unknown key `colour`, expected one of agent, app, tunnel, overload, kernel, namespaces, cgroups, metrics, \
-             tracing, defaults, peers, services; remove it",
+            "moa.toml:1:2: colour: found the unknown key `colour`, expected one of agent, app, tunnel, overload, kernel, namespaces, cgroups, failover, \
+             metrics, tracing, defaults, peers, services; remove it",
         ),
         (
             "[defaults]\ntimeout_ms = '5s'",

@@ -30,6 +30,9 @@ pub(super) struct Agent {
     process: Process,
     moa: PathBuf,
     name: Option<String>,
+    /// What it was started with, and its log.
+    args: Vec<String>,
+    log: PathBuf,
     /// Where applications call it.
     pub(super) listen: SocketAddr,
     /// Where other agents connect to.
@@ -45,6 +48,8 @@ pub(super) struct Node<'a> {
     /// Where the service is, if it is configured.
     pub(super) service: Served,
     pub(super) kernel: bool,
+    /// Where it takes applications of an agent that is gone, and where another one takes its own.
+    pub(super) failover: (Option<SocketAddr>, Option<SocketAddr>),
 }
 
 /// Where the service is.
@@ -60,22 +65,23 @@ pub(super) enum Served {
 impl Agent {
     /// Starts it with a configuration that has one service at most.
     pub(super) fn start(place: &Place, node: Node<'_>) -> Result<Self> {
-        let Node { folder, name, port, service, kernel } = node;
+        let Node { folder, name, port, service, kernel, failover } = node;
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let usual = port == USUAL_PORT;
         let [tunnel, metrics] = USUAL_PORTS.map(|port| port::free_or_any(usual.then_some(port)));
         let (listen, tunnel) = (local(port), local(tunnel?));
         let label = name.as_deref().unwrap_or("default");
         let config = folder.join(format!("{label}.toml"));
-        fs::write(&config, configuration([listen, tunnel, local(metrics?)], &service))
+        fs::write(&config, configuration([listen, tunnel, local(metrics?)], &service, failover))
             .context("no configuration for the example")?;
         let moa = place.moa(false);
         let kernel = if kernel { "auto" } else { "off" };
         let mut args = vec!["agent".to_owned(), "--config".to_owned(), config.display().to_string()];
         args.extend(["--kernel".to_owned(), kernel.to_owned()]);
         args.extend(name_args(name.as_ref()));
-        let process = Process::start(&moa, &args, &folder.join(format!("{label}.log")), Stdio::null())?;
-        Ok(Self { process, moa, name, listen, tunnel })
+        let log = folder.join(format!("{label}.log"));
+        let process = Process::start(&moa, &args, &log, Stdio::null())?;
+        Ok(Self { process, moa, name, args, log, listen, tunnel })
     }
 
     /// What it is called when it has this port: with the usual port it has the usual name.
@@ -94,6 +100,24 @@ impl Agent {
             thread::sleep(LOOK);
         }
         Ok(())
+    }
+
+    /// Kills it without notice.
+    pub(super) fn kill(&mut self) -> Result<()> {
+        self.process.kill()
+    }
+
+    /// Starts it once more after its end.
+    pub(super) fn start_again(&mut self) -> Result<()> {
+        self.process = Process::start(&self.moa, &self.args, &self.log, Stdio::null())?;
+        Ok(())
+    }
+
+    /// Removes what it leaves in the kernel for whoever connects while it is away.
+    pub(super) fn uninstall(&self) {
+        let words = ["kernel".to_owned(), "uninstall".to_owned(), "--force".to_owned()];
+        // Without the rights for it, there is nothing.
+        let _ = command::printed(Command::new(&self.moa).args(words).args(name_args(self.name.as_ref())));
     }
 
     /// Fails if it has ended.
@@ -155,15 +179,25 @@ fn name_args(name: Option<&String>) -> Vec<String> {
     name.map_or_else(Vec::new, |name| vec!["--name".to_owned(), name.clone()])
 }
 
-fn configuration([listen, tunnel, metrics]: [SocketAddr; 3], service: &Served) -> String {
+fn configuration(
+    [listen, tunnel, metrics]: [SocketAddr; 3],
+    service: &Served,
+    (own, sibling): (Option<SocketAddr>, Option<SocketAddr>),
+) -> String {
+    let sibling = sibling.map_or_else(String::new, |address| format!("failover = \"{address}\"\n"));
+    let failover = own.map_or_else(String::new, |address| {
+        format!("[failover]\nlisten = \"{address}\"\n\n[failover.applications.demo]\naddresses = [\"127.0.0.0/8\"]\n\n")
+    });
     let service = match service {
         Served::By(server) => format!("[services.\"/service/demo\"]\ninstances = [\"{server}\"]\n"),
         Served::Elsewhere(agent) => {
-            format!("[peers.far]\naddress = \"{agent}\"\n\n[services.\"/service/demo\"]\nagents = [\"far\"]\n")
+            format!("[peers.far]\naddress = \"{agent}\"\n{sibling}\n[services.\"/service/demo\"]\nagents = [\"far\"]\n")
         }
         Served::ByWhoDialsIn => String::new(),
     };
-    format!("[app]\nlisten = \"{listen}\"\n\n[tunnel]\nlisten = \"{tunnel}\"\n\n[metrics]\nlisten = \"{metrics}\"\n\n{service}")
+    format!(
+        "[app]\nlisten = \"{listen}\"\n\n[tunnel]\nlisten = \"{tunnel}\"\n\n[metrics]\nlisten = \"{metrics}\"\n\n{failover}{service}"
+    )
 }
 
 /// Whether somebody at the address answers a PING.

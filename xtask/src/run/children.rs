@@ -67,6 +67,13 @@ impl Process {
         command::tail(&self.log)
     }
 
+    /// Kills it, and waits for its end.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Tells it to end, waits, and at last kills it; whether it ended by itself.
     pub(crate) fn stop(&mut self) -> Result<bool> {
         drop(self.child.stdin.take());

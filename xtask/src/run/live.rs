@@ -34,6 +34,11 @@ impl Live {
         Ok(out.flush()?)
     }
 
+    /// Says something beside the line.
+    pub(super) fn say(&self, text: &str) {
+        println!("{}{text}", if self.in_place { "\n" } else { "" });
+    }
+
     /// Adds the last stretch; the sum of all, below the line.
     pub(super) fn end(mut self, last: &Report) -> Result<Report> {
         self.total.absorb(last)?;

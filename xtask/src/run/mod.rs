@@ -4,12 +4,13 @@
 
 mod agent;
 pub(crate) mod children;
+mod keys;
 mod live;
 mod port;
 pub(crate) mod signals;
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::Path,
     process::Stdio,
     time::{Duration, Instant},
@@ -21,6 +22,7 @@ use tempfile::TempDir;
 use self::{
     agent::{Agent, Node, Served},
     children::Process,
+    keys::Keys,
     live::Live,
     signals::Signals,
 };
@@ -78,7 +80,9 @@ pub(crate) fn run(place: &Place, args: &Args) -> Result<()> {
 struct Example {
     load: Option<Running>,
     agent: Agent,
-    /// The agent of the other node.
+    /// It was killed, by a key.
+    killed: bool,
+    /// The agent of the other node, which stands in for it.
     far: Option<Agent>,
     service: Process,
     /// Removed last.
@@ -89,20 +93,29 @@ impl Example {
     fn start(place: &Place, args: &Args) -> Result<Self> {
         let folder = TempDir::with_prefix("moa-demo-")?;
         let name = Agent::usual_name(args.port);
-        let node = |name, port, service| Node { folder: folder.path(), name, port, service, kernel: !args.no_kernel };
-        let (service, served, far) = if args.nodes == 1 {
+        let node = |name, port, service, failover| Node {
+            folder: folder.path(),
+            name,
+            port,
+            service,
+            kernel: !args.no_kernel,
+            failover,
+        };
+        let (service, served, sibling, far) = if args.nodes == 1 {
             let mut service = service(place, folder.path(), "demo_service.py", None)?;
             let server = service.printed_address()?;
-            (service, Served::By(server), None)
+            (service, Served::By(server), None, None)
         } else {
-            let far = node(Some(format!("far-{}", args.port)), port::free_or_any(None)?, Served::ByWhoDialsIn);
+            let failover = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port::free_or_any(None)?)));
+            let name = Some(format!("far-{}", args.port));
+            let far = node(name, port::free_or_any(None)?, Served::ByWhoDialsIn, (failover, None));
             let mut far = Agent::start(place, far)?;
             far.wait_until_it_serves()?;
             let mut service = service(place, folder.path(), "frame_service.py", Some(far.listen))?;
             service.printed_address()?;
-            (service, Served::Elsewhere(far.tunnel), Some(far))
+            (service, Served::Elsewhere(far.tunnel), failover, Some(far))
         };
-        let mut agent = Agent::start(place, node(name, args.port, served))?;
+        let mut agent = Agent::start(place, node(name, args.port, served, (None, sibling)))?;
         agent.wait_until_it_serves()?;
         let load = Load {
             connections: CONNECTIONS,
@@ -110,7 +123,7 @@ impl Example {
             polls: true,
             ..Load::new(agent.listen, CALLS.iter().map(|call| load::get(call)).collect())
         };
-        Ok(Self { load: Some(load.start()?), agent, far, service, _folder: folder })
+        Ok(Self { load: Some(load.start()?), agent, killed: false, far, service, _folder: folder })
     }
 
     /// What there is to try.
@@ -136,6 +149,9 @@ impl Example {
         if let Some(far) = &self.far {
             println!("  {}", far.to_type("conns"));
         }
+        if self.far.is_some() {
+            println!("Keys: k kills the agent at {}, r starts it again.", self.agent.listen);
+        }
         println!("Ctrl-C ends it.\n");
     }
 
@@ -144,22 +160,55 @@ impl Example {
         let Some(mut load) = self.load.take() else { bail!("no load") };
         let end = args.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
         let mut live = Live::new(load.take()?);
-        while end.is_none_or(|end| Instant::now() < end) && !signals.within(Duration::from_secs(1)) {
-            self.agent.check()?;
+        let keys = self.far.is_some().then(Keys::take).transpose()?;
+        while end.is_none_or(|end| Instant::now() < end) && !self.obey_for_a_second(keys.as_ref(), signals, &live)? {
+            if !self.killed {
+                self.agent.check()?;
+            }
             self.far.as_mut().map_or(Ok(()), Agent::check)?;
             if let Some(status) = self.service.ended()? {
                 bail!("the example service ended with {status}:\n{}", self.service.tail());
             }
-            live.show(&load.take()?, self.agent.kernel_share())?;
+            let share = if self.killed { None } else { self.agent.kernel_share() };
+            live.show(&load.take()?, share)?;
         }
         live.end(&load.stop()?)
+    }
+
+    /// Does what keys say, for a second; whether it is time to stop.
+    fn obey_for_a_second(&mut self, keys: Option<&Keys>, signals: &Signals, live: &Live) -> Result<bool> {
+        for _ in 0..20 {
+            if signals.within(Duration::from_millis(50)) {
+                return Ok(true);
+            }
+            match keys.and_then(Keys::next) {
+                Some(b'k') if !self.killed => {
+                    self.agent.kill()?;
+                    self.killed = true;
+                    live.say("the agent is killed: its applications go to the other node's");
+                }
+                Some(b'r') if self.killed => {
+                    self.agent.start_again()?;
+                    self.agent.wait_until_it_serves()?;
+                    self.killed = false;
+                    live.say("the agent is back: new connections go to it");
+                }
+                _ => {}
+            }
+        }
+        Ok(false)
     }
 
     /// Ends everything in turn: callers, agent, service.
     fn stop(mut self) -> Result<()> {
         drop(self.load.take());
-        self.agent.stop()?;
+        if !self.killed {
+            self.agent.stop()?;
+        }
         self.far.as_mut().map_or(Ok(()), Agent::stop)?;
+        if self.far.is_some() {
+            self.agent.uninstall();
+        }
         self.service.stop()?;
         Ok(())
     }

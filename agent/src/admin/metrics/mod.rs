@@ -1,6 +1,7 @@
 //! `/metrics`, in the OpenMetrics format or in Prometheus' own, as the scraper accepts.
 
 mod burden;
+mod failover;
 mod namespaces;
 mod policy;
 mod process;
@@ -53,6 +54,8 @@ fn scrape(node: &Node) -> Scrape {
         reloads_refused: node.reloads.refused.load(Relaxed),
         kernel: node.kernel_counts(),
         namespaces: node.proxy.namespaces_status().unwrap_or_default(),
+        failover: node.proxy.gates().map(|gates| gates.look()),
+        foreign: node.proxy.foreign_totals(),
         spans: node.spans.as_ref().map_or_else(SpanCounts::default, |spans| SpanCounts {
             sent: spans.sent(),
             dropped: spans.dropped(),

@@ -38,6 +38,10 @@ pub(super) struct Scrape {
     pub(super) reloads_refused: u64,
     pub(super) kernel: Option<KernelCounts>,
     pub(super) namespaces: api::NamespacesStatus,
+    /// None if connects are not diverted.
+    pub(super) failover: Option<api::failover::Failover>,
+    /// Connections of other agents' applications: taken, turned away.
+    pub(super) foreign: (u64, u64),
     pub(super) spans: SpanCounts,
     pub(super) process: Process,
 }
@@ -69,6 +73,7 @@ impl Collector for Scrape {
         self.configuration(&mut out)?;
         self.kernel(&mut out)?;
         self.namespaces(&mut out)?;
+        self.failover(&mut out)?;
         self.process.encode(&mut out)
     }
 }

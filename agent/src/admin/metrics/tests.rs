@@ -61,6 +61,21 @@ fn example() -> Scrape {
         reloads_refused: 1,
         kernel: Some(KernelCounts::default()),
         namespaces: api::NamespacesStatus::default(),
+        failover: Some(api::failover::Failover {
+            on: true,
+            gates: Vec::new(),
+            siblings: vec![api::failover::Sibling {
+                name: "b".into(),
+                address: "10.0.0.2:13001".into(),
+                alive: true,
+                reason: None,
+                diverted_total: 4,
+                failed_total: 1,
+            }],
+            decisions: [("local".to_owned(), 9), ("stale".to_owned(), 4)].into(),
+            foreign: None,
+        }),
+        foreign: (6, 2),
         spans: SpanCounts { sent: 10, dropped: 2, failed: 1 },
         process: Process::read(),
     }

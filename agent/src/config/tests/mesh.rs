@@ -68,7 +68,7 @@ fn wrong_shapes_of_tunnels_and_peers_are_refused() {
         ),
         (
             "[peers.b]\nadress = '10.0.0.2:13100'\naddress = '10.0.0.2:13100'",
-            "moa.toml:2:1: peers.b.adress: found the unknown key `adress`, expected one of address, zone, data_centre; did you mean `address`?",
+            "moa.toml:2:1: peers.b.adress: found the unknown key `adress`, expected one of address, failover, zone, data_centre; did you mean `address`?",
         ),
         (
             "[peers.b]\naddress = 'b:13100'\n[services.'/s']\nagents = ['b']",

@@ -22,19 +22,20 @@ impl Proxy {
     /// The side of other agents' applications; none if none are taken.
     pub async fn foreign(&self) -> Option<api::failover::Foreign> {
         let listen = self.routes().checked.config.failover.listen?;
-        let sum = |of: fn(&WorkerCounters) -> u64| self.workers.iter().map(|worker| of(&worker.counters)).sum();
+        let (accepted_total, refused_total) = self.foreign_totals();
         let mut connections = BTreeMap::new();
         for worker in &self.workers {
             for (application, count) in ask(worker, Control::Foreign).await.unwrap_or_default() {
                 *connections.entry(application).or_default() += count;
             }
         }
-        Some(api::failover::Foreign {
-            listen: listen.to_string(),
-            connections,
-            accepted_total: sum(|counters| counters.foreign_accepted.get()),
-            refused_total: sum(|counters| counters.foreign_refused.get()),
-        })
+        Some(api::failover::Foreign { listen: listen.to_string(), connections, accepted_total, refused_total })
+    }
+
+    /// Connections of other agents' applications: taken, turned away.
+    pub(crate) fn foreign_totals(&self) -> (u64, u64) {
+        let sum = |of: fn(&WorkerCounters) -> u64| self.workers.iter().map(|worker| of(&worker.counters)).sum();
+        (sum(|counters| counters.foreign_accepted.get()), sum(|counters| counters.foreign_refused.get()))
     }
 
     /// Has connections of other agents' applications closed, each between two calls.
