@@ -71,6 +71,19 @@ fn was_reset(client: &mut Client) -> bool {
     }
 }
 
+/// Expects that the agent does next to nothing for a while.
+fn expect_idle(agent: &Agent) {
+    let used_ns = || -> u64 {
+        let threads = fs::read_dir(format!("/proc/{}/task", agent.pid())).expect("its threads").flatten();
+        let used = threads.filter_map(|thread| fs::read_to_string(thread.path().join("schedstat")).ok());
+        used.filter_map(|used| used.split_whitespace().next()?.parse::<u64>().ok()).sum()
+    };
+    let (before, begun) = (used_ns(), Instant::now());
+    until_true("some time to pass", || begun.elapsed() > Duration::from_millis(600));
+    let used = Duration::from_nanos(used_ns() - before);
+    assert!(used < Duration::from_millis(100), "it has used {used:?} in {:?}", begun.elapsed());
+}
+
 fn worker_of(client: &mut Client, workers: usize) -> usize {
     let Reply::Integer(id) = client.command(&["CLIENT", "ID"]) else { panic!("no number") };
     usize::try_from(id).expect("a number") % workers
@@ -82,7 +95,7 @@ fn an_agent_that_stands_still_is_reset_and_serves_again() {
     let pod = pods.pod("pod");
     let unix = pods.path("app.sock");
     let config = section(&fake, 2) + &config::app_unix(&unix, "") + &pods.section("include = [\"pod\"]");
-    let agent = Agent::start(&config);
+    let mut agent = Agent::start(&config);
     let mut clients: Vec<Client> = (0..6).map(|_| agent.connect()).chain((0..4).map(|_| pod.client())).collect();
     for client in &mut clients {
         assert_eq!(client.call(&echo("before"))["result"], "before");
@@ -112,6 +125,10 @@ fn an_agent_that_stands_still_is_reset_and_serves_again() {
     }
     UnixStream::connect(&unix).expect("the agent listens");
     assert_eq!(agent.log().matches(HANGS).count(), 2, "{}", agent.log());
+    until_true("each listener to be back", || agent.log().matches("listening again").count() == 2 * 3);
+    expect_idle(&agent);
+    drop(clients);
+    agent.stop();
 }
 
 #[test]
@@ -138,6 +155,7 @@ fn a_worker_that_stands_still_loses_what_it_has_and_the_others_take_what_is_new(
     for client in &mut connect(30) {
         assert_eq!(client.call(&echo("all"))["result"], "all");
     }
+    expect_idle(&agent);
     let log = agent.log();
     assert!(log.matches(HANGS).count() == 1 && log.contains("listening again"), "{log}");
 }

@@ -146,7 +146,12 @@ impl Reset {
                 Err(_) => self.failed += 1,
             },
             (Kind::Connection, false) => match connect_unspec(socket) {
-                Ok(()) => self.connections += 1,
+                Ok(()) => {
+                    // On the kernel path, whoever reads would be told of nothing else. It is not connected, says the kernel, and
+                    // does it.
+                    let _ = SockRef::from(socket).shutdown(Shutdown::Both);
+                    self.connections += 1;
+                }
                 Err(_) => self.failed += 1,
             },
             (Kind::UnixConnection, false) => {

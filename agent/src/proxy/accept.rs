@@ -15,7 +15,7 @@ use tokio::{
     task::coop::unconstrained,
     time::sleep,
 };
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use super::{
     frames::Side,
@@ -28,7 +28,7 @@ use super::{
 /// A pause after an error that concerns the whole process, like a lack of descriptors, which trying at once would not mend.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How often in a row listening is begun again without a connection in between.
+/// How often it is tried to listen again.
 const AGAIN_MAX: u32 = 10;
 
 /// Where connections come in.
@@ -45,12 +45,20 @@ impl Listener {
         }
     }
 
-    /// Begins to listen again, on the same socket. It is still bound, and what the kernel path knows of it stays.
-    fn listen_again(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(tcp) => SockRef::from(tcp).listen(BACKLOG),
-            Self::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+    /// Listens again on the same socket. It is still bound, and what the kernel path knows of it stays; but the runtime holds
+    /// for closed for ever what once was, so it is given the socket anew.
+    async fn listen_again(self) -> io::Result<Self> {
+        let Self::Tcp(tcp) = self else { return Err(io::ErrorKind::Unsupported.into()) };
+        let (socket, mut tries) = (tcp.into_std()?, 0);
+        while let Err(error) = SockRef::from(&socket).listen(BACKLOG) {
+            tries += 1;
+            if tries == AGAIN_MAX {
+                return Err(error);
+            }
+            warn!(%error, "can't listen again for now");
+            sleep(PAUSE).await;
         }
+        TcpListener::from_std(socket).map(Self::Tcp)
     }
 }
 
@@ -72,8 +80,8 @@ impl Door {
 
 /// Accepts until the worker drains; then the backlog is taken too, so that nobody who is connected is reset. In a namespace that
 /// goes, nobody is left.
-pub(crate) async fn run(worker: Rc<Worker>, listener: Listener, door: Door) {
-    let (mut warned, mut again) = (false, 0);
+pub(crate) async fn run(worker: Rc<Worker>, mut listener: Listener, door: Door) {
+    let mut warned = false;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -83,14 +91,22 @@ pub(crate) async fn run(worker: Rc<Worker>, listener: Listener, door: Door) {
         };
         match accepted {
             Ok((stream, peer)) => {
-                (warned, again) = (false, 0);
+                warned = false;
                 take(&worker, stream, peer, &door);
             }
             Err(error) if concerns_one_connection(&error) => {}
             // The parent took it from this worker, as it seemed to hang, so that the others get what is new.
-            Err(error) if does_not_listen(&error) && again < AGAIN_MAX && listener.listen_again().is_ok() => {
-                again += 1;
-                warn!(worker = worker.id(), "listening again: this worker had seemed to hang");
+            Err(error) if matches!(listener, Listener::Tcp(_)) && does_not_listen(&error) => {
+                match listener.listen_again().await {
+                    Ok(again) => {
+                        warn!(worker = worker.id(), "listening again: this worker had seemed to hang");
+                        listener = again;
+                    }
+                    Err(error) => {
+                        error!(worker = worker.id(), %error, "can't listen any more: restart the agent");
+                        return;
+                    }
+                }
             }
             Err(error) => {
                 if !std::mem::replace(&mut warned, true) {
