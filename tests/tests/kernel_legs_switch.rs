@@ -8,7 +8,7 @@ use std::{
     os::fd::AsFd,
     path::PathBuf,
     process,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread::{self, Scope},
 };
 
@@ -154,29 +154,32 @@ fn programs_are_replaced_under_load() {
     // Sockets belong to the cgroup in which they were made, for life.
     let _inside = Inside::enter();
     let rounds = seed::count(25, 100) as u64;
-    let stop = AtomicBool::new(false);
+    let (stop, allowed) = (AtomicBool::new(false), AtomicU64::new(0));
     let mut legs = Legs::with(&pinned.options());
     let mut before = legs.verdicts().unwrap();
     let listener = legs.listen("127.0.0.1:0");
     // Sockets of the first programs, which live on under all that follow.
     let Pair { app, agent } = Pair::accept(&listener, "127.0.0.1");
     let legs = thread::scope(|scope| {
-        let (stop, _stops) = (&stop, Stops(&stop));
+        let (stop, allowed, _stops) = (&stop, &allowed, Stops(&stop));
         let (mut to_agent, mut at_agent) = (app.try_clone().unwrap(), agent.try_clone().unwrap());
         let (mut from_agent, mut at_app) = (agent, app);
         scope.spawn(move || {
-            send_in_step(&mut to_agent, &mut at_agent, 1, stop);
+            send_in_step(&mut to_agent, &mut at_agent, 1, (stop, allowed));
             to_agent.shutdown(Shutdown::Write).unwrap();
             assert_eq!(Stamps::of(1).receive_to_end(&mut at_agent), 0);
         });
         scope.spawn(move || {
-            send_in_step(&mut from_agent, &mut at_app, 2, stop);
+            send_in_step(&mut from_agent, &mut at_app, 2, (stop, allowed));
             from_agent.shutdown(Shutdown::Write).unwrap();
             assert_eq!(Stamps::of(2).receive_to_end(&mut at_app), 0);
         });
         for round in 1..=rounds {
             drop(legs);
             legs = Legs::with(&pinned.options());
+            // A restarted agent forgets what was published, so that the first 64 MiB are all that may be redirected: each round
+            // has its share, however fast the machine is.
+            allowed.store((60 << 20) / rounds * round, Ordering::Relaxed);
             let marked = socket2::SockRef::from(&listener);
             legs.mark_listener(&marked);
             let now = legs.verdicts().unwrap();
@@ -214,11 +217,10 @@ fn two_copies_of_the_program_enrol_once() {
 }
 
 /// Sends and reads by turns, so that little waits; `total` is held under the bound by the number of turns.
-fn send_in_step(to: &mut impl Write, from: &mut impl Read, stream: u64, stop: &AtomicBool) {
+fn send_in_step(to: &mut impl Write, from: &mut impl Read, stream: u64, (stop, allowed): (&AtomicBool, &AtomicU64)) {
     let (mut sent, mut received, mut rng) = (Stamps::of(stream), Stamps::of(stream), seed::fixed(stream));
-    // A restarted agent forgets what was published, so that the first 64 MiB are all that may be redirected.
     while !stop.load(Ordering::Relaxed) {
-        if sent.at() < 60 << 20 {
+        if sent.at() < allowed.load(Ordering::Relaxed) {
             let piece = rng.random_range(1..1_000);
             sent.send(to, piece, 1_000, &mut rng);
             received.receive(from, piece, &mut rng, |_| {});
@@ -236,7 +238,7 @@ fn what_is_pinned_outlives_the_process_and_goes_when_it_is_detached() {
     drop(kernel);
     assert!(folder.exists());
     let kernel = Kernel::attach(&pinned.options()).unwrap();
-    kernel.detach(moa_tests::PATIENCE).unwrap();
+    kernel.detach(PATIENCE).unwrap();
     assert!(!folder.exists());
 }
 
