@@ -8,5 +8,15 @@ use nix::time::{ClockId, clock_gettime};
 pub(crate) fn now_ns() -> u64 {
     // A clock that cannot be read is one that the kernel does not have.
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
-    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+    nanos(now)
+}
+
+/// The time on it in a while; at the end of all times if it cannot be said.
+pub(crate) fn in_ns(time: Duration) -> u64 {
+    now_ns().saturating_add(nanos(time))
+}
+
+/// A time in its unit.
+pub(crate) fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

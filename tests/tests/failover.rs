@@ -1,6 +1,6 @@
 //! Applications that know nothing of it go to a sibling when their agent is gone, and come back when it is.
 
-use std::{thread, time::Duration};
+use std::thread;
 
 use moa_tests::{
     Client, echo,
@@ -228,7 +228,6 @@ fn applications_of_both_nodes_are_served_while_agents_take_turns_to_die() {
         shoppers[dying].await_served_by(&other);
         cluster.hosts[dying].start_again();
         shoppers[dying].await_served_by(&own);
-        thread::sleep(Duration::from_millis(1));
     }
     for shopper in shoppers {
         let tries = shopper.stop();

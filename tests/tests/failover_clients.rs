@@ -37,8 +37,9 @@ impl Talker {
     }
 }
 
-/// Kills the agent and starts it again, and gives how many calls the client made and how many failed.
-fn outlives(command: Command) -> (u64, u64) {
+/// Kills the agent and starts it again, under a client that makes calls.
+fn outlives(mut command: Command, script: &str) {
+    command.arg(external::script(script));
     let mut cluster = Cluster::start(2, "");
     let pod = cluster.hosts[0].pod("pod-1", 1);
     let mut talker = pod.inside(|| Talker::start(command));
@@ -51,31 +52,24 @@ fn outlives(command: Command) -> (u64, u64) {
     let said: Value = serde_json::from_str(&talker.line()).expect("JSON");
     watch.cancel();
     assert!(talker.child.wait().expect("its end").success());
-    (said["calls"].as_u64().expect("calls"), said["errors"].as_u64().expect("errors"))
-}
-
-#[test]
-fn redis_py() {
-    let mut python = external::python();
-    python.arg(external::script("outlive.py"));
-    let (calls, errors) = outlives(python);
+    let number = |name: &str| said[name].as_u64().expect("a number");
+    let (calls, errors) = (number("calls"), number("errors"));
     assert!(errors <= 2, "{errors} of {calls} calls failed: the one that the agent had, and one that was caught on its way");
 }
 
 #[test]
+fn redis_py() {
+    outlives(external::python(), "outlive.py");
+}
+
+#[test]
 fn node_redis() {
-    let mut node = external::node();
-    node.arg(external::script("outlive.cjs"));
-    let (calls, errors) = outlives(node);
-    assert!(errors <= 2, "{errors} of {calls} calls failed");
+    outlives(external::node(), "outlive.cjs");
 }
 
 #[test]
 fn php_redis() {
-    let mut php = external::php();
-    php.arg(external::script("outlive.php"));
-    let (calls, errors) = outlives(php);
-    assert!(errors <= 2, "{errors} of {calls} calls failed");
+    outlives(external::php(), "outlive.php");
 }
 
 #[test]

@@ -14,7 +14,10 @@ use super::{
     },
     units::count,
 };
-use crate::api::failover::{Failover as Shown, Foreign, Gate, Sibling};
+use crate::{
+    api::failover::{Failover as Shown, Foreign, Gate, Sibling},
+    failover::hooks::Decision,
+};
 
 /// Show where applications go when this agent can't take them, turn it on and off, send other agents' applications home.
 #[derive(Debug, Args)]
@@ -96,24 +99,27 @@ fn siblings(siblings: &[Sibling]) -> String {
 }
 
 /// What each decision means, in the order in which it is shown.
-const DECISIONS: [(&str, &str); 9] = [
-    ("local", "to this agent"),
-    ("no-listener", "to a sibling: nobody listened here"),
-    ("stale", "to a sibling: a worker gave no sign of life"),
-    ("away", "to a sibling: this agent wanted it (draining, overloaded)"),
-    ("no-sibling", "left alone: there is no sibling to go to"),
-    ("all-down", "left alone: no sibling is believed alive"),
-    ("bypassed", "left alone: it was turned off"),
-    ("exempt", "left alone: the agent's own"),
-    ("bound", "left alone: bound to the loopback"),
+const DECISIONS: [(Decision, &str); Decision::ALL.len()] = [
+    (Decision::Local, "to this agent"),
+    (Decision::NoListener, "to a sibling: nobody listened here"),
+    (Decision::Stale, "to a sibling: a worker gave no sign of life"),
+    (Decision::Away, "to a sibling: this agent wanted it (draining, overloaded)"),
+    (Decision::NoSibling, "left alone: there is no sibling to go to"),
+    (Decision::AllDown, "left alone: no sibling is believed alive"),
+    (Decision::Bypassed, "left alone: it was turned off"),
+    (Decision::Exempt, "left alone: the agent's own"),
+    (Decision::Bound, "left alone: bound to the loopback"),
 ];
 
 fn decisions(shown: &Shown) -> String {
     let mut table = Table::new(&[("CONNECTS", Right), ("DECISION", Left), ("MEANING", Left)]);
-    let known = DECISIONS.map(|(name, meaning)| (name, meaning, shown.decisions.get(name).copied().unwrap_or(0)));
-    let new = shown.decisions.iter().filter(|(name, _)| !DECISIONS.iter().any(|(known, _)| known == name));
+    let times = |name| shown.decisions.get(name).copied().unwrap_or(0);
+    let known = DECISIONS.map(|(decision, meaning)| (decision.name(), meaning, times(decision.name())));
+    let new = shown.decisions.iter().filter(|(name, _)| !Decision::ALL.iter().any(|known| known.name() == *name));
     let new = new.map(|(name, times)| (name.as_str(), "", *times));
-    for (name, meaning, times) in known.into_iter().chain(new).filter(|(name, _, times)| *times > 0 || *name == "local") {
+    for (name, meaning, times) in
+        known.into_iter().chain(new).filter(|(name, _, times)| *times > 0 || *name == Decision::Local.name())
+    {
         table.row([count(times), name.to_owned(), meaning.to_owned()]);
     }
     format!("\n{}", table.render())

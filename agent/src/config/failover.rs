@@ -14,6 +14,7 @@ use super::{
     Checked,
     check::Check,
     key::KeyPath,
+    namespaces::is_application,
     problem::Finding,
     schema::{APPLICATION_BYTES_MAX, DAY_MS, address_schema},
     suggestion,
@@ -93,7 +94,7 @@ impl Check<'_, '_> {
         let mut seen: BTreeMap<IpNet, &str> = BTreeMap::new();
         for (name, application) in &checked.config.failover.applications {
             let at = at.key(name);
-            if name.is_empty() || name.len() > APPLICATION_BYTES_MAX || name.contains(|c: char| c.is_control()) {
+            if !is_application(name) {
                 let expected = format!("the name of an application, of at most {APPLICATION_BYTES_MAX} bytes");
                 self.push(&at, Finding { found: format!("the name {name:?}"), expected, advice: "rename the section".into() });
             }

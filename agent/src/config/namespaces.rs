@@ -141,7 +141,7 @@ impl Check<'_, '_> {
 
     fn applications(&mut self, applications: &BTreeMap<String, String>, at: &KeyPath) {
         for (place, name) in applications {
-            if name.is_empty() || name.len() > APPLICATION_BYTES_MAX || name.contains(|c: char| c.is_control()) {
+            if !is_application(name) {
                 let finding = Finding {
                     found: format!("the name {name:?}"),
                     expected: format!("the name of an application, of at most {APPLICATION_BYTES_MAX} bytes"),
@@ -162,6 +162,11 @@ impl Check<'_, '_> {
             }
         }
     }
+}
+
+/// Whether an application can have this name.
+pub(super) fn is_application(name: &str) -> bool {
+    (1..=APPLICATION_BYTES_MAX).contains(&name.len()) && !name.contains(|c: char| c.is_control())
 }
 
 fn is_cgroup(path: &str) -> bool {

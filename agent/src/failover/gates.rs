@@ -94,7 +94,7 @@ impl Gates {
     pub(crate) fn configure(&self, checked: &Checked) {
         let state = &mut *self.state();
         self.hooks.set_stale(checked.config.failover.stale());
-        let siblings = Siblings::new(self.own.clone(), checked);
+        let siblings = Siblings::new(checked);
         if siblings != state.siblings {
             state.siblings = siblings;
             for (at, gate) in &state.open {
@@ -140,7 +140,12 @@ impl Gates {
             namespace: Some(gate.place.to_string()).filter(|place| !place.is_empty()),
             address: address.to_string(),
             application: gate.application.to_string(),
-            siblings: state.siblings.of(&gate.application, &gate.place).into_iter().map(|(name, _)| name.to_owned()).collect(),
+            siblings: state
+                .siblings
+                .of(&self.own, &gate.application, &gate.place)
+                .into_iter()
+                .map(|(name, _)| name.to_owned())
+                .collect(),
         });
         let decisions = self.hooks.decisions().unwrap_or_default();
         let decisions = Decision::ALL.map(|decision| (decision.name().to_owned(), decisions.of(decision)));
@@ -148,7 +153,8 @@ impl Gates {
     }
 
     fn publish(&self, siblings: &Siblings, (netns, address): (u64, SocketAddr), gate: &Gate) {
-        let siblings: Vec<_> = siblings.of(&gate.application, &gate.place).into_iter().map(|(_, address)| address).collect();
+        let siblings: Vec<_> =
+            siblings.of(&self.own, &gate.application, &gate.place).into_iter().map(|(_, address)| address).collect();
         if let Err(error) = self.hooks.set_gate(netns, address, &siblings) {
             let place = if gate.place.is_empty() { "here" } else { &gate.place };
             warn!(%address, place, %error, "its connections find no sibling when this agent is gone");

@@ -7,9 +7,6 @@ pub use agent_common::failover::{Decision, Decisions, PEERS_MAX, SIBLINGS_MAX, W
 /// What is asked of the kernel about connects to this agent. All of it can be called from any thread. Times are nanoseconds
 /// of the monotonic clock.
 pub trait Hooks: Send + Sync {
-    /// A worker says that it lives: one store. One that says so never again hangs after the time of [`Hooks::set_stale`].
-    fn beat(&self, worker: usize);
-
     /// Whether connects are diverted at all.
     fn set_on(&self, on: bool);
 
@@ -54,7 +51,7 @@ pub trait Hooks: Send + Sync {
     /// The kernel refused to read the counters.
     fn decisions(&self) -> io::Result<Decisions>;
 
-    /// The page with the beats, [`agent_common::failover::Failover`], for the process that watches.
+    /// The page with the beats, [`agent_common::failover::Failover`], for those who beat and the process that watches.
     ///
     /// # Errors
     /// There is no room for a descriptor.

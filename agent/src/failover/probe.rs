@@ -11,12 +11,10 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::hooks::Hooks;
-use crate::clock::now_ns;
+use crate::clock::in_ns;
 
 /// How long an answer may take.
 const WITHIN: Duration = Duration::from_secs(1);
-/// What an agent that leaves, or has too much to do, says to whoever connects.
-const LOADING: &str = "-LOADING ";
 
 /// What was seen of a sibling.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,8 +32,7 @@ pub(crate) async fn keep_looking(hooks: Arc<dyn Hooks>, address: SocketAddr, eve
         let why = ask(address).await.err();
         // Believed for as long as it takes to ask again, and again.
         let believed = every * 3 + WITHIN;
-        let until = u64::try_from(believed.as_nanos()).map_or(u64::MAX, |time| now_ns().saturating_add(time));
-        hooks.tell_down(address, if why.is_some() { until } else { 0 });
+        hooks.tell_down(address, if why.is_some() { in_ns(believed) } else { 0 });
         match (&known, &why) {
             (Some(Some(_)), None) => info!(sibling = %address, "takes applications again"),
             (None | Some(None), Some(why)) => warn!(sibling = %address, why, "takes no applications"),
@@ -47,23 +44,21 @@ pub(crate) async fn keep_looking(hooks: Arc<dyn Hooks>, address: SocketAddr, eve
     }
 }
 
-/// An error of any other kind than [`LOADING`] is as good as `+PONG`: it says that this node has no application there.
+/// An error is as good as `+PONG`: it says that this node has no application there.
 async fn ask(address: SocketAddr) -> Result<(), String> {
     let asked = async {
         let mut stream = TcpStream::connect(address).await?;
         stream.write_all(b"PING\r\n").await?;
         let mut answer = [0; 256];
         let len = stream.read(&mut answer).await?;
-        Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer[..len]).trim_end().to_owned())
+        // Its first byte says enough.
+        Ok::<_, std::io::Error>(answer[..len].first().copied())
     };
     match timeout(WITHIN, asked).await {
         Err(_) => Err(format!("no answer within {} ms", WITHIN.as_millis())),
         Ok(Err(error)) => Err(error.to_string()),
-        Ok(Ok(answer)) => match answer.strip_prefix(LOADING) {
-            Some(why) => Err(why.to_owned()),
-            None if answer.starts_with(['+', '-']) => Ok(()),
-            None if answer.is_empty() => Err("it has closed the connection".to_owned()),
-            None => Err("what answers there is no agent".to_owned()),
-        },
+        Ok(Ok(Some(b'+' | b'-'))) => Ok(()),
+        Ok(Ok(None)) => Err("it has closed the connection".to_owned()),
+        Ok(Ok(Some(_))) => Err("what answers there is no agent".to_owned()),
     }
 }

@@ -1,14 +1,12 @@
 //! Which agents take an application when its own is gone, and in which order.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use crate::{balance::murmur3, config::Checked};
 
 /// The agents that take applications.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Siblings {
-    /// What this agent is called, as no other is.
-    own: Arc<str>,
     peers: Vec<Peer>,
     /// Those of applications that not every peer serves.
     chosen: BTreeMap<String, Vec<String>>,
@@ -23,7 +21,7 @@ struct Peer {
 }
 
 impl Siblings {
-    pub(crate) fn new(own: Arc<str>, checked: &Checked) -> Self {
+    pub(crate) fn new(checked: &Checked) -> Self {
         let agent = &checked.config.agent;
         let level = |zone: &str, data_centre: &str| {
             if zone == agent.zone || zone.is_empty() || agent.zone.is_empty() {
@@ -41,19 +39,18 @@ impl Siblings {
         let applications = checked.config.failover.applications.iter();
         let chosen = applications.filter(|(_, application)| !application.siblings.is_empty());
         Self {
-            own,
             peers: peers.collect(),
             chosen: chosen.map(|(name, application)| (name.clone(), application.siblings.clone())).collect(),
         }
     }
 
-    /// Those of an application: the near ones first, and among those that are as near in another order for each agent,
-    /// application and place, so that what one agent had spreads over all of them when it is gone.
-    pub(crate) fn of(&self, application: &str, place: &str) -> Vec<(&str, SocketAddr)> {
+    /// Those of an application: the near ones first, and among those that are as near in another order for each agent, which is
+    /// called `own`, application and place, so that what one agent had spreads over all of them when it is gone.
+    pub(crate) fn of(&self, own: &str, application: &str, place: &str) -> Vec<(&str, SocketAddr)> {
         let chosen = self.chosen.get(application);
         let mut peers: Vec<_> =
             self.peers.iter().filter(|peer| chosen.is_none_or(|chosen| chosen.contains(&peer.name))).collect();
-        let score = |peer: &Peer| murmur3::first_word([&*self.own, application, place, &peer.name].join("\0").as_bytes());
+        let score = |peer: &Peer| murmur3::first_word([own, application, place, &peer.name].join("\0").as_bytes());
         // The name decides where the hash does not.
         peers.sort_by_cached_key(|peer| (peer.level, score(peer), peer.name.clone()));
         peers.into_iter().map(|peer| (peer.name.as_str(), peer.address)).collect()
@@ -78,23 +75,23 @@ mod tests {
     use crate::config::{Given, parse};
 
     /// An agent in zone `east` of `one`, with these peers.
-    fn siblings(own: &str, peers: &[(&str, &str)], more: &str) -> Siblings {
+    fn siblings(peers: &[(&str, &str)], more: &str) -> Siblings {
         let mut text = format!("[agent]\nzone = 'east'\ndata_centre = 'one'\n{more}\n");
         for (n, (name, place)) in peers.iter().enumerate() {
             text += &format!("[peers.{name}]\naddress = '10.0.0.{n}:13100'\nfailover = '10.0.0.{n}:13001'\n{place}\n");
         }
-        Siblings::new(own.into(), &parse(&text, "f", &Given::default()).unwrap())
+        Siblings::new(&parse(&text, "f", &Given::default()).unwrap())
     }
 
     fn names(siblings: &Siblings, application: &str, place: &str) -> Vec<String> {
-        siblings.of(application, place).into_iter().map(|(name, _)| name.to_owned()).collect()
+        siblings.of("own", application, place).into_iter().map(|(name, _)| name.to_owned()).collect()
     }
 
     #[test]
     fn the_near_ones_come_first() {
         let peers =
             [("far", "zone = 'x'\ndata_centre = 'two'"), ("dc", "zone = 'west'\ndata_centre = 'one'"), ("zone", "zone = 'east'")];
-        let siblings = siblings("own", &peers, "[peers.none]\naddress = '10.9.9.9:13100'");
+        let siblings = siblings(&peers, "[peers.none]\naddress = '10.9.9.9:13100'");
         assert_eq!(names(&siblings, "shop", "pod-a"), ["zone", "dc", "far"]);
         assert_eq!(siblings.addresses().count(), 3);
         assert_eq!(siblings.name("10.0.0.1:13001".parse().unwrap()), Some("dc"));
@@ -103,7 +100,7 @@ mod tests {
     #[test]
     fn an_application_may_have_its_own() {
         let more = "[failover.applications.shop]\nsiblings = ['b']";
-        let siblings = siblings("own", &[("a", ""), ("b", ""), ("c", "")], more);
+        let siblings = siblings(&[("a", ""), ("b", ""), ("c", "")], more);
         assert_eq!(names(&siblings, "shop", "pod-a"), ["b"]);
         assert_eq!(names(&siblings, "web", "pod-a").len(), 3);
     }
@@ -112,7 +109,7 @@ mod tests {
     fn what_a_dead_agent_had_spreads_evenly_and_the_order_of_the_others_stays() {
         let peers: Vec<String> = (0..8).map(|n| format!("p{n}")).collect();
         let peers: Vec<(&str, &str)> = peers.iter().map(|name| (name.as_str(), "")).collect();
-        let (all, fewer) = (siblings("own", &peers, ""), siblings("own", &peers[1..], ""));
+        let (all, fewer) = (siblings(&peers, ""), siblings(&peers[1..], ""));
         let mut firsts = BTreeMap::<String, usize>::new();
         for pod in 0..800 {
             let order = names(&all, "shop", &format!("pod-{pod}"));

@@ -27,7 +27,7 @@ use super::{
     mapped::Mapped,
 };
 use crate::{
-    clock::now_ns,
+    clock::nanos,
     failover::{GateLook, Hooks, PeerLook},
 };
 
@@ -137,12 +137,6 @@ impl Gates {
 }
 
 impl Hooks for Gates {
-    fn beat(&self, worker: usize) {
-        if worker < WORKERS_MAX {
-            self.time(offset_of!(Failover, beats) + worker * size_of::<u64>()).store(now_ns(), Relaxed);
-        }
-    }
-
     fn set_on(&self, on: bool) {
         self.page.u32(offset_of!(Failover, on)).store(u32::from(on), Relaxed);
     }
@@ -162,8 +156,7 @@ impl Hooks for Gates {
     }
 
     fn set_stale(&self, after: Duration) {
-        let nanoseconds = u64::try_from(after.min(STALE_MAX).as_nanos()).unwrap_or(u64::MAX);
-        self.time(offset_of!(Failover, stale_ns)).store(nanoseconds, Relaxed);
+        self.time(offset_of!(Failover, stale_ns)).store(nanos(after.min(STALE_MAX)), Relaxed);
     }
 
     fn set_away_until(&self, until_ns: u64) {

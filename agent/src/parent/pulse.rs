@@ -21,7 +21,10 @@ use nix::{
     unistd::ftruncate,
 };
 
-use crate::{clock::now_ns, kernel::mapped::Mapped};
+use crate::{
+    clock::{nanos, now_ns},
+    kernel::mapped::Mapped,
+};
 
 /// How often a worker says that it lives, of the time after which nobody believes it any more.
 const BEATS: u32 = 5;
@@ -121,8 +124,4 @@ impl Pulse {
     fn u32(&self, offset: usize) -> &AtomicU32 {
         self.page.u32(offset)
     }
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -7,8 +7,7 @@ use std::{
 };
 
 use super::{board::lock, place::Place, socket::Peer};
-use crate::clock::now_ns;
-use crate::{failover::Hooks, netns::thread::cookie};
+use crate::{clock::in_ns, failover::Hooks, netns::thread::cookie};
 
 /// Tells the kernel when connects are to go to siblings. Nobody else does.
 pub(super) struct Away {
@@ -49,8 +48,7 @@ impl Away {
     /// Sends new connects to siblings for so long, or no more. It wakes nobody who is draining.
     pub(super) fn set_overloaded(&self, during: Option<Duration>) {
         let mut wanted = lock(&self.wanted);
-        let until = |during: Duration| now_ns().saturating_add(u64::try_from(during.as_nanos()).unwrap_or(u64::MAX));
-        wanted.until_ns = during.map_or(0, until);
+        wanted.until_ns = during.map_or(0, in_ns);
         self.tell(&wanted);
     }
 

@@ -1,5 +1,6 @@
 //! The data plane's handle: starts it, changes its configuration, asks it, stops it.
 
+mod bind;
 mod retreat;
 mod siblings;
 
@@ -8,10 +9,7 @@ use std::{
     convert::Infallible,
     fs, io,
     net::SocketAddr,
-    os::{
-        fd::{AsFd, AsRawFd, RawFd},
-        unix::net::UnixListener,
-    },
+    os::fd::{AsFd, AsRawFd, RawFd},
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -31,14 +29,13 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use self::retreat::Retreat;
+use self::{bind::bind, retreat::Retreat};
 use super::{
     board::{Board, lock, register},
     cgroups::Cgroups,
     describe,
     explain::{Explained, View},
     lanes::{Event, Keeper, LanePath, Lanes, Routed, Tracer, Unrouted, Verdicts},
-    listen::{self, Listeners},
     namespaces::{NamespaceKeeper, Paths, Report},
     outliers,
     overload::Pressure,
@@ -58,7 +55,7 @@ use crate::{
     rules,
 };
 
-pub use self::retreat::DrainError;
+pub use self::{bind::StartError, retreat::DrainError};
 
 /// Descriptors that are kept for everything that is not an application's connection, unless the limit is lower than four times that.
 const DESCRIPTORS_KEPT: u64 = 1024;
@@ -84,60 +81,6 @@ pub struct Options {
     pub(crate) parent: Option<Parent>,
     /// Where workers say that they live, if anybody wants to know.
     pub(crate) pulse: Option<Arc<Pulse>>,
-}
-
-/// Why the data plane does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The address of the applications can't be listened on.
-    #[error("can't listen on {address} for applications: {source}; is another agent running? Use another --name or app.listen")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The unix socket of the applications can't be listened on.
-    #[error("can't listen on {path} for applications: {source}; is another agent running? Use another app.unix", path = path.display())]
-    Unix {
-        /// Its path.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The address of the other agents can't be listened on.
-    #[error(
-        "can't listen on {address} for other agents: {source}; is another agent running? Use another --name or tunnel.listen"
-    )]
-    Tunnel {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The address of other agents' applications can't be listened on.
-    #[error(
-        "can't listen on {address} for applications of other agents: {source}; is another agent running? Use another failover.listen"
-    )]
-    Foreign {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// A thread can't be started.
-    #[error("can't start worker {worker}: {source}")]
-    Thread {
-        /// Which.
-        worker: usize,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
 }
 
 /// Why a new configuration is not taken over.
@@ -565,34 +508,6 @@ fn pulses(pulse: Option<&Arc<Pulse>>, workers: usize) -> Result<(Vec<RawFd>, Vec
 /// A text that no other process has.
 fn instance_text(name: &str) -> String {
     format!("{name}-{}-{:08x}", std::process::id(), rand::random::<u32>())
-}
-
-/// Binds everything that applications and other agents connect to, for each worker.
-fn bind(checked: &Checked, workers: usize, kernel: Option<&dyn KernelPath>) -> Result<Vec<Listeners>, StartError> {
-    let address = checked.config.app.listen;
-    let apps = listen::bind(address, workers, kernel).map_err(|source| StartError::Listen { address, source })?;
-    let address = checked.config.tunnel.listen;
-    let agents = listen::bind(address, workers, kernel).map_err(|source| StartError::Tunnel { address, source })?;
-    let unix = match &checked.config.app.unix {
-        None => None,
-        Some(path) => {
-            let bound = listen::bind_unix(path);
-            Some(bound.map_err(|source| StartError::Unix { path: path.clone(), source })?)
-        }
-    };
-    let mut foreign = match checked.config.failover.listen {
-        None => Vec::new(),
-        // Not by way of the kernel: they come from other nodes.
-        Some(address) => listen::bind(address, workers, None).map_err(|source| StartError::Foreign { address, source })?,
-    };
-    let listeners = apps.into_iter().zip(agents).map(|(app, agents)| {
-        // Each worker has a descriptor of its own of the same socket.
-        let unix = unix.as_ref().map(UnixListener::try_clone).transpose();
-        let path = checked.config.app.unix.clone().unwrap_or_default();
-        let unix = unix.map_err(|source| StartError::Unix { path, source })?;
-        Ok(Listeners { app, agents, unix, foreign: foreign.pop() })
-    });
-    listeners.collect()
 }
 
 fn check_fixed(former: &Checked, checked: &Checked) -> Result<(), ApplyError> {

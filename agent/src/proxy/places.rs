@@ -145,7 +145,7 @@ impl Worker {
         }
         let whence = place.and_then(Place::namespace).map(|namespace| namespace.name.clone()).unwrap_or_default();
         let siblings = self.siblings.borrow();
-        siblings.of(&conn.application(hello), &whence).into_iter().map(|(_, address)| address).collect()
+        siblings.of(self.name(), &conn.application(hello), &whence).into_iter().map(|(_, address)| address).collect()
     }
 
     /// How many connections come from other nodes, by application.

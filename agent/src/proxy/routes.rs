@@ -29,7 +29,7 @@ use super::{
 use crate::{
     balance::{Limiter, RateLimits, Ring},
     config::{Checked, CheckedInstance, CheckedPeer, CheckedService, ServicePolicy, Traits, traffic::BalancePolicy},
-    failover::Foreign,
+    failover::{Foreign, Siblings},
     rules::{Plan, Subset},
     trace::{Taps, Watch},
 };
@@ -47,6 +47,8 @@ pub(crate) struct Routes {
     pub(crate) changes: Changes,
     /// Whose connections come from other nodes.
     pub(crate) foreign: Arc<Foreign>,
+    /// Who takes applications when this agent is gone.
+    pub(crate) siblings: Arc<Siblings>,
 }
 
 /// Counts how often it changed which instances can be used: who remembers a count knows whether to look again.
@@ -333,8 +335,11 @@ impl Routes {
             let plan = plans.remove(&key).unwrap_or_else(|| draft.plan());
             Arc::new(draft.finish(key, (plan, former), &changes, taps))
         });
-        let foreign = Arc::new(Foreign::new(&checked));
-        Self { services: services.collect(), checked, agents, changes, foreign }
+        // What applications offer changes nothing about them.
+        let same = former.filter(|former| Arc::ptr_eq(&former.checked, &checked));
+        let foreign = same.map_or_else(|| Arc::new(Foreign::new(&checked)), |former| former.foreign.clone());
+        let siblings = same.map_or_else(|| Arc::new(Siblings::new(&checked)), |former| former.siblings.clone());
+        Self { services: services.collect(), checked, agents, changes, foreign, siblings }
     }
 
     /// What was counted for the services and instances that `next` has no more.

@@ -27,6 +27,7 @@ use tokio::{
 };
 
 pub(crate) use self::control::Control;
+use self::control::obey;
 use super::{
     accept,
     app::{App, Shared},
@@ -134,7 +135,7 @@ pub(crate) struct Worker {
     /// Whose connections come from other nodes.
     foreign: RefCell<Arc<Foreign>>,
     /// Who takes applications when this agent is gone.
-    pub(super) siblings: RefCell<Siblings>,
+    pub(super) siblings: RefCell<Arc<Siblings>>,
     /// Made when it is first needed.
     pub(super) diag: RefCell<Option<Diag>>,
     open: Arc<AtomicUsize>,
@@ -181,51 +182,6 @@ pub(crate) fn run(start: Start) -> io::Result<()> {
         obey(&worker, start.control).await;
         Ok(())
     })
-}
-
-/// Does what the rest of the process asks for.
-async fn obey(worker: &Rc<Worker>, mut control: mpsc::Receiver<Control>) {
-    // A send that fails means that nobody waits for the answer any more, which is none of the worker's business.
-    while let Some(control) = control.recv().await {
-        match control {
-            Control::Apply(routes, done) => {
-                worker.apply(&routes);
-                let _ = done.send(());
-            }
-            Control::Conns(max, reply) => {
-                let _ = reply.send(worker.conns(max));
-            }
-            Control::Explain(key, call, reply) => {
-                let _ = reply.send(worker.explain(&key, &call));
-            }
-            Control::Views(key, reply) => {
-                let _ = reply.send(worker.views(&key));
-            }
-            Control::Foreign(reply) => {
-                let _ = reply.send(worker.foreign_conns());
-            }
-            Control::SendHome => worker.send_home(),
-            Control::Ping(reply) => {
-                let _ = reply.send(());
-            }
-            Control::Namespaces(change) => worker.follow_namespaces(change),
-            Control::Retreat(ways) => worker.retreat(ways.as_deref()),
-            Control::LetServicesGo(ways) => worker.let_services_go(&ways),
-            Control::Advance => worker.return_to_serving(),
-            Control::Pressed => worker.tell_agents(),
-            Control::Remains(reply) => {
-                let _ = reply.send(worker.remains());
-            }
-            Control::Stop => return,
-            Control::Drain(no_callers, done) => {
-                let worker = worker.clone();
-                tokio::task::spawn_local(async move {
-                    worker.drain(&no_callers).await;
-                    let _ = done.send(());
-                });
-            }
-        }
-    }
 }
 
 /// Ends calls whose time is over. Sleeps without a clock while there are no calls.
@@ -362,7 +318,7 @@ impl Worker {
         }
         self.retired.borrow_mut().extend(gone);
         *self.foreign.borrow_mut() = routes.foreign.clone();
-        *self.siblings.borrow_mut() = Siblings::new(self.name.clone(), &routes.checked);
+        *self.siblings.borrow_mut() = routes.siblings.clone();
         self.renew_sources();
         self.look_after_pools();
     }

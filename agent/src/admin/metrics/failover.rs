@@ -5,6 +5,7 @@ use std::fmt::Error;
 use prometheus_client::metrics::MetricType;
 
 use super::scrape::{Labels, Out, Scrape, encode_counter};
+use crate::api::failover::Sibling;
 
 impl Scrape {
     pub(super) fn failover(&self, out: &mut Out<'_>) -> Result<(), Error> {
@@ -27,18 +28,23 @@ impl Scrape {
             let labels: Labels<'_, 1> = [("sibling", &sibling.name)];
             family.encode_family(&labels)?.encode_gauge(&u64::from(sibling.alive))?;
         }
-        let help = "Connects that were sent to a sibling";
-        let mut family = out.family("moa_failover_sibling_diverted", help, None, MetricType::Counter)?;
-        for sibling in &failover.siblings {
-            let labels: Labels<'_, 1> = [("sibling", &sibling.name)];
-            encode_counter(&mut family, &labels, sibling.diverted_total)?;
-        }
-        let help = "Connects that were sent to a sibling and failed";
-        let mut family = out.family("moa_failover_sibling_failed", help, None, MetricType::Counter)?;
-        for sibling in &failover.siblings {
-            let labels: Labels<'_, 1> = [("sibling", &sibling.name)];
-            encode_counter(&mut family, &labels, sibling.failed_total)?;
-        }
-        Ok(())
+        let diverted = ("moa_failover_sibling_diverted", "Connects that were sent to a sibling");
+        by_sibling(out, &failover.siblings, diverted, |sibling| sibling.diverted_total)?;
+        let failed = ("moa_failover_sibling_failed", "Connects that were sent to a sibling and failed");
+        by_sibling(out, &failover.siblings, failed, |sibling| sibling.failed_total)
     }
+}
+
+/// A counter for each sibling.
+fn by_sibling(
+    out: &mut Out<'_>,
+    siblings: &[Sibling],
+    (name, help): (&str, &str),
+    count: impl Fn(&Sibling) -> u64,
+) -> Result<(), Error> {
+    let mut family = out.family(name, help, None, MetricType::Counter)?;
+    siblings.iter().try_for_each(|sibling| {
+        let labels: Labels<'_, 1> = [("sibling", &sibling.name)];
+        encode_counter(&mut family, &labels, count(sibling))
+    })
 }

@@ -299,7 +299,6 @@ mod tests {
     }
 
     impl Hooks for Remembers {
-        fn beat(&self, _: usize) {}
         fn set_on(&self, _: bool) {}
         fn is_on(&self) -> bool {
             true

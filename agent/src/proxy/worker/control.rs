@@ -1,9 +1,10 @@
 //! What a worker is told by the rest of the process.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 
-use tokio::sync::{Barrier, oneshot};
+use tokio::sync::{Barrier, mpsc, oneshot};
 
+use super::Worker;
 use crate::{
     api,
     proxy::{
@@ -48,4 +49,49 @@ pub(crate) enum Control {
     Pressed,
     /// End.
     Stop,
+}
+
+/// Does what the rest of the process asks for.
+pub(super) async fn obey(worker: &Rc<Worker>, mut control: mpsc::Receiver<Control>) {
+    // A send that fails means that nobody waits for the answer any more, which is none of the worker's business.
+    while let Some(control) = control.recv().await {
+        match control {
+            Control::Apply(routes, done) => {
+                worker.apply(&routes);
+                let _ = done.send(());
+            }
+            Control::Conns(max, reply) => {
+                let _ = reply.send(worker.conns(max));
+            }
+            Control::Explain(key, call, reply) => {
+                let _ = reply.send(worker.explain(&key, &call));
+            }
+            Control::Views(key, reply) => {
+                let _ = reply.send(worker.views(&key));
+            }
+            Control::Foreign(reply) => {
+                let _ = reply.send(worker.foreign_conns());
+            }
+            Control::SendHome => worker.send_home(),
+            Control::Ping(reply) => {
+                let _ = reply.send(());
+            }
+            Control::Namespaces(change) => worker.follow_namespaces(change),
+            Control::Retreat(ways) => worker.retreat(ways.as_deref()),
+            Control::LetServicesGo(ways) => worker.let_services_go(&ways),
+            Control::Advance => worker.return_to_serving(),
+            Control::Pressed => worker.tell_agents(),
+            Control::Remains(reply) => {
+                let _ = reply.send(worker.remains());
+            }
+            Control::Stop => return,
+            Control::Drain(no_callers, done) => {
+                let worker = worker.clone();
+                tokio::task::spawn_local(async move {
+                    worker.drain(&no_callers).await;
+                    let _ = done.send(());
+                });
+            }
+        }
+    }
 }

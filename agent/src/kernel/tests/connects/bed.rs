@@ -20,6 +20,7 @@ use crate::{
     failover::{Hooks, PeerLook},
     kernel::{Kernel, Options, mapped::Mapped},
     netns::thread::{cookie, enter_new},
+    parent::Pulse,
 };
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,6 +29,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) struct Bed {
     pub(super) kernel: Kernel,
     pub(super) hooks: Arc<dyn Hooks>,
+    pub(super) pulse: Pulse,
     pub(super) netns: u64,
 }
 
@@ -59,7 +61,8 @@ impl Bed {
         let kernel = Kernel::attach(&options).expect("run as root, after cargo xtask build");
         let hooks = kernel.hooks();
         hooks.set_on(true);
-        Self { kernel, hooks, netns: cookie().unwrap() }
+        let pulse = Pulse::over(hooks.page().unwrap()).unwrap();
+        Self { kernel, hooks, pulse, netns: cookie().unwrap() }
     }
 
     /// A gate in this namespace.

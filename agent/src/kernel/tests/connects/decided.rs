@@ -135,10 +135,10 @@ fn one_worker_that_hangs_shuts_the_gate() {
         bed.hooks.set_workers(2);
         bed.hooks.set_stale(Duration::from_secs(60));
         reaches(gate, &agent);
-        bed.hooks.beat(0);
-        bed.hooks.beat(1);
+        bed.pulse.beat(0);
+        bed.pulse.beat(1);
         // Nobody has the third, and so it does not count.
-        bed.hooks.beat(2);
+        bed.pulse.beat(2);
         reaches(gate, &agent);
         let page = bed.page();
         let beat = |worker: usize| page.u64(offset_of!(Failover, beats) + 8 * worker);
@@ -149,7 +149,7 @@ fn one_worker_that_hangs_shuts_the_gate() {
         beat(1).store(old, Relaxed);
         reaches(gate, &sibling);
         // Until it beats again, or has no listeners any more.
-        bed.hooks.beat(1);
+        bed.pulse.beat(1);
         reaches(gate, &agent);
         beat(1).store(old, Relaxed);
         reaches(gate, &sibling);
@@ -176,7 +176,7 @@ fn the_last_of_many_workers_counts() {
         bed.hooks.set_workers(usize::MAX);
         bed.hooks.set_stale(Duration::from_secs(60));
         for worker in 0..1030 {
-            bed.hooks.beat(worker);
+            bed.pulse.beat(worker);
         }
         reaches(at(&agent), &agent);
         bed.page().u64(offset_of!(Failover, beats) + 8 * 1023).store(1, Relaxed);

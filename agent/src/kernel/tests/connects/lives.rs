@@ -57,7 +57,7 @@ fn connects_are_diverted_with_nobody_there_and_the_next_one_adopts() {
         let gate = at(&agent);
         first.gate(gate, &[at(&sibling)]);
         first.hooks.set_workers(1);
-        first.hooks.beat(0);
+        first.pulse.beat(0);
         first.hooks.set_away_until(u64::MAX);
         let ids = programs(&first.kernel);
         // As if it was killed.

@@ -50,8 +50,8 @@ fn a_connect_with_and_without() {
             let bed = Bed::new(None);
             bed.hooks.set_workers(2);
             bed.hooks.set_stale(Duration::from_secs(60));
-            bed.hooks.beat(0);
-            bed.hooks.beat(1);
+            bed.pulse.beat(0);
+            bed.pulse.beat(1);
             times[1].push(round(at(&plain), &plain));
             let agent = bed.agent("127.0.0.1:0");
             bed.gate(at(&agent), &[at(&sibling)]);
@@ -72,7 +72,7 @@ fn a_connect_with_and_without() {
             let bed = Bed::new(None);
             bed.hooks.set_workers(workers);
             bed.hooks.set_stale(Duration::from_secs(60));
-            (0..workers).for_each(|worker| bed.hooks.beat(worker));
+            (0..workers).for_each(|worker| bed.pulse.beat(worker));
             let agent = bed.agent("127.0.0.1:0");
             bed.gate(at(&agent), &[at(&sibling)]);
             round(at(&agent), &agent);
